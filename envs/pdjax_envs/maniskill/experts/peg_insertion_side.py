@@ -1,0 +1,136 @@
+"""A scripted demonstrator for PegInsertionSide: differential control through waypoints.
+
+It sees the same observation as a policy. Six phases: above the peg, down, close, lift, align before
+the hole, insert; the last three steer the peg itself, so a crooked grasp is corrected. A dropped
+peg sends it back to the start.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pdjax_envs.maniskill.panda import MAX_ROTATION, MAX_TRANSLATION
+from pdjax_envs.rotations import (
+    quat_about_z,
+    quat_conjugate,
+    quat_multiply,
+    quat_to_rotvec,
+    rotate,
+)
+from pdjax_envs.task import Expert
+
+ABOVE, DOWN, CLOSE, LIFT, ALIGN, INSERT = range(6)
+HOVER = 0.08  # m, height of the tool above the peg before the descent
+STANDOFF = 0.03  # m, gap between the peg's head and the box before the insertion
+HOLD_BEHIND = 0.06  # m, grasp to the peg's middle, as ManiSkill2's dense reward asks
+CLOSE_STEPS = 8  # control steps for the fingers to close
+# Largest actions: beyond these the joint drives saturate, lag unevenly and tilt the tool.
+MOVE_LIMIT, TURN_LIMIT = 0.35, 0.8
+OPEN, SHUT = 1.0, -1.0
+
+
+class Carry(NamedTuple):
+    """`phase` () int32, `timer` () int32 control steps in the phase."""
+
+    phase: jax.Array
+    timer: jax.Array
+
+
+class _View(NamedTuple):
+    """The observation by name; see `peg_insertion_side.OBSERVATION`."""
+
+    tool_pos: jax.Array
+    tool_quat: jax.Array
+    peg_pos: jax.Array
+    peg_quat: jax.Array
+    half_length: jax.Array
+    hole_pos: jax.Array
+    hole_quat: jax.Array
+
+
+def _view(obs: jax.Array) -> _View:
+    return _View(obs[25:28], obs[28:32], obs[32:35], obs[35:39], obs[39], obs[42:45], obs[45:49])
+
+
+def make_expert() -> Expert:
+    """Builds the demonstrator; pure functions for one environment."""
+    return Expert(_init, _act)
+
+
+def _init(key: jax.Array) -> Carry:
+    del key
+    return Carry(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def _act(carry: Carry, obs: jax.Array, key: jax.Array) -> tuple[jax.Array, Carry]:
+    del key  # the script itself is deterministic
+    view = _view(obs)
+    along = rotate(view.peg_quat, jnp.array([1.0, 0.0, 0.0]))
+    yaw = jnp.arctan2(along[1], along[0])
+
+    # Where to hold the peg: behind its middle, so that the hand's camera stays clear of the box.
+    hold = view.peg_pos - HOLD_BEHIND * along
+    grip_quat = quat_multiply(quat_about_z(yaw), jnp.array([0.0, 1.0, 0.0, 0.0]))  # tool z down
+    up = jnp.array([0.0, 0.0, 1.0])
+
+    # Where the peg should be: on the hole's axis, its head before the box or inside it.
+    into = rotate(view.hole_quat, jnp.array([1.0, 0.0, 0.0]))
+    head_before = view.hole_pos - (view.half_length + STANDOFF) * into
+    peg_before = head_before - view.half_length * into
+    peg_inside = view.hole_pos - (view.half_length - 0.02) * into
+    lifted = view.peg_pos.at[2].set(view.hole_pos[2])
+
+    # Steering the peg: the tool moves as a rigid body with it.
+    def steer(peg_goal, quat_goal):
+        turn = quat_multiply(quat_goal, quat_conjugate(view.peg_quat))
+        pos = peg_goal + rotate(turn, view.tool_pos - view.peg_pos)
+        return pos, quat_multiply(turn, view.tool_quat)
+
+    # While inserting, first recover the axis, then advance: lateral error holds back.
+    head = view.peg_pos + view.half_length * along
+    lateral = head - view.hole_pos - jnp.dot(head - view.hole_pos, into) * into
+    depth_left = jnp.dot(peg_inside - view.peg_pos, into)
+    advance = jnp.clip(depth_left, -0.02, 0.04) * jnp.exp(-((jnp.linalg.norm(lateral) / 0.004) ** 2))
+    on_axis = view.hole_pos + jnp.dot(view.peg_pos - view.hole_pos, into) * into
+    goals = [
+        (hold + HOVER * up, grip_quat),
+        (hold, grip_quat),
+        (hold, grip_quat),
+        steer(lifted, view.peg_quat),
+        steer(peg_before, view.hole_quat),
+        steer(on_axis + advance * into, view.hole_quat),
+    ]
+    goal_pos = jnp.stack([pos for pos, _ in goals])[carry.phase]
+    goal_quat = jnp.stack([quat for _, quat in goals])[carry.phase]
+
+    action, error, angle = _move(view, goal_pos, goal_quat)
+    grip = jnp.where(carry.phase >= CLOSE, SHUT, OPEN)
+    held = jnp.linalg.norm(view.tool_pos - hold) < 0.04
+    return jnp.append(action, grip), _next_phase(carry, error, angle, held)
+
+
+def _move(view: _View, goal_pos, goal_quat):
+    """Proportional action (6,) towards a tool pose, and the remaining distance and angle."""
+    back = quat_conjugate(view.tool_quat)
+    move = rotate(back, goal_pos - view.tool_pos)
+    turn = quat_to_rotvec(quat_multiply(back, goal_quat))
+    move_action = 1.5 * move / MAX_TRANSLATION
+    turn_action = 1.5 * turn / MAX_ROTATION
+    action = jnp.concatenate([_limit(move_action, MOVE_LIMIT), _limit(turn_action, TURN_LIMIT)])
+    return action, jnp.linalg.norm(move), jnp.linalg.norm(turn)
+
+
+def _limit(vector, longest):
+    return vector * jnp.minimum(1.0, longest / jnp.maximum(jnp.linalg.norm(vector), 1e-6))
+
+
+def _next_phase(carry: Carry, error, angle, held) -> Carry:
+    """Moves on when the goal is near; back to the start when the peg was lost."""
+    near = jnp.array([0.015, 0.004, 1e9, 0.02, 0.004, -1.0])[carry.phase]
+    straight = jnp.array([0.1, 0.05, 1e9, 1e9, 0.02, -1.0])[carry.phase]
+    waited = carry.timer >= jnp.array([0, 0, CLOSE_STEPS, 0, 0, 0])[carry.phase]
+    advance = (error < near) & (angle < straight) & waited
+    lost = (carry.phase > CLOSE) & ~held
+    phase = jnp.where(lost, ABOVE, carry.phase + advance)
+    return Carry(phase, jnp.where(phase == carry.phase, carry.timer + 1, 0))

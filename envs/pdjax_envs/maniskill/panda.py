@@ -1,0 +1,338 @@
+"""The Franka Panda arm of ManiSkill2: its MuJoCo model, its kinematics and its end-effector control.
+
+Separate from the tasks because all ManiSkill tasks share the arm. Numbers are those of
+mani-skill2 0.5.3: `assets/descriptions/panda_v3.urdf` (frames, inertias, limits, the camera on the
+hand) and `agents/configs/panda/defaults.py` (gains, force limits, action ranges). Collision shapes
+are primitives of our own, so that every physics engine computes the same contacts.
+
+Differences from SAPIEN: the drives' damping is joint damping, which the integrator treats implicitly
+and the force limit does not cover; gravity is compensated but Coriolis forces are not; friction of a pair is
+the larger of the two, not their mean; only the distal links collide with objects.
+
+Holds no state; the kinematics are pure JAX for one arm (use `jax.vmap`).
+"""
+
+import importlib.util
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+
+from pdjax_envs.rotations import from_rotvec, quat_from_columns
+
+ARM_JOINTS = 7
+NUM_JOINTS = 9  # seven of the arm, two fingers
+BASE_POS = (-0.615, 0.0, 0.0)  # m, in the world; mani_skill2 envs/assembly/base_env.py
+ACTION_DIM = 7  # translation (3), rotation vector (3), gripper (1)
+MAX_TRANSLATION = 0.1  # m per control step at action 1, in the end-effector's frame
+MAX_ROTATION = 0.1  # rad, norm of the rotation vector at action norm 1
+GRIPPER_RANGE = (-0.01, 0.04)  # m, finger target at action -1 and 1; below 0 to press on thin things
+STIFFNESS, DAMPING, FORCE_LIMIT = 1e3, 1e2, 100.0  # N m/rad, N m s/rad, N m (N for the fingers)
+FINGER_FRICTION = 2.0
+# Rotor inertia, kg m^2 and kg. The constraint solver does not see the drives' damping, which only
+# enters the integration; where damping * time step exceeds a joint's inertia, contact forces fall
+# short and a grasped object creeps. This much inertia prevents it and leaves the motion (whose time
+# constant is damping / stiffness = 0.1 s) as it was.
+ARM_ARMATURE, FINGER_ARMATURE = 0.3, 1.0
+
+# Collision groups: a pair collides where one's contype meets the other's conaffinity.
+FLOOR_BIT, ROBOT_BIT, FIXTURE_BIT = 1, 2, 4
+
+
+class _Link(NamedTuple):
+    """One moving link: fixed transform from its parent, inertia, joint range, collision capsules."""
+
+    pos: tuple[float, float, float]  # m, joint origin in the parent's frame
+    tilt: int  # rotation about x of the fixed transform, in quarter turns
+    mass: float  # kg
+    com: tuple[float, float, float]  # m
+    inertia: tuple[float, float, float, float, float, float]  # kg m^2, xx yy zz xy xz yz
+    joint_range: tuple[float, float]  # rad
+    capsules: tuple[tuple[float, ...], ...]  # m, from (3), to (3), radius
+    distal: bool  # collides with objects, not only with the floor
+
+
+_LINKS = (
+    _Link((0, 0, 0.333), 0, 4.970684, (0.003875, 0.002081, -0.04762),
+          (0.70337, 0.70661, 0.009117, -0.000139, 0.006772, 0.019169), (-2.8973, 2.8973),
+          (), False),
+    _Link((0, 0, 0), -1, 0.646926, (-0.003141, -0.02872, 0.003495),
+          (0.007962, 0.02811, 0.025995, -0.003925, 0.010254, 0.000704), (-1.7628, 1.7628),
+          (), False),
+    _Link((0, -0.316, 0), 1, 3.228604, (2.7518e-02, 3.9252e-02, -6.6502e-02),
+          (0.037242, 0.036155, 0.01083, -0.004761, -0.011396, -0.012805), (-2.8973, 2.8973),
+          ((0, 0, -0.15, 0.03, 0, -0.02, 0.07),), False),
+    _Link((0.0825, 0, 0), 1, 3.587895, (-5.317e-02, 1.04419e-01, 2.7454e-02),
+          (0.025853, 0.019552, 0.028323, 0.007796, -0.001332, 0.008641), (-3.0718, -0.0698),
+          ((-0.03, 0.02, 0, -0.08, 0.12, 0, 0.065),), False),
+    _Link((-0.0825, 0.384, 0), -1, 1.225946, (-1.1953e-02, 4.1065e-02, -3.8437e-02),
+          (0.035549, 0.029474, 0.008627, -0.002117, -0.004037, 0.000229), (-2.8973, 2.8973),
+          ((0, 0.06, -0.2, 0, 0.075, -0.06, 0.045), (0, 0.04, -0.03, 0, 0, -0.01, 0.06)), True),
+    _Link((0, 0, 0), 1, 1.666555, (6.0149e-02, -1.4117e-02, -1.0517e-02),
+          (0.001964, 0.004354, 0.005433, 0.000109, -0.001158, 0.000341), (-0.0175, 3.7525),
+          ((0.0, 0, 0, 0.085, 0, 0, 0.05),), True),
+    _Link((0.088, 0, 0), 1, 0.735522, (1.0517e-02, -4.252e-03, 6.1597e-02),
+          (0.012516, 0.010027, 0.004815, -0.000428, -0.001196, -0.000741), (-2.8973, 2.8973),
+          ((0, 0, 0.0, 0, 0, 0.07, 0.045),), True),
+)  # fmt: skip
+_FLANGE = 0.107  # m, link 7 to the hand along z, followed by a turn of -45 degrees about z
+_TCP = 0.1034  # m, hand to the tool centre point along z
+_FINGER_BASE = 0.0584  # m, hand to the finger joints along z
+
+# Collision boxes of one finger, centre and half size in m (panda_v3.urdf); y is mirrored for the
+# right one. The sloped middle part is left out: the pad and the carriage enclose it.
+_FINGER_PAD = ((0, 0.00758, 0.04525), (0.00875, 0.0076, 0.00925))
+_FINGER_CARRIAGE = ((0, 0.0185, 0.015), (0.011, 0.0075, 0.0145))
+
+# Joint angles at the start of an episode before noise, rad (envs/assembly/base_env.py).
+REST_ARM = np.array([0, np.pi / 8, 0, -np.pi * 5 / 8, 0, np.pi * 3 / 4, np.pi / 4])
+
+
+def add_panda(spec: mujoco.MjSpec, visual: bool) -> None:
+    """Adds the arm, hand and nine position actuators to a model under construction.
+
+    Args:
+      spec: the model; gets bodies `panda_link0` ... `panda_hand`, `panda_leftfinger`,
+        `panda_rightfinger`, site `tcp`, joints `panda_joint1` ... `panda_finger_joint2`.
+      visual: whether to add the Franka meshes of the gymnasium-robotics package (rendering only).
+    """
+    if visual:
+        _add_meshes(spec)
+    parent = spec.worldbody.add_body(name="panda_link0", pos=BASE_POS)
+    if visual:
+        _add_visual(parent, "link0")
+    for index, link in enumerate(_LINKS, start=1):
+        body = parent.add_body(
+            name=f"panda_link{index}",
+            pos=link.pos,
+            quat=_quarter_turn_x(link.tilt),
+            mass=link.mass,
+            ipos=link.com,
+            fullinertia=link.inertia,
+            explicitinertial=True,
+            gravcomp=1.0,
+        )
+        body.add_joint(
+            name=f"panda_joint{index}",
+            type=mujoco.mjtJoint.mjJNT_HINGE,
+            axis=(0, 0, 1),
+            range=link.joint_range,
+            damping=DAMPING,
+            armature=ARM_ARMATURE,
+            limited=mujoco.mjtLimited.mjLIMITED_TRUE,
+        )
+        for capsule in link.capsules:
+            body.add_geom(
+                type=mujoco.mjtGeom.mjGEOM_CAPSULE,
+                fromto=capsule[:6],
+                size=(capsule[6], 0, 0),
+                **_collision(link.distal),
+            )
+        if visual:
+            _add_visual(body, f"link{index}")
+        parent = body
+    _add_hand(parent, visual)
+    names = [f"panda_joint{i}" for i in range(1, 8)]
+    names += ["panda_finger_joint1", "panda_finger_joint2"]
+    for name in names:
+        spec.add_actuator(
+            name=name,
+            target=name,
+            trntype=mujoco.mjtTrn.mjTRN_JOINT,
+            gaintype=mujoco.mjtGain.mjGAIN_FIXED,
+            biastype=mujoco.mjtBias.mjBIAS_AFFINE,
+            gainprm=[STIFFNESS] + [0] * 9,
+            biasprm=[0, -STIFFNESS] + [0] * 8,
+            forcerange=(-FORCE_LIMIT, FORCE_LIMIT),
+            forcelimited=mujoco.mjtLimited.mjLIMITED_TRUE,
+        )
+
+
+def _add_hand(link7: mujoco.MjsBody, visual: bool) -> None:
+    hand = link7.add_body(
+        name="panda_hand",
+        pos=(0, 0, _FLANGE),
+        quat=(np.cos(-np.pi / 8), 0, 0, np.sin(-np.pi / 8)),
+        gravcomp=1.0,
+    )
+    # Hand and camera; inertias about their own centres.
+    hand.mass, hand.ipos = 0.73, (-0.01, 0, 0.03)
+    hand.fullinertia, hand.explicitinertial = (0.001, 0.0025, 0.0017, 0, 0, 0), True
+    camera = hand.add_body(name="panda_camera", pos=(0.0465, 0, 0.036), gravcomp=1.0)
+    camera.mass, camera.ipos, camera.explicitinertial = 0.564, (0, 0, 0), True
+    camera.fullinertia = (0.003879257, 0.00049894, 0.003881243, 0, 0, 0)
+    box = mujoco.mjtGeom.mjGEOM_BOX
+    camera.add_geom(
+        type=box, size=(0.0115, 0.0495, 0.010025), rgba=(0.15, 0.15, 0.17, 1), **_collision(True)
+    ).group = 2  # the camera has no mesh: its box is its picture
+    hand.add_geom(type=box, pos=(0, 0, 0.03), size=(0.02, 0.1, 0.035), **_collision(True))
+    hand.add_site(name="tcp", pos=(0, 0, _TCP), size=(0.005, 0.005, 0.005), group=4)
+    if visual:
+        _add_visual(hand, "hand")
+    for side, sign in (("left", 1), ("right", -1)):
+        finger = hand.add_body(name=f"panda_{side}finger", pos=(0, 0, _FINGER_BASE), gravcomp=1.0)
+        finger.mass, finger.ipos, finger.explicitinertial = 0.015, (0, 0, 0), True
+        finger.fullinertia = (2.375e-6, 2.375e-6, 7.5e-7, 0, 0, 0)
+        finger.add_joint(
+            name=f"panda_finger_joint{1 if sign > 0 else 2}",
+            type=mujoco.mjtJoint.mjJNT_SLIDE,
+            axis=(0, sign, 0),
+            range=(0, 0.04),
+            damping=DAMPING,
+            limited=mujoco.mjtLimited.mjLIMITED_TRUE,
+            armature=FINGER_ARMATURE,
+        )
+        for pos, size in (_FINGER_PAD, _FINGER_CARRIAGE):
+            finger.add_geom(
+                type=box,
+                pos=(pos[0], sign * pos[1], pos[2]),
+                size=size,
+                friction=(FINGER_FRICTION, 0.05, 0.0001),
+                condim=4,
+                **_collision(True),
+            )
+        if visual:
+            _add_visual(finger, "finger", (1, 0, 0, 0) if sign > 0 else (0, 0, 0, 1))
+
+
+def _collision(distal: bool) -> dict[str, int]:
+    """Collision bits of a robot shape; group 3 is hidden in pictures."""
+    if not distal:
+        return {"contype": 0, "conaffinity": FLOOR_BIT, "group": 3}
+    return {"contype": ROBOT_BIT, "conaffinity": FLOOR_BIT | FIXTURE_BIT, "group": 3}
+
+
+def _quarter_turn_x(quarters: int) -> tuple[float, float, float, float]:
+    return (np.cos(quarters * np.pi / 4), np.sin(quarters * np.pi / 4), 0.0, 0.0)
+
+
+def _add_meshes(spec: mujoco.MjSpec) -> None:
+    # Found without importing the package, which would load Gymnasium and print its notices.
+    package = importlib.util.find_spec("gymnasium_robotics")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("the Franka meshes need the package gymnasium-robotics: install it")
+    root = Path(package.origin).parent / "envs/assets/kitchen_franka/franka_assets/meshes/visual"
+    for name in [f"link{i}" for i in range(8)] + ["hand", "finger"]:
+        spec.add_mesh(name=name, file=str(root / f"{name}.stl"))
+    spec.add_material(name="panda", rgba=(0.93, 0.94, 0.95, 1), specular=0.4, shininess=0.5)
+    spec.add_material(name="panda_finger", rgba=(0.35, 0.36, 0.38, 1), specular=0.3)
+
+
+def _add_visual(body: mujoco.MjsBody, mesh: str, quat=(1, 0, 0, 0)) -> None:
+    body.add_geom(
+        type=mujoco.mjtGeom.mjGEOM_MESH,
+        meshname=mesh,
+        quat=quat,
+        contype=0,
+        conaffinity=0,
+        group=2,
+        material="panda_finger" if mesh == "finger" else "panda",
+    )
+
+
+class ArmPose(NamedTuple):
+    """The tool centre point in the robot's base frame, and what moves it.
+
+    Attributes:
+      pos: (3,) m.
+      columns: three (3,) unit vectors, the tool's axes (columns of its rotation matrix).
+      jacobian: (6, 7), d(position, rotation) / d(joint angles), in the base frame.
+    """
+
+    pos: jax.Array
+    columns: tuple[jax.Array, jax.Array, jax.Array]
+    jacobian: jax.Array
+
+
+def forward_kinematics(arm_qpos: jax.Array) -> ArmPose:
+    """Pose and Jacobian of the tool centre point.
+
+    Written with vectors instead of 3x3 products: every fixed turn is a quarter turn about x, which
+    only swaps columns, and batched tiny matrix products are slow on CPUs.
+
+    Args:
+      arm_qpos: (7,) rad.
+    """
+    pos = jnp.zeros(3)
+    x, y, z = jnp.eye(3)
+    origins, axes = [], []
+    for index, link in enumerate(_LINKS):
+        pos = pos + link.pos[0] * x + link.pos[1] * y + link.pos[2] * z
+        if link.tilt == 1:
+            y, z = z, -y
+        elif link.tilt == -1:
+            y, z = -z, y
+        cos, sin = jnp.cos(arm_qpos[index]), jnp.sin(arm_qpos[index])
+        x, y = cos * x + sin * y, cos * y - sin * x
+        origins.append(pos)
+        axes.append(z)
+    pos = pos + (_FLANGE + _TCP) * z
+    half = np.float32(np.sqrt(0.5))
+    x, y = half * (x - y), half * (x + y)  # the hand is turned by -45 degrees
+    axis = jnp.stack(axes)  # (7, 3)
+    linear = jnp.cross(axis, pos - jnp.stack(origins))  # (7, 3)
+    return ArmPose(pos, (x, y, z), jnp.concatenate([linear, axis], axis=1).T)
+
+
+def tcp_pose(arm_qpos: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """World position (3,) in m and quaternion (4,) w x y z of the tool centre point."""
+    pose = forward_kinematics(arm_qpos)
+    return pose.pos + jnp.array(BASE_POS), quat_from_columns(*pose.columns)
+
+
+def delta_pose_control(robot_qpos: jax.Array, action: jax.Array, iterations: int = 3) -> jax.Array:
+    """Joint targets for one `pd_ee_delta_pose` action.
+
+    The target is the current tool pose times the delta (in the tool's frame), solved for joint
+    angles by damped Gauss-Newton steps. Source: mani_skill2 agents/controllers/pd_ee_pose.py, which
+    lets Pinocchio iterate to convergence; three steps leave under 0.1 mm for the largest action.
+
+    Args:
+      robot_qpos: (9,) joint positions, rad and m.
+      action: (7,) in [-1, 1]: translation, rotation vector, gripper (1 = open).
+      iterations: Gauss-Newton steps.
+
+    Returns:
+      (9,) position targets of the actuators.
+    """
+    action = jnp.clip(action, -1.0, 1.0)
+    start = forward_kinematics(robot_qpos[:ARM_JOINTS])
+    x, y, z = start.columns
+    move = MAX_TRANSLATION * action[:3]
+    turn = action[3:6] / jnp.maximum(1.0, jnp.linalg.norm(action[3:6])) * MAX_ROTATION
+    target_pos = start.pos + move[0] * x + move[1] * y + move[2] * z
+    rotated = from_rotvec(turn)  # columns, in the tool's frame
+    target = tuple(c[0] * x + c[1] * y + c[2] * z for c in rotated)
+
+    def gauss_newton(arm, pose):
+        # Rotation error: half the sum of the cross products of matching axes.
+        rotation_error = 0.5 * sum(
+            jnp.cross(now, goal) for now, goal in zip(pose.columns, target, strict=True)
+        )
+        error = jnp.concatenate([target_pos - pose.pos, rotation_error])
+        return arm + _damped_solve(pose.jacobian, error)
+
+    arm, pose = robot_qpos[:ARM_JOINTS], start
+    for step in range(iterations):
+        arm = gauss_newton(arm, pose if step == 0 else forward_kinematics(arm))
+    low, high = np.array([link.joint_range for link in _LINKS]).T
+    arm = jnp.clip(arm, low, high)
+    fingers = GRIPPER_RANGE[0] + 0.5 * (action[6] + 1.0) * (GRIPPER_RANGE[1] - GRIPPER_RANGE[0])
+    return jnp.concatenate([arm, jnp.full(2, fingers)])
+
+
+def _damped_solve(jacobian: jax.Array, error: jax.Array, damping: float = 1e-4) -> jax.Array:
+    """J^T (J J^T + damping)^-1 error by Gauss-Jordan elimination (no pivots: it is SPD)."""
+    gram = jnp.sum(jacobian[:, None, :] * jacobian[None, :, :], axis=-1)  # (6, 6)
+    system = jnp.concatenate([gram + damping * jnp.eye(6), error[:, None]], axis=1)  # (6, 7)
+
+    def eliminate(row, system):
+        pivot = system[row] / system[row, row]
+        cleared = system - system[:, row, None] * pivot
+        return cleared.at[row].set(pivot)
+
+    system = jax.lax.fori_loop(0, 6, eliminate, system)
+    return jnp.sum(jacobian * system[:, 6:], axis=0)

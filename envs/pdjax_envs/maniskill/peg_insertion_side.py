@@ -1,0 +1,334 @@
+"""PegInsertionSide: grasp a peg on the table and push it sideways into a box with a 3 mm clearance.
+
+Facts from mani-skill2 0.5.3 `envs/assembly/peg_insertion_side.py` (spawn ranges, sizes, observation
+order, sparse reward) with the success test of the reference implementation's `PegInsertionSide-v2`
+(policy_decorator `envs/maniskill_fixed.py`: the head's depth has an upper bound too).
+
+Differences from SAPIEN: MuJoCo contacts at 200 Hz instead of PhysX at 500 Hz; see `panda.py`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+
+from pdjax_envs.maniskill import panda
+from pdjax_envs.maniskill.experts.peg_insertion_side import make_expert
+from pdjax_envs.physics.engine import PhysicsState, Scene
+from pdjax_envs.rotations import quat_about_z, rotate, to_frame
+from pdjax_envs.task import Episode, Start, Task
+
+CONTROL_HZ = 20.0
+PHYSICS_STEP = 0.005  # s
+EPISODE_STEPS = 200  # control steps
+CLEARANCE = 0.003  # m, hole's half width less the peg's
+PEG_HALF_LENGTH = (0.075, 0.125)  # m
+PEG_HALF_WIDTH = (0.015, 0.025)  # m
+PEG_XY = ((-0.1, -0.3), (0.1, 0.0))  # m, low and high
+PEG_YAW_SPREAD = np.pi / 3  # rad about pi/2
+BOX_XY = ((-0.05, 0.2), (0.05, 0.4))  # m
+BOX_YAW_SPREAD = np.pi / 8  # rad about pi/2
+ROBOT_NOISE = 0.02  # rad, standard deviation of each arm joint at the start
+SUCCESS_DEPTH = (-0.015, 0.075)  # m, the peg's head along the hole, from the middle of the box
+DENSITY = 1000.0  # kg/m^3, SAPIEN's default
+REST_ARM = panda.REST_ARM * np.array([1, 1, 1, 1, 1, 1, -1])  # the hand is turned by 90 degrees
+
+OBSERVATION = (
+    ("qpos", 9),
+    ("qvel", 9),
+    ("base_pose", 7),
+    ("tcp_pose", 7),
+    ("peg_pose", 7),
+    ("peg_half_size", 3),
+    ("box_hole_pose", 7),
+    ("box_hole_radius", 1),
+)
+ACTION = (("ee_delta_position", 3), ("ee_delta_rotation", 3), ("gripper", 1))
+
+_WALLS = ("wall_left", "wall_right", "wall_top", "wall_bottom")
+_OVERRIDE_ROWS = {
+    "geom_size": ("peg", "peg_head", *_WALLS),
+    "geom_pos": ("peg_head", *_WALLS),
+    "body_pos": ("box",),
+    "body_quat": ("box",),
+    "body_mass": ("peg",),
+    "body_subtreemass": ("peg",),
+    "body_inertia": ("peg",),
+    "body_invweight0": ("peg",),
+    "dof_M0": ("peg_joint",),
+    "dof_invweight0": ("peg_joint",),
+}
+
+
+class PegParams(NamedTuple):
+    """Sizes of one episode: all in m; `hole_offset` (2,) is y, z in the box's frame."""
+
+    peg_half_length: jax.Array
+    peg_half_width: jax.Array
+    hole_offset: jax.Array
+    hole_half_width: jax.Array
+    box_pos: jax.Array
+    box_quat: jax.Array
+
+
+def _make_model(visual: bool) -> mujoco.MjModel:
+    """The scene; peg and walls are compiled at their largest."""
+    spec = mujoco.MjSpec()
+    spec.modelname = "PegInsertionSide"
+    spec.compiler.degree = False
+    option = spec.option
+    option.timestep = PHYSICS_STEP
+    option.integrator = mujoco.mjtIntegrator.mjINT_EULER  # joint damping is implicit
+    # Elliptic cones and stiff friction: with pyramidal ones the peg slips out of the grasp.
+    option.cone, option.impratio = mujoco.mjtCone.mjCONE_ELLIPTIC, 10
+    # Bodies' bounding volume trees would hold the compiled sizes, not the episode's.
+    option.disableflags |= mujoco.mjtDisableBit.mjDSBL_MIDPHASE.value
+    spec.worldbody.add_geom(
+        name="floor",
+        type=mujoco.mjtGeom.mjGEOM_PLANE,
+        size=(2, 2, 0.1),
+        contype=panda.FLOOR_BIT,
+        conaffinity=0,
+        rgba=(0.55, 0.57, 0.6, 1),
+    )
+    panda.add_panda(spec, visual)
+    _add_peg(spec)
+    _add_box(spec)
+    if visual:
+        _add_looks(spec)
+    return spec.compile()
+
+
+def _add_peg(spec: mujoco.MjSpec) -> None:
+    length, width = PEG_HALF_LENGTH[1], PEG_HALF_WIDTH[1]
+    mass, inertia = _box_inertia(length, width)
+    body = spec.worldbody.add_body(name="peg", pos=(0, -0.15, width))
+    body.mass, body.inertia, body.ipos = mass, inertia, (0, 0, 0)
+    body.explicitinertial = True
+    body.add_joint(name="peg_joint", type=mujoco.mjtJoint.mjJNT_FREE)
+    box = mujoco.mjtGeom.mjGEOM_BOX
+    body.add_geom(
+        name="peg",
+        type=box,
+        size=(length, width, width),
+        contype=0,
+        conaffinity=panda.FLOOR_BIT | panda.ROBOT_BIT | panda.FIXTURE_BIT,
+        rgba=(0.93, 0.96, 0.98, 1),
+    )
+    body.add_geom(
+        name="peg_head",
+        type=box,
+        pos=(length / 2, 0, 0),
+        size=(length / 2, width, width),
+        contype=0,
+        conaffinity=0,
+        rgba=(0.93, 0.45, 0.34, 1),
+    )
+
+
+def _add_box(spec: mujoco.MjSpec) -> None:
+    body = spec.worldbody.add_body(name="box", pos=(0, 0.3, PEG_HALF_LENGTH[1]))
+    sizes, positions = _walls(PEG_HALF_LENGTH[1], PEG_HALF_WIDTH[0] + CLEARANCE, np.zeros(2), np)
+    # The hole may lie off the middle: each wall may be this much thicker.
+    slack = 0.25 * (PEG_HALF_LENGTH[1] - PEG_HALF_WIDTH[0])
+    for index, (name, size, pos) in enumerate(zip(_WALLS, sizes, positions, strict=True)):
+        size = size + slack * (np.arange(3) == (1 if index < 2 else 2))
+        body.add_geom(
+            name=name,
+            type=mujoco.mjtGeom.mjGEOM_BOX,
+            size=size,
+            pos=pos,
+            contype=panda.FIXTURE_BIT,
+            conaffinity=0,
+            rgba=(1.0, 0.82, 0.54, 1),
+        )
+
+
+def _add_looks(spec: mujoco.MjSpec) -> None:
+    spec.visual.headlight.ambient, spec.visual.headlight.diffuse = [0.35] * 3, [0.35] * 3
+    spec.visual.global_.offwidth, spec.visual.global_.offheight = 1280, 960
+    spec.visual.quality.shadowsize = 4096
+    spec.worldbody.add_light(pos=(0.6, -0.6, 1.6), dir=(-0.4, 0.4, -1), diffuse=[0.6] * 3)
+    spec.add_texture(
+        name="sky",
+        type=mujoco.mjtTexture.mjTEXTURE_SKYBOX,
+        builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
+        rgb1=(0.85, 0.9, 0.95),
+        rgb2=(0.55, 0.62, 0.7),
+        width=256,
+        height=256,
+    )
+    # mani_skill2's render camera: from (0.5, -0.5, 0.8) at (0.05, -0.1, 0.4), drawn in to the table.
+    spec.worldbody.add_camera(name="view", pos=(0.75, -0.35, 0.62), xyaxes=_look_at(
+        np.array([0.75, -0.35, 0.62]), np.array([-0.1, 0.08, 0.12])), fovy=42)  # fmt: skip
+
+
+def _look_at(eye: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """MuJoCo's `xyaxes` of a camera at `eye` that looks at `target` with z up."""
+    back = (eye - target) / np.linalg.norm(eye - target)
+    right = np.cross([0, 0, 1], back)
+    right /= np.linalg.norm(right)
+    return np.concatenate([right, np.cross(back, right)])
+
+
+def _box_inertia(half_length, half_width):
+    """Mass in kg and principal inertias in kg m^2 of the peg; floats or traced scalars."""
+    mass = DENSITY * 8 * half_length * half_width**2
+    along = mass / 3 * 2 * half_width**2
+    across = mass / 3 * (half_length**2 + half_width**2)
+    return mass, (along, across, across)
+
+
+def _walls(outer, inner, center, xp):
+    """Half sizes and centres (4, 3) of the four walls around the hole; `xp` is numpy or jax.numpy.
+
+    Source: mani_skill2 `_build_box_with_hole`; `center` (2,) is the hole's offset in y and z.
+    """
+    thickness = (outer - inner) * 0.5
+    y, z = center[0] * 0.5, center[1] * 0.5
+    offset = thickness + inner
+    zero = xp.zeros_like(thickness + y)
+    full = outer + zero
+    sizes = [
+        [full, thickness - y, full],
+        [full, thickness + y, full],
+        [full, full, thickness - z],
+        [full, full, thickness + z],
+    ]
+    positions = [
+        [zero, offset + y, zero],
+        [zero, -offset + y, zero],
+        [zero, zero, offset + z],
+        [zero, zero, -offset + z],
+    ]
+    stack = lambda rows: xp.stack([xp.stack(row) for row in rows])  # noqa: E731
+    return stack(sizes), stack(positions)
+
+
+def sample_start(key: jax.Array) -> Start:
+    """Draws sizes, places and the robot's noise (mani_skill2 `_load_actors`, `_initialize_*`)."""
+    keys = iter(jax.random.split(key, 8))
+    half_length = jax.random.uniform(next(keys), (), minval=PEG_HALF_LENGTH[0],
+                                     maxval=PEG_HALF_LENGTH[1])  # fmt: skip
+    half_width = jax.random.uniform(next(keys), (), minval=PEG_HALF_WIDTH[0],
+                                    maxval=PEG_HALF_WIDTH[1])  # fmt: skip
+    center = 0.5 * (half_length - half_width) * jax.random.uniform(next(keys), (2,), minval=-1.0)
+    peg_xy = jax.random.uniform(next(keys), (2,), minval=jnp.array(PEG_XY[0]),
+                                maxval=jnp.array(PEG_XY[1]))  # fmt: skip
+    peg_yaw = np.pi / 2 + PEG_YAW_SPREAD * jax.random.uniform(next(keys), (), minval=-1.0)
+    box_xy = jax.random.uniform(next(keys), (2,), minval=jnp.array(BOX_XY[0]),
+                                maxval=jnp.array(BOX_XY[1]))  # fmt: skip
+    box_yaw = np.pi / 2 + BOX_YAW_SPREAD * jax.random.uniform(next(keys), (), minval=-1.0)
+    arm = REST_ARM + ROBOT_NOISE * jax.random.normal(next(keys), (panda.ARM_JOINTS,))
+
+    params = PegParams(
+        peg_half_length=half_length,
+        peg_half_width=half_width,
+        hole_offset=center,
+        hole_half_width=half_width + CLEARANCE,
+        box_pos=jnp.append(box_xy, half_length),
+        box_quat=quat_about_z(box_yaw),
+    )
+    peg = jnp.concatenate([peg_xy, half_width[None], quat_about_z(peg_yaw)])
+    qpos = jnp.concatenate([arm, jnp.full(2, 0.04), peg])
+    return Start(Episode(_overrides(params), params), qpos, jnp.zeros(panda.NUM_JOINTS + 6))
+
+
+def _overrides(params: PegParams) -> dict[str, jax.Array]:
+    """Model values of one episode, rows in the order of `_OVERRIDE_ROWS`."""
+    length, width = params.peg_half_length, params.peg_half_width
+    zero = jnp.zeros(())
+    mass, inertia = _box_inertia(length, width)
+    inertia = jnp.stack(inertia)
+    walls, wall_pos = _walls(length, params.hole_half_width, params.hole_offset, jnp)
+    peg = jnp.stack([length, width, width])
+    # The head is drawn a hair larger than the peg beneath it.
+    head = jnp.stack([length / 2, width + 2e-4, width + 2e-4])
+    # What mj_setConst derives for a free body: its mass matrix and the inverse inertias that scale
+    # the constraint solver's softness.
+    inverse = jnp.stack([1 / mass, jnp.mean(1 / inertia)])
+    return {
+        "geom_size": jnp.concatenate([jnp.stack([peg, head]), walls]),
+        "geom_pos": jnp.concatenate([jnp.stack([length / 2 + 2e-4, zero, zero])[None], wall_pos]),
+        "body_pos": params.box_pos[None],
+        "body_quat": params.box_quat[None],
+        "body_mass": mass[None],
+        "body_subtreemass": mass[None],
+        "body_inertia": inertia[None],
+        "body_invweight0": inverse[None],
+        "dof_M0": jnp.concatenate([jnp.repeat(mass, 3), inertia]),
+        "dof_invweight0": jnp.repeat(inverse, 3),
+    }
+
+
+def control(episode: Episode, physics: PhysicsState, action: jax.Array) -> jax.Array:
+    """`pd_ee_delta_pose`: (7,) action to (9,) joint targets."""
+    del episode
+    return panda.delta_pose_control(physics.qpos[: panda.NUM_JOINTS], action)
+
+
+def observe(episode: Episode, physics: PhysicsState) -> jax.Array:
+    """The 50 numbers of ManiSkill2's state mode, in its order (`OBSERVATION`)."""
+    params, robot = episode.params, panda.NUM_JOINTS
+    hole_pos = params.box_pos + rotate(params.box_quat, jnp.append(0.0, params.hole_offset))
+    width = params.peg_half_width
+    parts = [
+        physics.qpos[:robot],
+        physics.qvel[:robot],
+        jnp.array([*panda.BASE_POS, 1.0, 0.0, 0.0, 0.0]),
+        *panda.tcp_pose(physics.qpos[: panda.ARM_JOINTS]),
+        physics.qpos[robot:],
+        jnp.stack([params.peg_half_length, width, width]),
+        hole_pos,
+        params.box_quat,
+        params.hole_half_width[None],
+    ]
+    return jnp.concatenate(parts)
+
+
+def peg_head_at_hole(episode: Episode, physics: PhysicsState) -> jax.Array:
+    """(3,) m, the middle of the peg's front face in the hole's frame; x goes into the hole."""
+    params = episode.params
+    pos, quat = physics.qpos[panda.NUM_JOINTS :][:3], physics.qpos[panda.NUM_JOINTS :][3:]
+    head = pos + rotate(quat, jnp.stack([params.peg_half_length, *jnp.zeros(2)]))
+    hole = params.box_pos + rotate(params.box_quat, jnp.append(0.0, params.hole_offset))
+    return to_frame(hole, params.box_quat, head)
+
+
+def success(episode: Episode, physics: PhysicsState) -> jax.Array:
+    """Whether the peg's head is inside the hole and deep enough."""
+    head = peg_head_at_hole(episode, physics)
+    radius = episode.params.hole_half_width
+    deep = (head[0] >= SUCCESS_DEPTH[0]) & (head[0] <= SUCCESS_DEPTH[1])
+    return deep & (jnp.abs(head[1]) <= radius) & (jnp.abs(head[2]) <= radius)
+
+
+def reward_terms(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
+    """Sparse: 1 at success."""
+    return {"success": success(episode, physics).astype(jnp.float32)}
+
+
+def make_task() -> Task:
+    """Builds PegInsertionSide."""
+    return Task(
+        name="PegInsertionSide",
+        summary="grasp a peg and insert it sideways into a box (3 mm clearance); Panda",
+        scene=Scene(
+            _make_model(visual=False),
+            n_substeps=round(1 / (CONTROL_HZ * PHYSICS_STEP)),
+            override_rows=_OVERRIDE_ROWS,
+        ),
+        make_visual_model=lambda: _make_model(visual=True),
+        observation=OBSERVATION,
+        action=ACTION,
+        episode_steps=EPISODE_STEPS,
+        control_hz=CONTROL_HZ,
+        sample_start=sample_start,
+        control=control,
+        observe=observe,
+        reward_terms=reward_terms,
+        success=success,
+        expert=make_expert,
+    )

@@ -1,0 +1,108 @@
+"""The one interface between tasks and simulators.
+
+Tasks are written for one environment against `PhysicsState`; an engine steps it. `jax.vmap` makes
+both handle many environments. Nothing outside this package calls a simulator's stepping functions.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import mujoco
+import numpy as np
+
+Array = jax.Array
+Overrides = dict[str, Array]
+"""Per-environment model values: field name -> (rows, ...) in the order of `Scene.override_rows`."""
+
+# What names the rows of a model field; `dof_*` rows are those of the named joint.
+_ROW_KINDS = {
+    "geom": mujoco.mjtObj.mjOBJ_GEOM,
+    "body": mujoco.mjtObj.mjOBJ_BODY,
+    "site": mujoco.mjtObj.mjOBJ_SITE,
+    "jnt": mujoco.mjtObj.mjOBJ_JOINT,
+    "dof": mujoco.mjtObj.mjOBJ_JOINT,
+}
+
+
+class PhysicsState(NamedTuple):
+    """One environment's physics as tasks see it.
+
+    Attributes:
+      qpos: (nq,) float32, m and rad.
+      qvel: (nv,) float32, m/s and rad/s.
+      fields: derived quantities that the scene asks for (`site_xpos`, ...), at this state.
+      raw: the engine's own exact state; opaque to tasks.
+    """
+
+    qpos: Array
+    qvel: Array
+    fields: dict[str, Array]
+    raw: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scene:
+    """What an engine simulates.
+
+    Attributes:
+      model: the compiled MuJoCo model. Geoms whose size is overridden must be compiled at their
+        largest, since bounding volumes are not overridden.
+      n_substeps: physics steps per control step.
+      override_rows: model field -> names of the objects whose rows differ per environment.
+      fields: names of the derived `mujoco.MjData` fields that the task reads.
+    """
+
+    model: mujoco.MjModel
+    n_substeps: int
+    override_rows: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    fields: tuple[str, ...] = ()
+
+
+class Engine(NamedTuple):
+    """A simulator bound to a scene; pure functions for one environment.
+
+    Attributes:
+      name: `native` or `mjx`.
+      model: the argument of the functions below: never donated, may be batched by nobody.
+      reset: (model, overrides, qpos, qvel) -> PhysicsState at time 0.
+      step: (model, overrides, state, ctrl) -> PhysicsState, `n_substeps` later.
+    """
+
+    name: str
+    model: Any
+    reset: Callable[[Any, Overrides, Array, Array], PhysicsState]
+    step: Callable[[Any, Overrides, PhysicsState, Array], PhysicsState]
+
+
+def row_ids(model: mujoco.MjModel, field: str, names: tuple[str, ...]) -> np.ndarray:
+    """Row indices of named objects in a model field such as `geom_size` or `dof_invweight0`.
+
+    Raises:
+      KeyError: an object of that name does not exist.
+    """
+    kind = field.split("_")[0]
+    ids = []
+    for name in names:
+        index = mujoco.mj_name2id(model, _ROW_KINDS[kind], name)
+        if index < 0:
+            raise KeyError(f"model has no {kind} named {name!r} (override of {field})")
+        if kind == "dof":
+            joint_end = np.append(model.jnt_dofadr, model.nv)[index + 1]
+            ids.extend(range(model.jnt_dofadr[index], joint_end))
+        else:
+            ids.append(index)
+    return np.array(ids)
+
+
+def apply_overrides(model: mujoco.MjModel, scene: Scene, overrides: Mapping[str, Any]) -> None:
+    """Writes one environment's overrides into a model in place, to render or to inspect it.
+
+    Args:
+      model: `scene.model` or a model that has objects of the same names.
+      scene: whose `override_rows` name the rows.
+      overrides: field -> (rows, ...) values of one environment.
+    """
+    for field, names in scene.override_rows.items():
+        getattr(model, field)[row_ids(model, field, names)] = np.asarray(overrides[field])

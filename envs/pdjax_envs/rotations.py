@@ -1,0 +1,88 @@
+"""Rotations and rigid poses in pure JAX, for one element (use `jax.vmap`).
+
+Quaternions are (w, x, y, z), as MuJoCo and SAPIEN order them. Holds no state.
+"""
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def quat_multiply(a: Array, b: Array) -> Array:
+    """Hamilton product, (4,) and (4,) to (4,)."""
+    aw, ax, ay, az = a[0], a[1], a[2], a[3]
+    bw, bx, by, bz = b[0], b[1], b[2], b[3]
+    return jnp.stack(
+        [
+            aw * bw - ax * bx - ay * by - az * bz,
+            aw * bx + ax * bw + ay * bz - az * by,
+            aw * by - ax * bz + ay * bw + az * bx,
+            aw * bz + ax * by - ay * bx + az * bw,
+        ]
+    )
+
+
+def quat_conjugate(quat: Array) -> Array:
+    """The inverse of a unit quaternion, (4,) to (4,)."""
+    return quat * jnp.array([1.0, -1.0, -1.0, -1.0])
+
+
+def quat_about_z(angle: Array) -> Array:
+    """A turn of `angle` rad about z, () to (4,)."""
+    zero = jnp.zeros_like(angle)
+    return jnp.stack([jnp.cos(angle / 2), zero, zero, jnp.sin(angle / 2)])
+
+
+def rotate(quat: Array, vector: Array) -> Array:
+    """Turns a vector (3,) by a unit quaternion (4,)."""
+    # v' = v + 2 u x (u x v + w v)
+    axis = quat[1:]
+    return vector + 2.0 * jnp.cross(axis, jnp.cross(axis, vector) + quat[0] * vector)
+
+
+def to_frame(pos: Array, quat: Array, point: Array) -> Array:
+    """A world point (3,) in the frame at `pos` (3,) with orientation `quat` (4,)."""
+    return rotate(quat_conjugate(quat), point - pos)
+
+
+def from_rotvec(rotvec: Array) -> tuple[Array, Array, Array]:
+    """The columns (3,) of the rotation matrix of a rotation vector (3,) in rad."""
+    # Rodrigues: R = I + a K + b K^2 with a = sin(t)/t, b = (1 - cos t)/t^2, safe at t = 0.
+    square = jnp.sum(rotvec**2)
+    small = square < 1e-8
+    angle = jnp.sqrt(jnp.where(small, 1.0, square))
+    a = jnp.where(small, 1.0 - square / 6.0, jnp.sin(angle) / angle)
+    b = jnp.where(small, 0.5 - square / 24.0, (1.0 - jnp.cos(angle)) / angle**2)
+
+    def column(unit):
+        first = jnp.cross(rotvec, unit)
+        return unit + a * first + b * jnp.cross(rotvec, first)
+
+    x, y, z = jnp.eye(3)
+    return column(x), column(y), column(z)
+
+
+def quat_from_columns(x: Array, y: Array, z: Array) -> Array:
+    """The unit quaternion (4,) with w >= 0 of the rotation with these columns (3,)."""
+    # Four candidates, one for each component that may be the largest (Shepperd's method).
+    trace = x[0] + y[1] + z[2]
+    w = jnp.stack([1 + trace, y[2] - z[1], z[0] - x[2], x[1] - y[0]])
+    i = jnp.stack([y[2] - z[1], 1 + x[0] - y[1] - z[2], y[0] + x[1], z[0] + x[2]])
+    j = jnp.stack([z[0] - x[2], y[0] + x[1], 1 - x[0] + y[1] - z[2], z[1] + y[2]])
+    k = jnp.stack([x[1] - y[0], z[0] + x[2], z[1] + y[2], 1 - x[0] - y[1] + z[2]])
+    largest = jnp.argmax(jnp.stack([w[0], i[1], j[2], k[3]]))
+    quat = jnp.where(
+        largest == 0, w, jnp.where(largest == 1, i, jnp.where(largest == 2, j, k))
+    )
+    quat = quat / jnp.linalg.norm(quat)
+    return jnp.where(quat[0] < 0, -quat, quat)
+
+
+def quat_to_rotvec(quat: Array) -> Array:
+    """The rotation vector (3,) in rad, at most pi long, of a unit quaternion (4,)."""
+    quat = jnp.where(quat[0] < 0, -quat, quat)
+    norm = jnp.linalg.norm(quat[1:])
+    angle = 2.0 * jnp.arctan2(norm, quat[0])
+    # angle / norm tends to 2 as the rotation vanishes
+    return quat[1:] * jnp.where(norm < 1e-6, 2.0, angle / jnp.maximum(norm, 1e-6))

@@ -1,0 +1,174 @@
+"""The task contract and the environment built from a task and a physics engine.
+
+A task says how episodes start, what actions and observations mean and when it has succeeded; an
+environment adds the engine, the time limit and the episode's end. Both are pure functions for one
+environment; `jax.vmap` makes them many. Nothing resets by itself here: who steps an environment
+decides when a new episode starts.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pdjax_envs.physics.engine import Array, Engine, Overrides, PhysicsState, Scene
+
+
+class Episode(NamedTuple):
+    """What is drawn once per episode and then stays fixed.
+
+    Attributes:
+      overrides: per-environment model values, see `Scene.override_rows`.
+      params: the task's own quantities (sizes, goals, ...).
+    """
+
+    overrides: Overrides
+    params: Any
+
+
+class Start(NamedTuple):
+    """An episode's first state: `qpos` (nq,), `qvel` (nv,) and its `episode`."""
+
+    episode: Episode
+    qpos: Array
+    qvel: Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """A task as pure functions for one environment.
+
+    Attributes:
+      name: as users spell it.
+      summary: one line for listings.
+      scene: model, substeps, overrides and derived fields.
+      make_visual_model: () -> model with meshes for rendering; objects keep their names.
+      observation: (name, size) of each part of the observation, in order.
+      action: (name, size) of each part of the action, in order; all in [-1, 1].
+      episode_steps: time limit in control steps.
+      control_hz: control steps per second.
+      sample_start: key -> Start, a fresh random initial state.
+      control: (episode, physics, action) -> ctrl (nu,).
+      observe: (episode, physics) -> observation (obs_dim,) float32.
+      reward_terms: (episode, physics) -> named raw terms; the reward is their sum.
+      success: (episode, physics) -> bool; ends the episode.
+      expert: () -> the scripted demonstrator, or None.
+    """
+
+    name: str
+    summary: str
+    scene: Scene
+    make_visual_model: Callable[[], Any]
+    observation: tuple[tuple[str, int], ...]
+    action: tuple[tuple[str, int], ...]
+    episode_steps: int
+    control_hz: float
+    sample_start: Callable[[Array], Start]
+    control: Callable[[Episode, PhysicsState, Array], Array]
+    observe: Callable[[Episode, PhysicsState], Array]
+    reward_terms: Callable[[Episode, PhysicsState], dict[str, Array]]
+    success: Callable[[Episode, PhysicsState], Array]
+    expert: Callable[[], "Expert"] | None = None
+
+    @property
+    def obs_dim(self) -> int:
+        """Numbers in one observation."""
+        return sum(size for _, size in self.observation)
+
+    @property
+    def act_dim(self) -> int:
+        """Numbers in one action."""
+        return sum(size for _, size in self.action)
+
+
+class Expert(NamedTuple):
+    """A scripted demonstrator for one environment.
+
+    Attributes:
+      init: key -> carry at the start of an episode.
+      act: (carry, observation, key) -> (action in [-1, 1], carry).
+    """
+
+    init: Callable[[Array], Any]
+    act: Callable[[Any, Array, Array], tuple[Array, Any]]
+
+
+class EnvState(NamedTuple):
+    """One environment between two control steps.
+
+    Attributes:
+      physics: the engine's state.
+      episode: what was drawn at the start of the episode.
+      steps: () int32, control steps taken in the episode.
+    """
+
+    physics: PhysicsState
+    episode: Episode
+    steps: Array
+
+
+class ControlStep(NamedTuple):
+    """What one control step brought.
+
+    Attributes:
+      obs: (obs_dim,) float32, after the step.
+      reward: () float32.
+      terminated: () bool, success.
+      truncated: () bool, the time limit was reached without success.
+    """
+
+    obs: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+
+
+class Env(NamedTuple):
+    """An environment as pure functions for one instance.
+
+    Attributes:
+      task: the task.
+      engine: name of the physics engine.
+      model: the engine's model; pass it to the functions below.
+      reset: (model, key) -> (EnvState, observation).
+      step: (model, EnvState, action) -> (EnvState, ControlStep).
+    """
+
+    task: Task
+    engine: str
+    model: Any
+    reset: Callable[[Any, Array], tuple[EnvState, Array]]
+    step: Callable[[Any, EnvState, Array], tuple[EnvState, ControlStep]]
+
+
+def make_env(task: Task, engine: Engine) -> Env:
+    """Joins a task and an engine that was made for the task's scene."""
+
+    def reset(model, key):
+        start = task.sample_start(key)
+        physics = engine.reset(model, start.episode.overrides, start.qpos, start.qvel)
+        state = EnvState(physics, start.episode, jnp.zeros((), jnp.int32))
+        return state, task.observe(start.episode, physics)
+
+    def step(model, state, action):
+        ctrl = task.control(state.episode, state.physics, action)
+        physics = engine.step(model, state.episode.overrides, state.physics, ctrl)
+        state = EnvState(physics, state.episode, state.steps + 1)
+        success = task.success(state.episode, physics)
+        reward = sum(task.reward_terms(state.episode, physics).values(), start=jnp.zeros(()))
+        outcome = ControlStep(
+            obs=task.observe(state.episode, physics),
+            reward=reward,
+            terminated=success,
+            truncated=~success & (state.steps >= task.episode_steps),
+        )
+        return state, outcome
+
+    return Env(task, engine.name, engine.model, reset, step)
+
+
+def select(use_first: Array, first: Any, second: Any) -> Any:
+    """`first` where the scalar `use_first` holds, else `second`, leaf by leaf."""
+    return jax.tree.map(lambda a, b: jnp.where(use_first, a, b), first, second)

@@ -1,0 +1,179 @@
+"""Replay ring on the device: rows of all environments, each observation stored once.
+
+Kept apart because the layout (time-major, next-step reset) and the index arithmetic that turns
+rows into n-step transitions are one matter. Owns ReplayState.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pdjax.types import Array, Batch, Key, Transition
+
+
+class ReplayState(NamedTuple):
+    """The ring.
+
+    Attributes:
+      storage: Transition with leaves (capacity_rows, num_envs, ...).
+      cursor: () int32, the row that is written next; the oldest row once the ring is full.
+      size: () int32, rows written so far, at most capacity_rows.
+    """
+
+    storage: Transition
+    cursor: Array
+    size: Array
+
+
+class ReplayBuffer(NamedTuple):
+    """A replay ring as pure functions.
+
+    Attributes:
+      init: () -> empty ReplayState.
+      add: (state, rows) -> state, see `add`.
+      sample: (state, key, batch_size, n_step, gamma, reward_offset) -> Batch, see `sample`.
+      can_sample: (state, n_step) -> () bool, whether `sample` has a row to start from.
+    """
+
+    init: Callable[[], ReplayState]
+    add: Callable[[ReplayState, Transition], ReplayState]
+    sample: Callable[..., Batch]
+    can_sample: Callable[[ReplayState, int], Array]
+
+
+def make_replay(capacity_rows: int, num_envs: int, example_row: Transition) -> ReplayBuffer:
+    """Builds a replay ring.
+
+    Args:
+      capacity_rows: rows held; decisions held = capacity_rows * num_envs.
+      num_envs: environments in each row.
+      example_row: what one environment stores in one row; only shapes and dtypes are read, so
+        leaves may be arrays or jax.ShapeDtypeStruct.
+
+    Raises:
+      ValueError: capacity_rows or num_envs is below 1.
+    """
+    if capacity_rows < 1 or num_envs < 1:
+        raise ValueError(
+            f"capacity_rows={capacity_rows} and num_envs={num_envs} must both be at least 1; "
+            "raise replay_capacity to num_envs or more."
+        )
+
+    def init() -> ReplayState:
+        def zeros(leaf):
+            return jnp.zeros((capacity_rows, num_envs, *leaf.shape), leaf.dtype)
+
+        storage = jax.tree.map(zeros, example_row)
+        return ReplayState(storage, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+    return ReplayBuffer(init, add, sample, can_sample)
+
+
+def add(state: ReplayState, rows: Transition) -> ReplayState:
+    """Writes rows over the oldest ones, in place where the state is donated.
+
+    Every call on one ring must bring the same number of rows, a divisor of the capacity: then no
+    write wraps, and one dynamic_update_slice of cost O(rows) is enough.
+
+    Args:
+      state: the ring.
+      rows: leaves (k, num_envs, ...), oldest first.
+
+    Returns:
+      The ring with the rows in it.
+
+    Raises:
+      ValueError: k does not divide the ring's capacity.
+    """
+    capacity = state.storage.reward.shape[0]
+    num_rows = rows.reward.shape[0]
+    if num_rows == 0 or capacity % num_rows:
+        raise ValueError(
+            f"cannot add {num_rows} rows at a time to a ring of {capacity}: the rows of one add "
+            "must divide the capacity; round the capacity to a multiple of them."
+        )
+
+    def write(stored: Array, new: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(
+            stored, new.astype(stored.dtype), state.cursor, axis=0
+        )
+
+    return ReplayState(
+        storage=jax.tree.map(write, state.storage, rows),
+        cursor=(state.cursor + num_rows) % capacity,
+        size=jnp.minimum(state.size + num_rows, capacity),
+    )
+
+
+def can_sample(state: ReplayState, n_step: int) -> Array:
+    """Whether at least one row has n_step successors."""
+    return state.size > n_step
+
+
+def sample(
+    state: ReplayState,
+    key: Key,
+    batch_size: int,
+    n_step: int,
+    gamma: Array | float,
+    reward_offset: Array | float,
+) -> Batch:
+    """Draws n-step transitions, uniformly over the rows that have n_step successors.
+
+    With k <= n_step the number of decisions up to and including the first that ended an episode
+    (n_step where none did):
+      reward = sum_{i<k} gamma^i (reward_{t+i} + reward_offset)
+      successor = row t+k of the same environment; after an end that is the reset row, which holds
+        the final observation
+      discount = gamma^k, or 0 where decision t+k-1 terminated. A truncated episode thus bootstraps
+        from its true final observation.
+    A start on a reset row is no transition: its weight is 0.
+
+    Args:
+      state: the ring; `can_sample` must hold, else rows never written are drawn.
+      key: consumed.
+      batch_size: transitions to draw, with replacement.
+      n_step: at least 1.
+      gamma: scalar, discount per decision.
+      reward_offset: scalar, added to the reward of each decision.
+
+    Returns:
+      Batch with leaves (batch_size, ...); observations as they were stored.
+
+    Raises:
+      ValueError: n_step is not in [1, capacity_rows - 1].
+
+    Source: arXiv:2412.13630 (reward offset, bootstrap on truncation only).
+    """
+    storage = state.storage
+    capacity, num_envs = storage.reward.shape
+    if not 1 <= n_step < capacity:
+        raise ValueError(f"n_step={n_step} must be in [1, {capacity - 1}] (capacity_rows - 1).")
+
+    key_row, key_env = jax.random.split(key)
+    num_starts = jnp.maximum(state.size - n_step, 1)  # the newest n_step rows start nothing
+    age_order = jax.random.randint(key_row, (batch_size,), 0, num_starts)  # 0 = oldest row
+    envs = jax.random.randint(key_env, (batch_size,), 0, num_envs)
+    start = (state.cursor - state.size + age_order) % capacity
+
+    window = (start[:, None] + jnp.arange(n_step)) % capacity  # (batch,) -> (batch, n_step)
+    terminated = storage.terminated[window, envs[:, None]]
+    done = terminated | storage.truncated[window, envs[:, None]]
+    ended_before = jnp.cumsum(done, axis=1) - done  # dones strictly before each decision
+    used = ended_before == 0
+    num_used = jnp.sum(used, axis=1)  # (batch, n_step) -> (batch,), the k of the formulas
+    gammas = jnp.power(jnp.asarray(gamma, jnp.float32), jnp.arange(n_step + 1))
+    rewards = storage.reward[window, envs[:, None]] + reward_offset
+    successor = (start + num_used) % capacity
+    return Batch(
+        obs=storage.obs[start, envs],
+        base_action=storage.base_action[start, envs],
+        residual_action=storage.residual_action[start, envs],
+        reward=jnp.sum(gammas[:-1] * used * rewards, axis=1),
+        discount=gammas[num_used] * ~jnp.any(terminated & used, axis=1),
+        next_obs=storage.obs[successor, envs],
+        next_base_action=storage.base_action[successor, envs],
+        weight=1.0 - storage.is_reset[start, envs],
+    )
