@@ -206,7 +206,7 @@ def evaluate(
       record: whether to keep all positions, for rendering.
     """
     choose, residual_scale = residual
-    start_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    start_keys, noise_keys = _episode_keys(keys)
     state = jax.vmap(lambda k: _start(env, base, frozen, k))(start_keys)
 
     def control_step(carry, action):
@@ -239,6 +239,21 @@ def evaluate(
     flat = lambda x: x.reshape(-1, *x.shape[2:])[:limit]  # noqa: E731  (decisions, chunk) -> steps
     result = _summarize(flat(success), flat(actions), saturated, base.act_horizon)
     return result._replace(qpos=flat(qpos) if record else None)
+
+
+def _episode_keys(keys: Array) -> Array:
+    """(2, episodes): for the start of each episode, for the base policy's noise in it."""
+    return jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+
+
+def episode_overrides(env: Env, keys: Array) -> dict[str, Array]:
+    """Model overrides (episodes, rows, ...) of the episodes that `evaluate` plays for these keys."""
+    start_keys, _ = _episode_keys(keys)
+    # `_start` splits once more, between the environment and the base policy.
+    reset_keys = jax.vmap(lambda key: jax.random.split(key)[0])(start_keys)
+    return jax.device_get(
+        jax.vmap(lambda key: env.task.sample_start(key).episode.overrides)(reset_keys)
+    )
 
 
 def _summarize(success: Array, actions: Array, saturated: Array, act_horizon: int) -> Evaluation:

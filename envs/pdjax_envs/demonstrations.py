@@ -136,7 +136,7 @@ def _cut(recorded: Any, seeds: np.ndarray) -> list[Trajectory]:
     return found
 
 
-def write(path: Path, task: Task, trajectories: list[Trajectory], control_mode: str) -> None:
+def write(path: Path, task: Task, trajectories: list[Trajectory]) -> None:
     """Writes an HDF5 file and its JSON sidecar; the file appears only when it is complete."""
     partial = path.with_name(path.name + ".partial")
     with h5py.File(partial, "w") as file:
@@ -152,7 +152,7 @@ def write(path: Path, task: Task, trajectories: list[Trajectory], control_mode: 
             "max_episode_steps": task.episode_steps,
             "env_kwargs": {
                 "obs_mode": "state",
-                "control_mode": control_mode,
+                "control_mode": task.control_mode,
                 "reward_mode": "sparse",
             },
         },
@@ -162,7 +162,7 @@ def write(path: Path, task: Task, trajectories: list[Trajectory], control_mode: 
                 "episode_id": index,
                 "episode_seed": trajectory.seed,
                 "reset_kwargs": {"seed": trajectory.seed},
-                "control_mode": control_mode,
+                "control_mode": task.control_mode,
                 "elapsed_steps": len(trajectory.actions),
                 "info": {"success": bool(trajectory.success[-1])},
             }

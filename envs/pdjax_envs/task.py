@@ -47,6 +47,7 @@ class Task:
       make_visual_model: () -> model with meshes for rendering; objects keep their names.
       observation: (name, size) of each part of the observation, in order.
       action: (name, size) of each part of the action, in order; all in [-1, 1].
+      control_mode: ManiSkill's name for the meaning of the actions.
       episode_steps: time limit in control steps.
       control_hz: control steps per second.
       sample_start: key -> Start, a fresh random initial state.
@@ -63,6 +64,7 @@ class Task:
     make_visual_model: Callable[[], Any]
     observation: tuple[tuple[str, int], ...]
     action: tuple[tuple[str, int], ...]
+    control_mode: str
     episode_steps: int
     control_hz: float
     sample_start: Callable[[Array], Start]

@@ -233,48 +233,53 @@ def _add_visual(body: mujoco.MjsBody, mesh: str, quat=(1, 0, 0, 0)) -> None:
     )
 
 
-class ArmPose(NamedTuple):
-    """The tool centre point in the robot's base frame, and what moves it.
+class ArmFrames(NamedTuple):
+    """Where the arm's joints and its tool centre point are, in the robot's base frame.
 
     Attributes:
-      pos: (3,) m.
-      columns: three (3,) unit vectors, the tool's axes (columns of its rotation matrix).
-      jacobian: (6, 7), d(position, rotation) / d(joint angles), in the base frame.
+      pos: (3,) m, the tool centre point.
+      columns: (3, 3), row i is the tool's i-th axis (a column of its rotation matrix).
+      origins: (7, 3) m, a point on each joint's axis.
+      axes: (7, 3), unit vectors along the joints' axes.
     """
 
     pos: jax.Array
-    columns: tuple[jax.Array, jax.Array, jax.Array]
-    jacobian: jax.Array
+    columns: jax.Array
+    origins: jax.Array
+    axes: jax.Array
 
 
-def forward_kinematics(arm_qpos: jax.Array) -> ArmPose:
-    """Pose and Jacobian of the tool centre point.
+def forward_kinematics(arm_qpos: jax.Array) -> ArmFrames:
+    """Frames of the arm at joint angles (7,) in rad.
 
     Written with vectors instead of 3x3 products: every fixed turn is a quarter turn about x, which
     only swaps columns, and batched tiny matrix products are slow on CPUs.
-
-    Args:
-      arm_qpos: (7,) rad.
     """
     pos = jnp.zeros(3)
     x, y, z = jnp.eye(3)
+    cos, sin = jnp.cos(arm_qpos), jnp.sin(arm_qpos)
     origins, axes = [], []
     for index, link in enumerate(_LINKS):
-        pos = pos + link.pos[0] * x + link.pos[1] * y + link.pos[2] * z
+        for offset, axis in zip(link.pos, (x, y, z), strict=True):
+            if offset:
+                pos = pos + offset * axis
         if link.tilt == 1:
             y, z = z, -y
         elif link.tilt == -1:
             y, z = -z, y
-        cos, sin = jnp.cos(arm_qpos[index]), jnp.sin(arm_qpos[index])
-        x, y = cos * x + sin * y, cos * y - sin * x
+        x, y = cos[index] * x + sin[index] * y, cos[index] * y - sin[index] * x
         origins.append(pos)
         axes.append(z)
     pos = pos + (_FLANGE + _TCP) * z
     half = np.float32(np.sqrt(0.5))
     x, y = half * (x - y), half * (x + y)  # the hand is turned by -45 degrees
-    axis = jnp.stack(axes)  # (7, 3)
-    linear = jnp.cross(axis, pos - jnp.stack(origins))  # (7, 3)
-    return ArmPose(pos, (x, y, z), jnp.concatenate([linear, axis], axis=1).T)
+    return ArmFrames(pos, jnp.stack([x, y, z]), jnp.stack(origins), jnp.stack(axes))
+
+
+def tool_jacobian(frames: ArmFrames) -> jax.Array:
+    """(6, 7), d(position, rotation) of the tool / d(joint angles), in the base frame."""
+    linear = jnp.cross(frames.axes, frames.pos - frames.origins)
+    return jnp.concatenate([linear, frames.axes], axis=1).T
 
 
 def tcp_pose(arm_qpos: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -283,9 +288,9 @@ def tcp_pose(arm_qpos: jax.Array) -> tuple[jax.Array, jax.Array]:
     Of the two quaternions of a rotation, the one with y >= 0: a tool that points down has w near 0,
     and a sign that followed w would jump from step to step.
     """
-    pose = forward_kinematics(arm_qpos)
-    quat = quat_from_columns(*pose.columns)
-    return pose.pos + jnp.array(BASE_POS), jnp.where(quat[2] < 0, -quat, quat)
+    frames = forward_kinematics(arm_qpos)
+    quat = quat_from_columns(*frames.columns)
+    return frames.pos + jnp.array(BASE_POS), jnp.where(quat[2] < 0, -quat, quat)
 
 
 def delta_pose_control(robot_qpos: jax.Array, action: jax.Array, iterations: int = 3) -> jax.Array:
@@ -305,39 +310,58 @@ def delta_pose_control(robot_qpos: jax.Array, action: jax.Array, iterations: int
     """
     action = jnp.clip(action, -1.0, 1.0)
     start = forward_kinematics(robot_qpos[:ARM_JOINTS])
-    x, y, z = start.columns
-    move = MAX_TRANSLATION * action[:3]
-    turn = action[3:6] / jnp.maximum(1.0, jnp.linalg.norm(action[3:6])) * MAX_ROTATION
-    target_pos = start.pos + move[0] * x + move[1] * y + move[2] * z
-    rotated = from_rotvec(turn)  # columns, in the tool's frame
-    target = tuple(c[0] * x + c[1] * y + c[2] * z for c in rotated)
+    goal_pos, goal_columns = _goal(start, action)
 
-    def gauss_newton(arm, pose):
+    def gauss_newton(_, carry):
+        arm, frames = carry
         # Rotation error: half the sum of the cross products of matching axes.
-        rotation_error = 0.5 * sum(
-            jnp.cross(now, goal) for now, goal in zip(pose.columns, target, strict=True)
-        )
-        error = jnp.concatenate([target_pos - pose.pos, rotation_error])
-        return arm + _damped_solve(pose.jacobian, error)
+        rotation_error = 0.5 * jnp.sum(jnp.cross(frames.columns, goal_columns), axis=0)
+        error = jnp.concatenate([goal_pos - frames.pos, rotation_error])
+        arm = arm + _damped_solve(tool_jacobian(frames), error)
+        return arm, forward_kinematics(arm)
 
-    arm, pose = robot_qpos[:ARM_JOINTS], start
-    for step in range(iterations):
-        arm = gauss_newton(arm, pose if step == 0 else forward_kinematics(arm))
+    # The loop carries the frames although their joint angles say it all: what a loop carries is
+    # stored, where XLA's CPU compiler would compute it anew at each of its uses.
+    arm, _ = jax.lax.fori_loop(0, iterations, gauss_newton, (robot_qpos[:ARM_JOINTS], start))
     low, high = np.array([link.joint_range for link in _LINKS]).T
     arm = jnp.clip(arm, low, high)
     fingers = GRIPPER_RANGE[0] + 0.5 * (action[6] + 1.0) * (GRIPPER_RANGE[1] - GRIPPER_RANGE[0])
     return jnp.concatenate([arm, jnp.full(2, fingers)])
 
 
+def _goal(start: ArmFrames, action: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Commanded position (3,) and axes (3, 3) of the tool, as in `ArmFrames`."""
+    move = MAX_TRANSLATION * action[:3]
+    turn = action[3:6] / jnp.maximum(1.0, jnp.linalg.norm(action[3:6])) * MAX_ROTATION
+    pos = start.pos + jnp.sum(move[:, None] * start.columns, axis=0)
+    rotated = jnp.stack(from_rotvec(turn))  # columns, in the tool's frame
+    return pos, jnp.sum(rotated[:, :, None] * start.columns, axis=1)
+
+
 def _damped_solve(jacobian: jax.Array, error: jax.Array, damping: float = 1e-4) -> jax.Array:
-    """J^T (J J^T + damping)^-1 error by Gauss-Jordan elimination (no pivots: it is SPD)."""
+    """J^T (J J^T + damping)^-1 error, (6, 7) and (6,) to (7,).
+
+    By L D L^T factors, written out: batched LAPACK calls and loops cost several times as much.
+    """
     gram = jnp.sum(jacobian[:, None, :] * jacobian[None, :, :], axis=-1)  # (6, 6)
-    system = jnp.concatenate([gram + damping * jnp.eye(6), error[:, None]], axis=1)  # (6, 7)
+    size = error.shape[0]
+    lower: list[list[jax.Array]] = [[] for _ in range(size)]  # L below its unit diagonal
+    inverse_pivots: list[jax.Array] = []  # 1 / D
+    forward: list[jax.Array] = []  # L^-1 error
+    for i in range(size):
+        scaled: list[jax.Array] = []  # row i of L D
+        for j in range(i):
+            scaled.append(gram[i, j] - _dot(lower[j], scaled))
+            lower[i].append(scaled[j] * inverse_pivots[j])
+        inverse_pivots.append(1.0 / (gram[i, i] + damping - _dot(lower[i], scaled)))
+        forward.append(error[i] - _dot(lower[i], forward))
+    solution: list[jax.Array] = []
+    for i in reversed(range(size)):
+        below = [row[i] for row in lower[i + 1 :]]
+        solution.insert(0, forward[i] * inverse_pivots[i] - _dot(below, solution))
+    return jnp.stack(solution) @ jacobian
 
-    def eliminate(row, system):
-        pivot = system[row] / system[row, row]
-        cleared = system - system[:, row, None] * pivot
-        return cleared.at[row].set(pivot)
 
-    system = jax.lax.fori_loop(0, 6, eliminate, system)
-    return jnp.sum(jacobian * system[:, 6:], axis=0)
+def _dot(a: list[jax.Array], b: list[jax.Array]) -> jax.Array | float:
+    """Sum of the products of scalars; 0 if there are none."""
+    return sum((x * y for x, y in zip(a, b, strict=True)), start=0.0)

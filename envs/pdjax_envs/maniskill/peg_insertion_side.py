@@ -149,7 +149,8 @@ def _add_box(spec: mujoco.MjSpec) -> None:
 def _add_looks(spec: mujoco.MjSpec) -> None:
     spec.visual.headlight.ambient, spec.visual.headlight.diffuse = [0.35] * 3, [0.35] * 3
     spec.visual.global_.offwidth, spec.visual.global_.offheight = 1280, 960
-    spec.visual.quality.shadowsize = 4096
+    # Cheap enough for drawing without a graphics card.
+    spec.visual.quality.shadowsize, spec.visual.quality.offsamples = 1024, 2
     spec.worldbody.add_light(pos=(0.6, -0.6, 1.6), dir=(-0.4, 0.4, -1), diffuse=[0.6] * 3)
     spec.add_texture(
         name="sky",
@@ -323,6 +324,7 @@ def make_task() -> Task:
         make_visual_model=lambda: _make_model(visual=True),
         observation=OBSERVATION,
         action=ACTION,
+        control_mode="pd_ee_delta_pose",
         episode_steps=EPISODE_STEPS,
         control_hz=CONTROL_HZ,
         sample_start=sample_start,

@@ -9,13 +9,20 @@ The only memory here is a cache of batches by size. Every call writes all inputs
 on the arguments alone.
 """
 
+import ctypes
+import sys
 import threading
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import mujoco
 import mujoco.batch
 import numpy as np
+from jax.experimental.buffer_callback import buffer_callback
 
 from pdjax_envs.physics.engine import Array, Engine, Overrides, PhysicsState, Scene, row_ids
 
@@ -47,13 +54,11 @@ def make_engine(scene: Scene, num_threads: int = 0) -> Engine:
             f" ({model.npluginstate}); use a free or a static body with overrides"
         )
     host = _Host(scene, num_threads)
-    results = host.result_shapes()
+    run_step = _as_jax(partial(host.run, scene.n_substeps), host.result_shapes())
+    run_forward = _as_jax(partial(host.run, 0), host.result_shapes())
 
-    def call(mode, overrides, raw, ctrl):
-        values = tuple(overrides[field] for field in scene.override_rows)
-        raw, qpos, qvel, *fields = jax.pure_callback(
-            getattr(host, mode), results, raw, ctrl, *values, vmap_method="broadcast_all"
-        )
+    def call(run, overrides, raw, ctrl):
+        raw, qpos, qvel, *fields = run(raw, ctrl, *(overrides[f] for f in scene.override_rows))
         return PhysicsState(qpos, qvel, dict(zip(scene.fields, fields, strict=True)), raw)
 
     def reset(_, overrides: Overrides, qpos: Array, qvel: Array) -> PhysicsState:
@@ -64,11 +69,11 @@ def make_engine(scene: Scene, num_threads: int = 0) -> Engine:
         raw = float64_bits(row).reshape(-1)
         if not scene.fields:
             return PhysicsState(qpos, qvel, {}, raw)
-        return call("forward", overrides, raw, jnp.zeros(model.nu))
+        return call(run_forward, overrides, raw, jnp.zeros(model.nu))
 
     def step(_, overrides: Overrides, state: PhysicsState, ctrl: Array) -> PhysicsState:
         del _
-        return call("step", overrides, state.raw, ctrl)
+        return call(run_step, overrides, state.raw, ctrl)
 
     return Engine("native", (), reset, step)
 
@@ -91,16 +96,56 @@ def float64_bits(x: Array) -> Array:
     return jnp.stack([mantissa << 29, high], axis=-1)
 
 
+def _as_jax(
+    function: Callable[[list[np.ndarray], list[np.ndarray]], None],
+    results: tuple[jax.ShapeDtypeStruct, ...],
+) -> Callable[..., list[Array]]:
+    """A host function (inputs, outputs to fill) as a JAX function that `vmap` batches."""
+
+    def in_place(_, outputs, *inputs):
+        function([np.asarray(x) for x in inputs], [np.asarray(x) for x in outputs])
+
+    def by_value(*inputs):
+        inputs = [np.asarray(x) for x in inputs]
+        lead = inputs[0].shape[:-1]
+        outputs = [np.empty(lead + result.shape, result.dtype) for result in results]
+        function(inputs, outputs)
+        return outputs
+
+    # On a CPU the host reads and writes XLA's own buffers: a call costs about 10 us. Other devices'
+    # memory is out of its reach; `pure_callback` copies, which costs about 300 us and more.
+    if jax.default_backend() == "cpu":
+        return buffer_callback(in_place, results, vmap_method="broadcast_all")
+    return partial(jax.pure_callback, by_value, results, vmap_method="broadcast_all")
+
+
+class _Views(NamedTuple):
+    """Live arrays of a batch, first axis = environments.
+
+    Attributes:
+      carried: (n, carried) float64, the state that crosses.
+      ctrl: (n, nu) float64.
+      overrides: (target, rows) pairs in the order of `Scene.override_rows`.
+      outputs: float64 arrays that leave as float32: qpos, qvel, derived fields.
+    """
+
+    batch: mujoco.batch.Batch
+    carried: np.ndarray
+    ctrl: np.ndarray
+    overrides: list[tuple[np.ndarray, slice | np.ndarray]]
+    outputs: list[np.ndarray]
+
+
 class _Host:
     """The host side: NumPy in, NumPy out, never JAX."""
 
     def __init__(self, scene: Scene, num_threads: int):
         self._scene = scene
         self._threads = num_threads
-        self._rows = {f: row_ids(scene.model, f, names) for f, names in scene.override_rows.items()}
         self._data = mujoco.MjData(scene.model)
-        self._batches: dict[int, mujoco.batch.Batch] = {}
+        self._views: dict[int, _Views] = {}
         self._lock = threading.Lock()
+        self._float_mode = _FloatMode()
         self.carried = mujoco.mj_stateSize(scene.model, _CARRIED)
 
     def result_shapes(self) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -113,41 +158,74 @@ class _Host:
             *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes),
         )
 
-    def step(self, raw, ctrl, *overrides):
-        """Advances all environments by the scene's substeps."""
-        return self._run(raw, ctrl, overrides, self._scene.n_substeps)
+    def run(self, n_substeps: int, inputs: list[np.ndarray], outputs: list[np.ndarray]) -> None:
+        """Advances all environments, or with no substeps computes the derived fields.
 
-    def forward(self, raw, ctrl, *overrides):
-        """Computes the derived fields at the given states."""
-        return self._run(raw, ctrl, overrides, 0)
-
-    def _run(self, raw, ctrl, overrides, n_substeps):
-        raw = np.asarray(raw)
-        lead = raw.shape[:-1]
-        count = int(np.prod(lead, dtype=int))
-        with self._lock:
-            batch = self._batch(count)
-            batch.state[:, : self.carried] = raw.reshape(count, -1).view(np.float64)
-            batch.ctrl[:] = np.asarray(ctrl).reshape(count, -1)
-            for (field, rows), values in zip(self._rows.items(), overrides, strict=True):
-                values = np.asarray(values)
-                target = batch.expand(field)
-                target[:, rows] = values.reshape(count, len(rows), *target.shape[2:])
+        Args:
+          n_substeps: physics steps.
+          inputs: raw (..., 2 * carried), ctrl (..., nu) and the overrides, same leading axes.
+          outputs: filled; raw and what `result_shapes` lists.
+        """
+        raw, ctrl, *overrides = inputs
+        count = int(np.prod(raw.shape[:-1], dtype=int))
+        with self._lock, self._float_mode.restored():
+            views = self._batch(count)
+            views.carried[:] = raw.reshape(count, -1).view(np.float64)
+            views.ctrl[:] = ctrl.reshape(count, -1)
+            for (target, rows), values in zip(views.overrides, overrides, strict=True):
+                target[:, rows] = values.reshape(count, -1, *target.shape[2:])
             if n_substeps:
                 # Derived fields lag one substep behind unless their stage is computed anew.
                 stage = mujoco.mjtStage.mjSTAGE_VEL if self._scene.fields else 0
-                batch.step(nstep=n_substeps, stage=int(stage))
+                views.batch.step(nstep=n_substeps, stage=int(stage))
             else:
-                batch.forward(stage=mujoco.mjtStage.mjSTAGE_VEL.value)
-            after = np.ascontiguousarray(batch.state[:, : self.carried]).view(np.uint32)
-            outputs = [batch.qpos, batch.qvel, *(batch.bind(f) for f in self._scene.fields)]
-            outputs = [out.astype(np.float32).reshape(*lead, *out.shape[1:]) for out in outputs]
-        return after.reshape(*lead, -1), *outputs
+                views.batch.forward(stage=mujoco.mjtStage.mjSTAGE_VEL.value)
+            outputs[0].reshape(count, -1).view(np.float64)[:] = views.carried
+            for out, value in zip(outputs[1:], views.outputs, strict=True):
+                out[:] = value.reshape(out.shape)
 
-    def _batch(self, count: int) -> mujoco.batch.Batch:
-        if count not in self._batches:
-            batch = mujoco.batch.Batch(self._scene.model, count, self._threads)
-            for field in self._scene.fields:
-                batch.bind(field)  # bound before the first call, or that call leaves it at zero
-            self._batches[count] = batch
-        return self._batches[count]
+    def _batch(self, count: int) -> _Views:
+        if count not in self._views:
+            scene = self._scene
+            batch = mujoco.batch.Batch(scene.model, count, self._threads)
+            overrides = []
+            for field, names in scene.override_rows.items():
+                rows = row_ids(scene.model, field, names)
+                adjacent = np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows)))
+                # Slices are written several times faster than lists of rows.
+                where = slice(rows[0], rows[0] + len(rows)) if adjacent else rows
+                overrides.append((batch.expand(field), where))
+            # Fields are bound before the first call, or that call leaves them at zero.
+            outputs = [batch.bind(field) for field in ("qpos", "qvel", *scene.fields)]
+            carried = batch.state[:, : self.carried]
+            self._views[count] = _Views(batch, carried, batch.bind("ctrl"), overrides, outputs)
+        return self._views[count]
+
+
+class _FloatMode:
+    """The floating-point mode of the thread that makes this.
+
+    XLA's threads flush subnormal numbers to zero. MuJoCo, called from one of them, would round
+    differently from a plain C loop - and differently from environment to environment, since only
+    some of the batch's threads are XLA's.
+    """
+
+    def __init__(self):
+        # Of the C library; PyDLL keeps the GIL, these calls take nanoseconds.
+        self._libc = ctypes.PyDLL("ucrtbase" if sys.platform == "win32" else None)
+        self._mode = self._current()
+
+    @contextmanager
+    def restored(self):
+        """Within: the mode that this object remembers."""
+        before = self._current()
+        self._libc.fesetenv(self._mode)
+        try:
+            yield
+        finally:
+            self._libc.fesetenv(before)
+
+    def _current(self):
+        mode = ctypes.create_string_buffer(256)  # fenv_t: 32 bytes on x86-64
+        self._libc.fegetenv(mode)
+        return mode

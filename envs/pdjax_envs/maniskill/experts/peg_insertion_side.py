@@ -25,13 +25,16 @@ HOVER = 0.08  # m, height of the tool above the peg before the descent
 STANDOFF = 0.03  # m, gap between the peg's head and the box before the insertion
 HOLD_BEHIND = 0.06  # m, grasp to the peg's middle, as ManiSkill2's dense reward asks
 CLOSE_STEPS = 8  # control steps for the fingers to close
-# Largest actions: beyond these the joint drives saturate, lag unevenly and tilt the tool.
-MOVE_LIMIT, TURN_LIMIT = 0.35, 0.8
+# Largest actions: beyond these the joint drives saturate, lag unevenly and tilt the tool. The
+# descent is slower, and it settles before the fingers close: haste there is hard to imitate.
+MOVE_LIMIT = (0.35, 0.2, 0.2, 0.35, 0.35, 0.35)  # by phase
+TURN_LIMIT = 0.8
+SETTLE_STEPS = 4  # control steps at the peg before the fingers close
 OPEN, SHUT = 1.0, -1.0
 
 
 class Carry(NamedTuple):
-    """`phase` () int32, `timer` () int32 control steps in the phase."""
+    """`phase` () int32, `timer` () int32 control steps that the phase's goal has been met."""
 
     phase: jax.Array
     timer: jax.Array
@@ -91,7 +94,7 @@ def _act(carry: Carry, obs: jax.Array, key: jax.Array) -> tuple[jax.Array, Carry
     head = view.peg_pos + view.half_length * along
     lateral = head - view.hole_pos - jnp.dot(head - view.hole_pos, into) * into
     depth_left = jnp.dot(peg_inside - view.peg_pos, into)
-    advance = jnp.clip(depth_left, -0.02, 0.04) * jnp.exp(-((jnp.linalg.norm(lateral) / 0.004) ** 2))
+    advance = jnp.clip(depth_left, -0.02, 0.03) * jnp.exp(-((jnp.linalg.norm(lateral) / 0.004) ** 2))
     on_axis = view.hole_pos + jnp.dot(view.peg_pos - view.hole_pos, into) * into
     goals = [
         (hold + HOVER * up, grip_quat),
@@ -104,20 +107,21 @@ def _act(carry: Carry, obs: jax.Array, key: jax.Array) -> tuple[jax.Array, Carry
     goal_pos = jnp.stack([pos for pos, _ in goals])[carry.phase]
     goal_quat = jnp.stack([quat for _, quat in goals])[carry.phase]
 
-    action, error, angle = _move(view, goal_pos, goal_quat)
+    limit = jnp.array(MOVE_LIMIT)[carry.phase]
+    action, error, angle = _move(view, goal_pos, goal_quat, limit)
     grip = jnp.where(carry.phase >= CLOSE, SHUT, OPEN)
     held = jnp.linalg.norm(view.tool_pos - hold) < 0.04
     return jnp.append(action, grip), _next_phase(carry, error, angle, held)
 
 
-def _move(view: _View, goal_pos, goal_quat):
+def _move(view: _View, goal_pos, goal_quat, move_limit):
     """Proportional action (6,) towards a tool pose, and the remaining distance and angle."""
     back = quat_conjugate(view.tool_quat)
     move = rotate(back, goal_pos - view.tool_pos)
     turn = quat_to_rotvec(quat_multiply(back, goal_quat))
     move_action = 1.5 * move / MAX_TRANSLATION
     turn_action = 1.5 * turn / MAX_ROTATION
-    action = jnp.concatenate([_limit(move_action, MOVE_LIMIT), _limit(turn_action, TURN_LIMIT)])
+    action = jnp.concatenate([_limit(move_action, move_limit), _limit(turn_action, TURN_LIMIT)])
     return action, jnp.linalg.norm(move), jnp.linalg.norm(turn)
 
 
@@ -129,8 +133,9 @@ def _next_phase(carry: Carry, error, angle, held) -> Carry:
     """Moves on when the goal is near; back to the start when the peg was lost."""
     near = jnp.array([0.015, 0.004, 1e9, 0.02, 0.004, -1.0])[carry.phase]
     straight = jnp.array([0.1, 0.05, 1e9, 1e9, 0.02, -1.0])[carry.phase]
-    waited = carry.timer >= jnp.array([0, 0, CLOSE_STEPS, 0, 0, 0])[carry.phase]
-    advance = (error < near) & (angle < straight) & waited
+    there = (error < near) & (angle < straight)
+    timer = jnp.where(there, carry.timer + 1, 0)  # control steps at the goal
+    stay = jnp.array([1, SETTLE_STEPS, CLOSE_STEPS, 1, 2, 1])[carry.phase]
     lost = (carry.phase > CLOSE) & ~held
-    phase = jnp.where(lost, ABOVE, carry.phase + advance)
-    return Carry(phase, jnp.where(phase == carry.phase, carry.timer + 1, 0))
+    phase = jnp.where(lost, ABOVE, carry.phase + (timer >= stay))
+    return Carry(phase, jnp.where(phase == carry.phase, timer, 0))

@@ -1,0 +1,210 @@
+"""What a run shows and keeps: a progress line, JSONL, TensorBoard, a learning curve, a table.
+
+The only file that imports trackers and plotting. Knows no algorithm: it is handed names and numbers.
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from tensorboardX import SummaryWriter
+
+PLAIN_EVERY = 15.0  # s between progress lines where the output is no terminal
+
+console = Console(stderr=True, highlight=False)
+
+
+class ProgressBar:
+    """A bar with count, rate, remaining time and the caller's note; plain lines without a terminal.
+
+    Args:
+      label: what is being done.
+      total: units of work.
+      unit: their name, in the plural.
+    """
+
+    def __init__(self, label: str, total: int, unit: str):
+        self._label, self._total, self._unit = label, total, unit
+        self._start, self._spoken = time.monotonic(), time.monotonic()
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(elapsed_when_finished=True),
+                TextColumn("{task.fields[note]}"),
+                console=console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(label, total=total, rate="", note="")
+
+    def update(self, done: int, note: str = "") -> None:
+        """Shows that `done` units are finished."""
+        elapsed = max(time.monotonic() - self._start, 1e-6)
+        rate = done / elapsed
+        shown = f"{rate:,.0f} {self._unit}/s" if rate >= 10 else f"{rate:.1f} {self._unit}/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=min(done, self._total), rate=shown, note=note)
+        elif time.monotonic() - self._spoken >= PLAIN_EVERY or done >= self._total:
+            self._spoken = time.monotonic()
+            left = (self._total - done) / max(rate, 1e-6)
+            console.print(f"{self._label}: {done:,}/{self._total:,} {self._unit}, {shown},"
+                          f" {left:.0f} s left  {note}", soft_wrap=True)  # fmt: skip
+
+    def close(self) -> None:
+        """Leaves the last state on the screen."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+@contextmanager
+def progress(label: str, total: int, unit: str) -> Iterator[ProgressBar]:
+    """A `ProgressBar` that is closed however the block ends."""
+    bar = ProgressBar(label, total, unit)
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+class MetricsLog:
+    """Writes one JSON object a line to `metrics.jsonl` and scalars for TensorBoard to `tb/`."""
+
+    def __init__(self, directory: Path):
+        self._file = open(directory / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
+        self._writer = SummaryWriter(str(directory / "tb"))
+
+    def write(self, group: str, step: int, values: Mapping[str, Any]) -> None:
+        """Records values of a group (`train`, `eval`) at a number of decision steps."""
+        numbers = {name: _plain(value) for name, value in values.items()}
+        self._file.write(json.dumps({"group": group, "decision_steps": step, **numbers}) + "\n")
+        for name, value in numbers.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                self._writer.add_scalar(f"{group}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flushes both."""
+        self._file.close()
+        self._writer.close()
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_metrics(directory: Path, group: str) -> list[dict[str, Any]]:
+    """The records of one group of a run's `metrics.jsonl`, in order."""
+    path = directory / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    return [record for record in records if record["group"] == group]
+
+
+def say(text: str) -> None:
+    """Prints a line for people, on stderr."""
+    console.print(text, soft_wrap=True)
+
+
+def emit_json(values: Mapping[str, Any]) -> None:
+    """Prints one JSON object as the last line of stdout."""
+    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.flush()
+
+
+def show_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """Prints a small table for people, on stderr."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def show_comparison(summary: Mapping[str, Any]) -> None:
+    """Prints base against refined, see `evaluation.summarize`."""
+
+    def rate(name: str) -> str:
+        low, high = summary[f"{name}_ci"]
+        return f"{summary[f'{name}_success']:.1%}  [{low:.1%}, {high:.1%}]"
+
+    def steps(name: str) -> str:
+        value = summary[f"{name}_steps_to_success"]
+        return "-" if value is None else f"{value:.0f}"
+
+    rows = [
+        ["success_once", rate("base"), rate("refined")],
+        ["success_at_end", *(f"{summary[f'{n}_success_at_end']:.1%}" for n in ("base", "refined"))],
+        ["control steps to success", steps("base"), steps("refined")],
+        ["smoothness (lower is smoother)",
+         *(f"{summary[f'{n}_smoothness']:.4f}" for n in ("base", "refined"))],
+    ]  # fmt: skip
+    title = f"{summary['task']}: {summary['episodes']} paired episodes, 95 % intervals"
+    show_table(title, ["", "base policy", "refined"], rows)
+    low, high = summary["gain_ci"]
+    say(f"gain: {summary['gain']:+.1%}  [{low:+.1%}, {high:+.1%}]")
+
+
+def plot_learning_curve(directory: Path, summary: Mapping[str, Any]) -> Path:
+    """Draws success against decision steps (and wall-clock) from a run's metrics.
+
+    Returns:
+      The PNG written, `learning_curve.png` in the run's directory.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    evaluations, epochs = read_metrics(directory, "eval"), read_metrics(directory, "train")
+    figure, axis = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
+    axis.plot([e["decision_steps"] for e in epochs], [e["train_success"] for e in epochs],
+              color="0.75", linewidth=1.2, label="while exploring (training episodes)")  # fmt: skip
+    axis.plot([e["decision_steps"] for e in evaluations], [e["success_once"] for e in evaluations],
+              color="C0", marker="o", markersize=4, label="refined, interim evaluation")  # fmt: skip
+    axis.axhline(summary["base_success"], color="C1", linestyle="--", label="base policy")
+    if epochs:
+        last = epochs[-1]["decision_steps"]
+        low, high = summary["refined_ci"]
+        axis.errorbar([last], [summary["refined_success"]],
+                      yerr=[[summary["refined_success"] - low], [high - summary["refined_success"]]],
+                      color="C2", marker="D", capsize=4, linestyle="none",
+                      label=f"refined, final ({summary['episodes']} paired episodes)")  # fmt: skip
+        minutes = [e["wall_s"] / 60 for e in epochs]
+        top = axis.secondary_xaxis("top", functions=_time_axis(epochs, minutes))
+        top.set_xlabel("training wall-clock (minutes)")
+    axis.set(xlabel="decision steps", ylabel="success_once", ylim=(-0.02, 1.02))
+    axis.set_title(f"{summary['task']}, seed {summary['seed']}: gain {summary['gain']:+.1%}",
+                   fontsize=11)  # fmt: skip
+    axis.grid(alpha=0.25)
+    axis.legend(loc="lower right", fontsize=8)
+    path = directory / "learning_curve.png"
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
+
+
+def _time_axis(epochs: list[dict[str, Any]], minutes: list[float]):
+    import numpy as np
+
+    steps = [e["decision_steps"] for e in epochs]
+    return (
+        lambda x: np.interp(x, [0, *steps], [0, *minutes]),
+        lambda m: np.interp(m, [0, *minutes], [0, *steps]),
+    )

@@ -1,0 +1,372 @@
+"""This file is not pure: it builds runs from configs, drives them and writes their directories.
+
+The single door: everything that a command does to policies goes through `build` and `run`, or
+through `evaluate_run` on a finished run.
+
+A run's directory holds `config.yaml`, `base_policy/` (a copy, so that the directory is complete),
+`residual/` (checkpoint of the best residual policy), `metrics.jsonl`, `tb/`, `learning_curve.png`
+and `result.json`.
+"""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pdjax import checkpoint, evaluation, report
+from pdjax import config as configs
+from pdjax import render as rendering
+from pdjax.base_policies import imitation
+from pdjax.config import Config, ConfigError
+from pdjax.rollout import Evaluation, Frozen, Rollout, episode_overrides, make_rollout
+from pdjax.sac import SAC, make_hyperparams, make_sac
+from pdjax.train import Trainer, TrainState, make_trainer
+from pdjax.types import BasePolicy, Params
+from pdjax_envs import demonstrations, registry
+from pdjax_envs.task import Env
+
+INTERIM_SEED_OFFSET = 1_000_000  # interim and final evaluations never share episodes
+
+
+class Run(NamedTuple):
+    """A built run: static functions, and what they take.
+
+    Attributes:
+      config: the run's config.
+      env: the environment.
+      base: the frozen policy.
+      rollout: their rollout functions.
+      sac: the learner.
+      trainer: the training functions.
+      frozen: model, base parameters, observation statistics.
+    """
+
+    config: Config
+    env: Env
+    base: BasePolicy
+    rollout: Rollout
+    sac: SAC
+    trainer: Trainer
+    frozen: Frozen
+
+
+class Result(NamedTuple):
+    """A finished run: its directory and the content of `result.json`."""
+
+    directory: Path
+    summary: dict[str, Any]
+
+
+def build(config: Config) -> Run:
+    """Builds a run; compiles and trains nothing yet.
+
+    Raises:
+      ConfigError, checkpoint.CheckpointError, registry.UnknownName: the config cannot work; the
+        message says what to change.
+    """
+    configs.validate(config)
+    env = registry.make(config.task.name, config.task.physics)
+    if not config.base_policy.path:
+        raise ConfigError("base_policy.path is empty; set it to a directory of `pdjax imitate`")
+    base, task = imitation.load(Path(config.base_policy.path), config.base_policy.act_horizon)
+    if task != config.task.name or base.obs_dim != env.task.obs_dim:
+        raise ConfigError(
+            f"base policy {config.base_policy.path} was trained for {task} ({base.obs_dim} numbers"
+            f" observed), but task.name is {config.task.name} ({env.task.obs_dim}); change either"
+        )
+    rollout = make_rollout(env, base)
+    sac = make_sac(config.sac, config.decorator, base.obs_dim, base.act_horizon * base.act_dim)
+    trainer = make_trainer(config, base, rollout, sac)
+    mean, std = base.obs_mean, base.obs_std
+    if not config.decorator.normalize_obs:
+        mean, std = jnp.zeros_like(mean), jnp.ones_like(std)
+    frozen = Frozen(env.model, base.params, mean, std)
+    return Run(config, env, base, rollout, sac, trainer, frozen)
+
+
+def run(config: Config, directory: Path) -> Result:
+    """Trains, evaluates and writes a run directory.
+
+    Args:
+      config: the run.
+      directory: created; must not exist or be empty.
+
+    Raises:
+      ConfigError: see `build`; or the directory is not empty or cannot be written.
+    """
+    start = time.monotonic()
+    built = build(config)
+    new_directory(directory)
+    shutil.copytree(config.base_policy.path, directory / "base_policy")
+    configs.save(config, directory / "config.yaml")
+    state, actor = _train(built, directory)
+    checkpoint.save(directory / "residual", actor)
+    summary = _compare(built, actor, config.eval.episodes, config.eval.seed)
+    summary |= {
+        "seed": config.seed,
+        "decision_steps": int(state.decision_steps),
+        "control_steps": int(state.control_steps),
+        "gradient_steps": int(state.sac.gradient_steps),
+        "physics": built.env.engine,
+        "wall_s": time.monotonic() - start,
+    }
+    write_result(directory, summary)
+    report.plot_learning_curve(directory, summary)
+    return Result(directory, summary)
+
+
+def write_result(directory: Path, summary: dict[str, Any]) -> None:
+    """Writes `result.json`."""
+    (directory / "result.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def new_directory(directory: Path) -> None:
+    """Makes a directory to write into.
+
+    Raises:
+      ConfigError: it exists and is not empty, or it cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if any(directory.iterdir()):
+            raise ConfigError(f"{directory} is not empty; choose another --out or remove it")
+        probe = directory / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to {directory}: {error.strerror or error}; choose another --out"
+        ) from None
+
+
+def _train(built: Run, directory: Path) -> tuple[TrainState, Params]:
+    """The training loop; returns the last state and the actor that evaluated best."""
+    config = built.config
+    hyperparams = make_hyperparams(config, built.base.act_horizon * built.base.act_dim)
+    state = jax.jit(built.trainer.init)(built.frozen, hyperparams, jax.random.key(config.seed))
+    train_epoch = jax.jit(built.trainer.train_epoch, donate_argnums=1)
+    assess = make_assess(built)
+    best_actor, best = state.sac.actor, -1.0
+    log = report.MetricsLog(directory)
+    start, since_eval, note = time.monotonic(), 0, "compiling"
+    with report.progress("refining", config.train.total_decisions, "decisions") as bar:
+        bar.update(0, note)
+        done = 0
+        while done < config.train.total_decisions:
+            state, metrics = train_epoch(built.frozen, state)
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            done = int(values.pop("decision_steps"))
+            log.write("train", done, values | {"wall_s": time.monotonic() - start})
+            since_eval += config.train.decisions_per_epoch
+            last = done >= config.train.total_decisions
+            if config.eval.interim_episodes and (since_eval >= config.eval.interim_every or last):
+                since_eval = 0
+                result = assess(state.sac.actor, config.decorator.residual_scale,
+                                config.eval.seed + INTERIM_SEED_OFFSET,
+                                config.eval.interim_episodes)  # fmt: skip
+                score = float(result.success_once.mean())
+                log.write("eval", done, _eval_metrics(result, time.monotonic() - start))
+                note = f"evaluated {score:.0%}"
+                if score >= best:
+                    best_actor, best = jax.tree.map(jnp.copy, state.sac.actor), score
+            bar.update(done, f"{note}, training {values['train_success']:.0%}")
+    log.close()
+    if not config.eval.interim_episodes:
+        best_actor = state.sac.actor
+    return state, best_actor
+
+
+def _eval_metrics(result: Evaluation, wall_s: float) -> dict[str, Any]:
+    return {
+        "success_once": float(result.success_once.mean()),
+        "success_at_end": float(result.success_at_end.mean()),
+        "steps_to_success": float(result.steps_to_success.mean()),
+        "smoothness": float(result.smoothness.mean()),
+        "saturation": float(result.saturation.mean()),
+        "wall_s": wall_s,
+    }
+
+
+def make_assess(built: Run):
+    """(actor, residual_scale, seed, episodes, record=False) -> Evaluation on the host.
+
+    Compiled once for each number of episodes; scale 0 is the base policy.
+    """
+
+    def assess(frozen, actor, residual_scale, key, episodes, record):
+        def choose(obs, base_action):
+            return built.sac.act_deterministic(actor, obs, base_action)
+
+        return built.rollout.evaluate(frozen, choose, residual_scale, key, episodes, record)
+
+    compiled = jax.jit(assess, static_argnums=(4, 5))
+
+    def on_host(actor, residual_scale, seed, episodes, record=False) -> Evaluation:
+        key = jax.random.key(seed)
+        scale = jnp.float32(residual_scale)
+        return jax.device_get(compiled(built.frozen, actor, scale, key, episodes, record))
+
+    return on_host
+
+
+def _compare(built: Run, actor: Params, episodes: int, seed: int) -> dict[str, Any]:
+    """Base and refined on the same episodes, as `result.json` keeps it."""
+    assess = make_assess(built)
+    with report.progress("evaluating", 2 * episodes, "episodes") as bar:
+        base = assess(actor, 0.0, seed, episodes)
+        bar.update(episodes, f"base {base.success_once.mean():.1%}")
+        refined = assess(actor, built.config.decorator.residual_scale, seed, episodes)
+        bar.update(2 * episodes, f"refined {refined.success_once.mean():.1%}")
+    return {"task": built.env.task.name} | evaluation.summarize(base, refined)
+
+
+def load_run(directory: Path, physics: str = "") -> tuple[Run, Params]:
+    """Reads a finished run back: the built run and its residual policy's parameters.
+
+    Raises:
+      ConfigError, checkpoint.CheckpointError: the directory is no finished run.
+    """
+    if not (directory / "config.yaml").is_file():
+        raise ConfigError(f"{directory} is no run: expected config.yaml as `pdjax train` writes it")
+    overrides = [f"base_policy.path={json.dumps(str(directory / 'base_policy'))}"]
+    overrides += [f"task.physics={physics}"] if physics else []
+    built = build(configs.load(str(directory / "config.yaml"), overrides))
+    like = jax.eval_shape(built.sac.init, jax.random.key(0)).actor
+    return built, checkpoint.restore(directory / "residual", like)
+
+
+def evaluate_run(directory: Path, episodes: int, seed: int, physics: str = "") -> dict[str, Any]:
+    """Paired evaluation of a finished run on other episodes than its training saw."""
+    built, actor = load_run(directory, physics)
+    return _compare(built, actor, episodes, seed) | {"run": str(directory), "seed": seed}
+
+
+def record_demonstrations(task: str, out: Path, episodes: int, seed: int, noise: float,
+                          physics: str = "auto") -> dict[str, Any]:  # fmt: skip
+    """Records a task's expert into an HDF5 file; returns what was written.
+
+    Raises:
+      ConfigError: the file exists or cannot be written, or a number is out of range.
+      demonstrations.DataError: the task has no expert.
+    """
+    if episodes < 1:
+        raise ConfigError(f"--episodes {episodes} must be at least 1")
+    env = registry.make(task, physics)
+    new_file(out, (".h5", ".hdf5"))
+    with report.progress("recording", episodes, "episodes") as bar:
+        found, rate = demonstrations.record(env, episodes, seed, noise, bar.update)
+    demonstrations.write(out, env.task, found)
+    lengths = [len(trajectory.actions) for trajectory in found]
+    report.say(
+        f"{out}: {episodes} episodes of {task}, {sum(lengths) / episodes:.0f} control steps each;"
+        f" the expert succeeded in {rate:.1%} of its attempts"
+    )
+    return {"task": task, "file": str(out), "episodes": episodes, "expert_success": rate,
+            "mean_steps": sum(lengths) / episodes, "seed": seed, "noise": noise}  # fmt: skip
+
+
+def imitate(demos: Path, task: str, out: Path, config: imitation.ImitationConfig,
+            eval_episodes: int, physics: str = "auto") -> dict[str, Any]:  # fmt: skip
+    """Trains a base policy on a demonstration file and writes its directory.
+
+    Raises:
+      ConfigError: the directory is not empty or cannot be written, or a number is out of range.
+      demonstrations.DataError: the demonstrations cannot be used.
+    """
+    env = registry.make(task, physics)
+    try:
+        config.policy.validate()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if min(config.steps, config.batch_size, config.policy.hidden) < 1:
+        raise ConfigError("--steps, --batch-size and --hidden must be at least 1")
+    found = demonstrations.read(demos, env.task)
+    new_directory(out)
+    with report.progress("imitating", config.steps, "steps") as bar:
+
+        def show(step, losses):
+            bar.update(step, f"loss {losses['train_loss']:.4f},"
+                             f" validation {losses['validation_loss']:.4f}")  # fmt: skip
+
+        policy = imitation.train([(t.obs, t.actions) for t in found], config, show)
+    imitation.save(out, policy, config, task)
+    summary: dict[str, Any] = {"task": task, "policy": str(out), "episodes": len(found),
+                               "steps": config.steps, "seed": config.seed}  # fmt: skip
+    if eval_episodes:
+        success = base_success(env, policy, eval_episodes)
+        low, high = evaluation.wilson(success.sum(), eval_episodes)
+        report.say(f"{out}: success_once {success.mean():.1%} [{low:.1%}, {high:.1%}] over"
+                   f" {eval_episodes} episodes")  # fmt: skip
+        summary |= {"base_success": float(success.mean()), "base_ci": [low, high],
+                    "eval_episodes": eval_episodes}  # fmt: skip
+    return summary
+
+
+def base_success(env: Env, policy: BasePolicy, episodes: int, seed: int = 30_000):
+    """(episodes,) bool, success_once of a base policy alone."""
+    rollout = make_rollout(env, policy)
+    frozen = Frozen(env.model, policy.params, policy.obs_mean, policy.obs_std)
+
+    def play(frozen, key):
+        nothing = lambda obs, base_action: jnp.zeros_like(base_action)  # noqa: E731
+        return rollout.evaluate(frozen, nothing, 0.0, key, episodes).success_once
+
+    return jax.device_get(jax.jit(play)(frozen, jax.random.key(seed)))
+
+
+def render_run(directory: Path, out: Path, episodes: int, seed: int) -> dict[str, Any]:
+    """Renders base and refined policy of a run side by side.
+
+    Raises:
+      ConfigError, checkpoint.CheckpointError: no finished run, or the video exists already.
+      rendering.RenderError: nothing to draw with on this machine.
+    """
+    if episodes < 1:
+        raise ConfigError(f"--episodes {episodes} must be at least 1")
+    new_file(out, (".mp4", ".gif"))
+    built, actor = load_run(directory)
+    render_comparison(built, actor, out, episodes, seed)
+    return {"video": str(out), "episodes": episodes, "seed": seed}
+
+
+def render_comparison(built: Run, actor: Params, out: Path, episodes: int, seed: int) -> None:
+    """Plays the same episodes with base and refined policy and draws them side by side."""
+    assess = make_assess(built)
+    scale = built.config.decorator.residual_scale
+    sides = [
+        rendering.Side(label, result.qpos, result.steps_to_success, result.success_once)
+        for label, result in (
+            ("base policy", assess(actor, 0.0, seed, episodes, True)),
+            ("refined", assess(actor, scale, seed, episodes, True)),
+        )
+        if result.qpos is not None
+    ]
+    overrides = episode_overrides(built.env, jax.random.split(jax.random.key(seed), episodes))
+    with report.progress("rendering", 1, "videos") as bar:
+        rendering.render(built.env.task.name, overrides, sides, out)
+        bar.update(1)
+
+
+def new_file(path: Path, endings: tuple[str, ...]) -> None:
+    """Checks that a file can be written.
+
+    Raises:
+      ConfigError: it exists, has another ending, or its folder cannot be written.
+    """
+    if path.suffix not in endings:
+        raise ConfigError(f"{path} must end in {' or '.join(endings)}")
+    if path.exists():
+        raise ConfigError(f"{path} exists already; choose another --out or remove it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.parent / f".{path.name}.probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {path}: {error.strerror or error}; choose another --out"
+        ) from None
