@@ -241,9 +241,9 @@ def evaluate(
     return result._replace(qpos=flat(qpos) if record else None)
 
 
-def _episode_keys(keys: Array) -> Array:
-    """(2, episodes): for the start of each episode, for the base policy's noise in it."""
-    return jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+def _episode_keys(keys: Array) -> tuple[Array, Array]:
+    """Keys (episodes,) for the start of each episode, and for the base policy's noise in it."""
+    return jax.vmap(lambda key: tuple(jax.random.split(key)))(keys)
 
 
 def episode_overrides(env: Env, keys: Array) -> dict[str, Array]:

@@ -94,9 +94,7 @@ def _make_attempt(env: Env, noise: float) -> Callable[..., Any]:
         state, obs, memory = carry
         act_key, noise_key = jax.random.split(key)
         action, memory = expert.act(memory, obs, act_key)
-        shake = noise * jax.random.normal(noise_key, action.shape)
-        # The last number opens and closes the gripper and is left alone.
-        executed = jnp.clip(action + shake.at[-1].set(0.0), -1.0, 1.0)
+        executed = expert.disturb(action, obs, noise_key, noise)
         state, out = env.step(model, state, executed)
         return (state, out.obs, memory), (out.obs, action, out.terminated, snapshot(state))
 

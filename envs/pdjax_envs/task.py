@@ -91,10 +91,13 @@ class Expert(NamedTuple):
     Attributes:
       init: key -> carry at the start of an episode.
       act: (carry, observation, key) -> (action in [-1, 1], carry).
+      disturb: (action, observation, key, noise) -> action to execute instead: mishaps of a size
+        given by `noise` that it recovers from.
     """
 
     init: Callable[[Array], Any]
     act: Callable[[Any, Array, Array], tuple[Array, Any]]
+    disturb: Callable[[Array, Array, Array, float], Array]
 
 
 class EnvState(NamedTuple):

@@ -31,6 +31,7 @@ MOVE_LIMIT = (0.35, 0.2, 0.2, 0.35, 0.35, 0.35)  # by phase
 TURN_LIMIT = 0.8
 SETTLE_STEPS = 4  # control steps at the peg before the fingers close
 OPEN, SHUT = 1.0, -1.0
+FINGER_SLIPS = 3.0  # chance per control step and unit of noise that open fingers start to close
 
 
 class Carry(NamedTuple):
@@ -58,7 +59,7 @@ def _view(obs: jax.Array) -> _View:
 
 def make_expert() -> Expert:
     """Builds the demonstrator; pure functions for one environment."""
-    return Expert(_init, _act)
+    return Expert(_init, _act, _disturb)
 
 
 def _init(key: jax.Array) -> Carry:
@@ -112,6 +113,15 @@ def _act(carry: Carry, obs: jax.Array, key: jax.Array) -> tuple[jax.Array, Carry
     grip = jnp.where(carry.phase >= CLOSE, SHUT, OPEN)
     held = jnp.linalg.norm(view.tool_pos - hold) < 0.04
     return jnp.append(action, grip), _next_phase(carry, error, angle, held)
+
+
+def _disturb(action: jax.Array, obs: jax.Array, key: jax.Array, noise: float) -> jax.Array:
+    """Gaussian noise on the arm; before the grasp the fingers sometimes start to close too early."""
+    del obs
+    arm_key, finger_key = jax.random.split(key)
+    arm = action[:6] + noise * jax.random.normal(arm_key, (6,))
+    slip = (action[6] > 0) & jax.random.bernoulli(finger_key, FINGER_SLIPS * noise)
+    return jnp.clip(jnp.append(arm, jnp.where(slip, SHUT, action[6])), -1.0, 1.0)
 
 
 def _move(view: _View, goal_pos, goal_quat, move_limit):

@@ -1,0 +1,88 @@
+"""Probe environments with known answers, stepped without a simulator."""
+
+import jax
+import jax.numpy as jnp
+
+from pdjax.types import BasePolicy
+from pdjax_envs.physics.engine import Engine, PhysicsState, Scene
+from pdjax_envs.task import Episode, Start, Task, make_env
+
+SPEED = 0.1  # position per control step at action 1
+
+
+def make_point_env(episode_steps=8, tolerance=0.05, goal=0.5):
+    """A point on a line: starts at a random place in [-0.1, 0.1], succeeds near the goal.
+
+    Observation: (position, goal, steps taken); action: (velocity,).
+    """
+
+    def sample_start(key):
+        position = jax.random.uniform(key, (1,), minval=-0.1, maxval=0.1)
+        return Start(Episode({}, jnp.float32(goal)), position, jnp.zeros(1))
+
+    def reset(model, overrides, qpos, qvel):
+        del model, overrides
+        return PhysicsState(qpos, qvel, {}, jnp.zeros(()))
+
+    def step(model, overrides, state, ctrl):
+        del model, overrides
+        return PhysicsState(state.qpos + SPEED * ctrl, ctrl, {}, state.raw + 1)
+
+    def success(episode, physics):
+        return jnp.abs(physics.qpos[0] - episode.params) < tolerance
+
+    def observe(episode, physics):
+        return jnp.stack([physics.qpos[0], episode.params, physics.raw])
+
+    task = Task(
+        name="Point",
+        summary="move a point to a goal",
+        scene=Scene(None, 1),
+        make_visual_model=lambda: None,
+        observation=(("position", 1), ("goal", 1), ("steps", 1)),
+        action=(("velocity", 1),),
+        control_mode="velocity",
+        episode_steps=episode_steps,
+        control_hz=10.0,
+        sample_start=sample_start,
+        control=lambda episode, physics, action: jnp.clip(action, -1, 1),
+        observe=observe,
+        reward_terms=lambda e, p: {"success": success(e, p).astype(jnp.float32)},
+        success=success,
+    )
+    return make_env(task, Engine("probe", (), reset, step))
+
+
+def make_constant_policy(velocity=0.0, act_horizon=2, obs_horizon=2):
+    """Always moves at `velocity`; its carry counts its own calls since the episode's start."""
+
+    def apply(params, carry, obs_history, key):
+        del obs_history, key
+        return jnp.full((act_horizon, 1), params["velocity"]), carry + 1
+
+    return BasePolicy(
+        init_carry=lambda key: jnp.zeros((), jnp.int32),
+        apply=apply,
+        params={"velocity": jnp.float32(velocity)},
+        obs_dim=3,
+        act_dim=1,
+        obs_horizon=obs_horizon,
+        act_horizon=act_horizon,
+        obs_mean=jnp.zeros(3),
+        obs_std=jnp.ones(3),
+    )
+
+
+def make_counting_policy(act_horizon=2):
+    """Its action is a hundredth of its own call count: a carry that leaks would show."""
+
+    def apply(params, carry, obs_history, key):
+        del obs_history, key
+        return jnp.full((act_horizon, 1), 0.01 * carry) * params["gain"], carry + 1
+
+    constant = make_constant_policy(act_horizon=act_horizon)
+    return constant._replace(
+        init_carry=lambda key: jnp.ones((), jnp.int32),
+        apply=apply,
+        params={"gain": jnp.float32(1.0)},
+    )

@@ -1,0 +1,167 @@
+"""Training: one jitted epoch that learns, leaves the base alone and compiles once."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from probe import make_constant_policy, make_point_env
+
+from pdjax.config import Config, ConfigError, preset
+from pdjax.rollout import Frozen, make_rollout
+from pdjax.sac import make_hyperparams, make_sac
+from pdjax.train import make_schedule, make_trainer
+
+
+def small_config(**train):
+    config = preset("fast")
+    settings = {
+        "num_envs": 8, "decisions_per_round": 16, "decisions_per_epoch": 64, "learning_starts": 64,
+        "updates_per_decision": 0.25, "replay_capacity": 4096,
+    }  # fmt: skip
+    return dataclasses.replace(
+        config,
+        sac=dataclasses.replace(config.sac, batch_size=64, hidden=(32, 32), gamma=0.9),
+        decorator=dataclasses.replace(config.decorator, residual_scale=0.5, exploration_steps=0),
+        train=dataclasses.replace(config.train, **(settings | train)),
+    )
+
+
+def build(config, velocity=0.2, episode_steps=12):
+    env, base = make_point_env(episode_steps=episode_steps), make_constant_policy(velocity)
+    rollout = make_rollout(env, base)
+    sac = make_sac(config.sac, config.decorator, base.obs_dim, base.act_horizon * base.act_dim)
+    frozen = Frozen(env.model, base.params, base.obs_mean, base.obs_std)
+    trainer = make_trainer(config, base, rollout, sac)
+    hyperparams = make_hyperparams(config, base.act_horizon * base.act_dim)
+    state = jax.jit(trainer.init)(frozen, hyperparams, jax.random.key(config.seed))
+    return rollout, sac, frozen, trainer, state
+
+
+def copy(tree):
+    return jax.tree.map(lambda x: np.array(x) if not _is_key(x) else x, jax.device_get(tree))
+
+
+def _is_key(leaf):
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def test_an_epoch_learns_and_the_base_policy_stays_bitwise_the_same():
+    _, _, frozen, trainer, state = build(small_config())
+    base_before, actor_before = copy(frozen.base_params), copy(state.sac.actor)
+    epoch = jax.jit(trainer.train_epoch, donate_argnums=1)
+    for _ in range(3):
+        state, metrics = epoch(frozen, state)
+    assert metrics["gradient_steps"] == state.sac.gradient_steps > 0
+    jax.tree.map(np.testing.assert_array_equal, base_before, copy(frozen.base_params))
+    changed = jax.tree.map(lambda a, b: (a != b).any(), actor_before, copy(state.sac.actor))
+    assert all(jax.tree.leaves(changed))
+    assert all(np.isfinite(value) for value in jax.device_get(metrics).values())
+
+
+def test_the_second_epoch_compiles_nothing():
+    _, _, frozen, trainer, state = build(small_config())
+    epoch = jax.jit(trainer.train_epoch, donate_argnums=1)
+    for _ in range(3):
+        state, _ = epoch(frozen, state)
+    assert epoch._cache_size() == 1
+
+
+def test_counters_and_update_ratio():
+    config = small_config()
+    _, _, frozen, trainer, state = build(config)
+    epoch = jax.jit(trainer.train_epoch)
+    for count in range(1, 4):
+        state, _ = epoch(frozen, state)
+        assert state.decision_steps == 64 * count
+    # Rounds of 16 decisions; learning starts at 64 decisions, so with the fourth round:
+    # 1 + 4 + 4 rounds of 16 * 0.25 = 4 updates.
+    assert state.sac.gradient_steps == 9 * 4
+    # Each decision plays at most a chunk of 2 control steps.
+    assert 64 * 3 < state.control_steps <= 2 * 64 * 3
+
+
+def test_prefill_with_the_base_alone_stores_no_residual_and_uniform_stores_some():
+    for prefill, expect in (("base", False), ("uniform", True)):
+        config = small_config(prefill=prefill, learning_starts=10_000)
+        _, _, frozen, trainer, state = build(config)
+        state, metrics = jax.jit(trainer.train_epoch)(frozen, state)
+        stored = np.asarray(state.replay.storage.residual_action)
+        assert bool((stored != 0).any()) is expect
+        assert metrics["gradient_steps"] == 0
+
+
+def test_the_gate_lets_in_the_share_that_the_schedule_says():
+    config = small_config(prefill="uniform", learning_starts=10**6, decisions_per_epoch=1024)
+    config = dataclasses.replace(
+        config, decorator=dataclasses.replace(config.decorator, exploration_steps=2048)
+    )
+    _, _, frozen, trainer, state = build(config)
+    state, metrics = jax.jit(trainer.train_epoch)(frozen, state)
+    rows = 1024 // 8
+    let_in = (np.asarray(state.replay.storage.residual_action[:rows]) != 0).any(-1).mean()
+    # From 0 to 1024 / 2048: 0.25 on average, over 1024 draws.
+    assert abs(let_in - 0.25) < 0.05
+    np.testing.assert_allclose(metrics["exploration_prob"], 0.5)
+
+
+def test_same_seed_same_run_other_seed_other_run():
+    def actor_of(seed):
+        _, _, frozen, trainer, state = build(dataclasses.replace(small_config(), seed=seed))
+        for _ in range(2):
+            state, _ = jax.jit(trainer.train_epoch)(frozen, state)
+        return jax.tree.leaves(copy(state.sac.actor))
+
+    first, again, other = actor_of(1), actor_of(1), actor_of(2)
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any((a != b).any() for a, b in zip(first, other, strict=True))
+
+
+def test_evaluation_between_epochs_changes_nothing():
+    rollout, sac, frozen, trainer, state = build(small_config())
+    epoch = jax.jit(trainer.train_epoch)
+    again = state._replace(key=jax.random.clone(state.key))
+    plain = epoch(frozen, epoch(frozen, state)[0])[0]
+    middle = epoch(frozen, again)[0]
+    choose = lambda obs, a: sac.act_deterministic(middle.sac.actor, obs, a)  # noqa: E731
+    rollout.evaluate(frozen, choose, 0.5, jax.random.key(0), 4)
+    evaluated = epoch(frozen, middle)[0]
+    jax.tree.map(np.testing.assert_array_equal, copy(plain.sac), copy(evaluated.sac))
+
+
+def test_a_point_that_stops_short_learns_to_reach_its_goal():
+    # At 0.2 * 0.1 * 12 = 0.24 the base never reaches 0.5; with a residual of up to 0.5 it can.
+    config = small_config(decisions_per_epoch=1024, updates_per_decision=0.5)
+    rollout, sac, frozen, trainer, state = build(config)
+    epoch = jax.jit(trainer.train_epoch, donate_argnums=1)
+
+    @jax.jit
+    def success(actor, scale):
+        choose = lambda obs, a: sac.act_deterministic(actor, obs, a)  # noqa: E731
+        return rollout.evaluate(frozen, choose, scale, jax.random.key(1), 64).success_once.mean()
+
+    assert success(state.sac.actor, 0.0) == 0.0
+    for _ in range(4):
+        state, _ = epoch(frozen, state)
+    assert success(state.sac.actor, config.decorator.residual_scale) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"decisions_per_round": 20}, "multiple of train.num_envs=8"),
+        ({"decisions_per_epoch": 100}, "multiple of train.decisions_per_round=16"),
+        ({"updates_per_decision": 0.03}, "0.48 updates a round"),
+    ],
+)
+def test_a_schedule_that_does_not_come_out_whole_is_refused(change, words):
+    with pytest.raises(ConfigError, match=words):
+        make_schedule(small_config(**change))
+
+
+def test_the_paper_preset_has_the_papers_schedule():
+    # policy_decorator: 64 decisions, then 16 updates
+    schedule = make_schedule(Config())
+    assert schedule.decisions * 16 == 64 and schedule.updates == 16
