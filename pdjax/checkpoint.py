@@ -45,27 +45,35 @@ def restore(path: Path, like: Any) -> Any:
             plain = checkpointer.restore(path, target)
     except CheckpointError:
         raise
-    except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise CheckpointError(f"checkpoint {path} does not fit: {first}") from None
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read ({first}); copy or make it anew"
+        ) from None
     return jax.tree.map(_wrap, plain, like)
 
 
 def _check_shapes(path: Path, checkpointer: Any, target: Any) -> None:
-    """Compares saved shapes with expected ones, since Orbax would pad or cut silently."""
-    saved = checkpointer.metadata(path)
-    saved = getattr(saved, "item_metadata", saved)
-    saved = getattr(saved, "tree", saved)
-    found = {jax.tree_util.keystr(k, simple=True, separator="/"): tuple(v.shape)
-             for k, v in jax.tree_util.tree_leaves_with_path(saved)}  # fmt: skip
-    wanted = {jax.tree_util.keystr(k, simple=True, separator="/"): tuple(v.shape)
-              for k, v in jax.tree_util.tree_leaves_with_path(target)}  # fmt: skip
+    """Compares what is saved with what is expected: Orbax would pad, cut and cast silently."""
+    saved = checkpointer.metadata(path).item_metadata
+    if saved is None:
+        raise CheckpointError(f"{path} is damaged or holds no checkpoint; copy or make it anew")
+    found = _signature(saved.tree)
+    wanted = _signature(target)
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):
             raise CheckpointError(
-                f"checkpoint {path} does not fit: {name} has shape {found.get(name, 'none')},"
-                f" expected {wanted.get(name, 'none')}; use the config it was made with"
+                f"checkpoint {path} does not fit: {name} is {found.get(name, 'missing')},"
+                f" expected {wanted.get(name, 'nothing')}; use the config it was made with"
             )
+
+
+def _signature(tree: Any) -> dict[str, str]:
+    """Path -> dtype and shape of each leaf."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{tuple(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def _is_key(leaf: Any) -> bool:
@@ -85,4 +93,6 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _wrap(leaf: Any, like: Any) -> Any:
-    return jax.random.wrap_key_data(leaf) if _is_key(like) else leaf
+    if not _is_key(like):
+        return leaf
+    return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(jnp.empty((), like.dtype)))

@@ -1,269 +1,199 @@
-"""Text to calls: parses commands, prints results, turns mistakes into one line. Nothing else.
+"""Text to calls: parses a command, runs it, turns mistakes into one line. Nothing else.
 
-Exit codes: 0 done, 1 failed, 2 bad input.
+Exit codes: 0 done, 1 failed, 2 bad input. A failure that nobody foresaw leaves its traceback in a
+file that the line names.
 """
 
+import argparse
+import contextlib
 import dataclasses
+import json
 import sys
+import tempfile
+import textwrap
+import traceback
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
-import tyro
+from pdjax import config as configs
+from pdjax import schema
+from pdjax.commands import COMMANDS, Command
+from pdjax.schema import ConfigError, Option
 
 _DESCRIPTION = "Refine a frozen robot policy online with a bounded residual policy, trained in JAX."
+_EPILOG = """\
+exit codes: 0 done, 1 failed, 2 bad input. People are spoken to on stderr; --json prints one object
+as the last line of stdout. Mistakes end in one line and change nothing; an unforeseen failure also
+leaves its traceback in a file that the line names.
 
-PhysicsName = Literal["auto", "native", "mjx"]
-JsonFlag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-
-
-@dataclasses.dataclass(frozen=True)
-class Envs:
-    """Lists the tasks: what they observe, how they act, how long an episode lasts."""
-
-    json: JsonFlag = False
-    """Print one JSON object on the last line of stdout."""
+first: pdjax quickstart"""
 
 
-@dataclasses.dataclass(frozen=True)
-class Demos:
-    """Records successful episodes of a task's scripted expert (ManiSkill HDF5 and JSON sidecar)."""
+class _Parser(argparse.ArgumentParser):
+    """argparse with one-line mistakes and with help that is put together only when it is shown."""
 
-    task: tyro.conf.Positional[str]
-    """Task name, see `pdjax envs`."""
-    out: Path
-    """HDF5 file to write; must not exist."""
-    episodes: int = 100
-    """Successful episodes to record."""
-    seed: int = 0
-    """Seed of the first episode."""
-    noise: float = 0.03
-    """Standard deviation of noise on the executed actions (share of [-1, 1]); recorded is what the
-    expert wanted."""
-    physics: PhysicsName = "auto"
-    """Physics engine; auto = native on a CPU, mjx on an accelerator."""
-    json: JsonFlag = False
-    """Print one JSON object on the last line of stdout."""
+    def __init__(self, *args, more=None, **kwargs):
+        kwargs |= {"formatter_class": _Formatter, "allow_abbrev": False}
+        super().__init__(*args, **kwargs)
+        self._more = more
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+    def format_help(self) -> str:
+        return super().format_help() + (self._more() if self._more else "")
 
 
-@dataclasses.dataclass(frozen=True)
-class Imitate:
-    """Trains a diffusion policy on demonstrations: a base policy to refine."""
-
-    demos: tyro.conf.Positional[Path]
-    """HDF5 file of `pdjax demos`, or of ManiSkill."""
-    task: str
-    """Task that the demonstrations are of."""
-    out: Path
-    """Directory to write; must be empty or new."""
-    steps: int = 6_000
-    """Gradient steps."""
-    batch_size: int = 256
-    """Windows per gradient step."""
-    act_horizon: int = 4
-    """Control steps executed of each prediction."""
-    pred_horizon: int = 8
-    """Actions predicted at once."""
-    hidden: int = 256
-    """Width of the denoiser."""
-    seed: int = 0
-    """Seed of initialisation, shuffling and noise."""
-    eval_episodes: int = 100
-    """Episodes to evaluate the trained policy on; 0 = none."""
-    physics: PhysicsName = "auto"
-    """Physics engine of that evaluation."""
-    json: JsonFlag = False
-    """Print one JSON object on the last line of stdout."""
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=26, width=100)
 
 
-@dataclasses.dataclass(frozen=True)
-class Train:
-    """Refines a frozen base policy: trains a bounded residual policy and evaluates both, paired."""
-
-    config: tyro.conf.Positional[str]
-    """YAML file, or the name of a config that comes with pdjax."""
-    out: Path | None = None
-    """Run directory, new or empty; default runs/CONFIG-seedN."""
-    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Change one value, as section.key=value; repeat for more."""
-    json: JsonFlag = False
-    """Print one JSON object on the last line of stdout."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Eval:
-    """Evaluates base and refined policy of a run on the same episodes."""
-
-    run: tyro.conf.Positional[Path]
-    """Run directory of `pdjax train` or `pdjax quickstart`."""
-    episodes: int = 200
-    """Episodes, each played by both policies."""
-    seed: int = 20_000
-    """Seed of the episodes."""
-    physics: PhysicsName = "auto"
-    """Physics engine."""
-    json: JsonFlag = False
-    """Print one JSON object on the last line of stdout."""
+def _make_parser() -> _Parser:
+    parser = _Parser(prog="pdjax", description=_DESCRIPTION, epilog=_EPILOG)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for name, cls in COMMANDS.items():
+        doc = (cls.__doc__ or "").strip()
+        command = commands.add_parser(name, help=doc, description=doc,
+                                      more=_config_help if name == "train" else None)  # fmt: skip
+        for index, option in enumerate(schema.describe(cls)):
+            _add(command, option, positional=index == 0)
+        command.add_argument("--json", action="store_true",
+                             help="Print one JSON object as the last line of stdout.")  # fmt: skip
+    return parser
 
 
-@dataclasses.dataclass(frozen=True)
-class Render:
-    """Renders base and refined policy side by side on the same episodes."""
-
-    run: tyro.conf.Positional[Path]
-    """Run directory of `pdjax train` or `pdjax quickstart`."""
-    out: Path
-    """Video file to write, .mp4 or .gif; must not exist."""
-    episodes: int = 3
-    """Episodes, one after another."""
-    seed: int = 20_000
-    """Seed of the episodes."""
-    json: JsonFlag = False
-    """Print one JSON object on the last line of stdout."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Quickstart:
-    """Demonstrations, imitation, refinement and paired evaluation on PegInsertionSide, in minutes."""
-
-    out: Path | None = None
-    """Directory to write, new or empty; default runs/quickstart-seedN."""
-    seed: int = 0
-    """Seed of everything random."""
-    json: JsonFlag = False
-    """Print one JSON object on the last line of stdout."""
+def _add(parser: argparse.ArgumentParser, option: Option, positional: bool) -> None:
+    """Adds a flag that takes text; `schema.convert` judges it."""
+    required = option.default is dataclasses.MISSING
+    facts = [option.expected()] if option.kind in (int, float) else []
+    if not required and option.default not in (None, ()):
+        facts.append(f"default {option.default}")
+    text = (option.doc + (f" ({', '.join(facts)})" if facts else "")).replace("%", "%%")
+    if required and positional:
+        parser.add_argument(option.name, metavar=option.name.upper(), help=text)
+        return
+    parser.add_argument(
+        _flag(option),
+        dest=option.name,
+        required=required,
+        default=argparse.SUPPRESS,
+        action="append" if get_origin(option.kind) is tuple else "store",
+        metavar=_metavar(option.kind),
+        help=text,
+    )
 
 
-Command = (
-    Annotated[Envs, tyro.conf.subcommand("envs")]
-    | Annotated[Demos, tyro.conf.subcommand("demos")]
-    | Annotated[Imitate, tyro.conf.subcommand("imitate")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Eval, tyro.conf.subcommand("eval")]
-    | Annotated[Render, tyro.conf.subcommand("render")]
-    | Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
-)
+def _flag(option: Option) -> str:
+    return "--" + option.name.replace("_", "-")
 
 
-def _envs(args: Envs) -> dict[str, Any]:
-    from pdjax import report
-    from pdjax_envs import registry
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "{" + ",".join(get_args(kind)) + "}"
+    if get_origin(kind) is tuple:
+        return "KEY=VALUE"
+    return {int: "N", float: "X", str: "NAME"}.get(kind, "PATH")
 
-    tasks = [registry.make_task(name) for name in registry.task_names()]
-    rows = [
-        [t.name, str(t.obs_dim), str(t.act_dim), f"{t.episode_steps} at {t.control_hz:g} Hz",
-         "yes" if t.expert else "no", t.summary]
-        for t in tasks
-    ]  # fmt: skip
-    header = ["task", "observation", "action", "control steps", "expert", ""]
-    report.show_table("Tasks", header, rows)
-    return {
-        "tasks": [
-            {
-                "name": t.name,
-                "summary": t.summary,
-                "observation": dict(t.observation),
-                "action": dict(t.action),
-                "episode_steps": t.episode_steps,
-                "control_hz": t.control_hz,
-                "expert": t.expert is not None,
-            }
-            for t in tasks
-        ]
+
+def _config_help() -> str:
+    """Every key of a run's config, with type, default and meaning."""
+    lines = [
+        f"\nconfigs that come with pdjax: {', '.join(configs.configs())}",
+        f"presets, from which a file may start by `preset: NAME`: {', '.join(configs.PRESETS)}",
+        "config keys, in a YAML file or after --set (type, default = preset pd):",
+    ]
+    for option in configs.describe():
+        # JSON spells values as YAML reads them
+        lines.append(f"  {option.name} ({option.expected()}, default {json.dumps(option.default)})")
+        lines.append(textwrap.indent(textwrap.fill(option.doc, 92), "      "))
+    return "\n".join(lines) + "\n"
+
+
+def _parse(argv: list[str]) -> tuple[Command, bool]:
+    """A command with its values, and whether JSON is wanted.
+
+    Raises:
+      ConfigError: the arguments do not fit.
+    """
+    parser = _make_parser()
+    found, unknown = parser.parse_known_args(_spread(argv))
+    if found.command is None:
+        parser.error(f"no command; choose one of: {', '.join(COMMANDS)}")
+    cls = COMMANDS[found.command]
+    options = {option.name: option for option in schema.describe(cls)}
+    if unknown:
+        flags = [*map(_flag, options.values()), "--json", "--help"]
+        known = unknown[0] in flags
+        hint = "write it after the command" if known else schema.suggest(unknown[0], flags)
+        raise ConfigError(f"{found.command} does not take {unknown[0]!r} here; {hint}")
+    values = {
+        name: schema.convert(option, getattr(found, name), _flag(option))
+        for name, option in options.items()
+        if hasattr(found, name)
     }
+    return cls(**values), found.json
 
 
-def _demos(args: Demos) -> dict[str, Any]:
-    from pdjax import runner
-
-    return runner.record_demonstrations(args.task, args.out, args.episodes, args.seed, args.noise,
-                                        args.physics)  # fmt: skip
-
-
-def _imitate(args: Imitate) -> dict[str, Any]:
-    from pdjax import runner
-    from pdjax.base_policies.diffusion import DiffusionConfig
-    from pdjax.base_policies.imitation import ImitationConfig
-
-    shape = DiffusionConfig(
-        act_horizon=args.act_horizon, pred_horizon=args.pred_horizon, hidden=args.hidden
-    )
-    config = ImitationConfig(
-        policy=shape, steps=args.steps, batch_size=args.batch_size, seed=args.seed
-    )
-    return runner.imitate(args.demos, args.task, args.out, config, args.eval_episodes, args.physics)
+def _spread(argv: list[str]) -> list[str]:
+    """`--set a=1 b=2 CONFIG` as `--set a=1 --set b=2 CONFIG`."""
+    spread, after_set = [], False
+    for argument in argv:
+        after_set = argument == "--set" or (after_set and "=" in argument)
+        if after_set and argument != "--set" and spread[-1] != "--set":
+            spread.append("--set")
+        spread.append(argument)
+    return spread
 
 
-def _train(args: Train) -> dict[str, Any]:
-    from pdjax import config as configs
-    from pdjax import report, runner
-
-    config = configs.load(args.config, args.set)
-    out = args.out or Path("runs") / f"{Path(args.config).stem}-seed{config.seed}"
-    result = runner.run(config, out)
-    report.show_comparison(result.summary)
-    report.say(f"written to {out}: result.json, learning_curve.png, residual/, metrics.jsonl, tb/")
-    return result.summary
-
-
-def _eval(args: Eval) -> dict[str, Any]:
-    from pdjax import report, runner
-
-    summary = runner.evaluate_run(args.run, args.episodes, args.seed, args.physics)
-    report.show_comparison(summary)
-    return summary
-
-
-def _render(args: Render) -> dict[str, Any]:
-    from pdjax import report, runner
-
-    result = runner.render_run(args.run, args.out, args.episodes, args.seed)
-    report.say(f"written {args.out}")
-    return result
-
-
-def _quickstart(args: Quickstart) -> dict[str, Any]:
-    from pdjax import quickstart
-
-    return quickstart.quickstart(args.out or Path("runs") / f"quickstart-seed{args.seed}", args.seed)
-
-
-_HANDLERS: dict[type, Any] = {
-    Envs: _envs, Demos: _demos, Imitate: _imitate, Train: _train, Eval: _eval, Render: _render,
-    Quickstart: _quickstart,
-}  # fmt: skip
+def _explain(error: Exception) -> int:
+    """Says in one line what went wrong; returns the exit code."""
+    known = isinstance(error, ConfigError)  # known without importing JAX
+    code = 2 if known or isinstance(error, _mistakes()) else 1
+    text = " ".join(str(error).split())
+    if code == 1 and type(error).__name__ != "RenderError":
+        text = f"failed with {type(error).__name__}: {text[:300]}; {_keep_traceback()}"
+    print(f"pdjax: {text}", file=sys.stderr)
+    return code
 
 
 def _mistakes() -> tuple[type[Exception], ...]:
-    """Errors that are the user's to mend; each message is one line."""
+    """Errors that are the user's to mend."""
     from pdjax.checkpoint import CheckpointError
-    from pdjax.config import ConfigError
     from pdjax_envs.demonstrations import DataError
     from pdjax_envs.registry import UnknownName
 
-    return (CheckpointError, ConfigError, DataError, UnknownName)
+    return (CheckpointError, DataError, UnknownName)
+
+
+def _keep_traceback() -> str:
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="pdjax-", suffix=".log", delete=False) as file:
+            traceback.print_exc(file=file)
+    except OSError:
+        traceback.print_exc()
+        return "traceback above"
+    return f"traceback in {Path(file.name)}"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
-    args: Any = tyro.cli(Command, prog="pdjax", description=_DESCRIPTION, args=argv)  # type: ignore
-    from pdjax import report, startup
-
-    startup.prepare()
     try:
-        result = _HANDLERS[type(args)](args)
-    except _mistakes() as error:
-        report.say(f"pdjax: {error}")
-        return 2
+        command, as_json = _parse(sys.argv[1:] if argv is None else argv)
+        from pdjax import startup
+
+        startup.prepare()
+        with contextlib.redirect_stdout(sys.stderr):
+            result = command.run()
+        if as_json:
+            from pdjax import report
+
+            report.emit_json(result)
     except KeyboardInterrupt:
-        report.say("pdjax: interrupted")
+        print("pdjax: interrupted", file=sys.stderr)
         return 1
     except Exception as error:
-        if type(error).__name__ != "RenderError":
-            raise
-        report.say(f"pdjax: {error}")
-        return 1
-    if args.json:
-        report.emit_json(result)
+        return _explain(error)
     return 0
 
 

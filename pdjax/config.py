@@ -15,6 +15,8 @@ import yaml
 from pdjax import schema
 from pdjax.schema import ConfigError, Count, Natural, Positive, Range, Seed, Share
 
+Physics = Literal["auto", "native", "mjx"]
+
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig:
@@ -22,7 +24,7 @@ class TaskConfig:
 
     name: str = "PegInsertionSide"
     """Task name, one of `pdjax envs`."""
-    physics: Literal["auto", "native", "mjx"] = "auto"
+    physics: Physics = "auto"
     """Physics engine; auto = native without an accelerator, mjx with one."""
 
 
@@ -78,12 +80,17 @@ class SACConfig:
     """LayerNorm after each hidden layer of the critics."""
     initial_temperature: Positive = 1.0
     """SAC's alpha at the start."""
+    entropy_backup: bool = True
+    """Whether critic targets include the entropy bonus; without, Q is the plain return."""
     target_entropy_scale: float = 1.0
     """Target entropy = -this * numbers in a chunk; the same for every critic_input."""
     log_std_min: float = -20.0
     """Lower bound of the residual policy's log standard deviation (by tanh)."""
     log_std_max: float = 2.0
     """Upper bound of the same."""
+    residual_penalty: float = 0.0
+    """Weight of the mean squared residual in the actor's loss: the residual stays small where the
+    critics see no gain."""
     n_step: Count = 1
     """Decisions of reward before the target bootstraps."""
     reward_offset: float = -1.0
@@ -104,8 +111,9 @@ class TrainConfig:
     """Decisions collected between two rounds of updates."""
     learning_starts: Natural = 8_000
     """Decisions before the first update."""
-    prefill: Literal["uniform", "base"] = "uniform"
-    """Residuals before learning starts: uniform in [-1, 1] (and gated), or none."""
+    prefill: Literal["uniform", "base", "policy"] = "uniform"
+    """Residuals before learning starts: uniform in [-1, 1], none, or drawn from the untrained
+    residual policy; all gated."""
     updates_per_decision: Positive = 0.25
     """Gradient steps per decision."""
     replay_capacity: Count = 1_000_000
@@ -184,6 +192,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+def describe() -> list[schema.Option]:
+    """Every key of a config with its type, range, default and meaning."""
+    return schema.describe(Config)
+
+
 def preset(name: str) -> Config:
     """A preset's full config.
 
@@ -203,7 +216,7 @@ def load(name_or_path: str, overrides: typing.Sequence[str] = ()) -> Config:
       overrides: `section.key=value` each, the value in YAML.
 
     Raises:
-      ConfigError: no such file, not YAML, an unknown key, a value of the wrong type or out of range.
+      ConfigError: no such file, not YAML, an unknown key, a value of wrong type or out of range.
     """
     path = Path(name_or_path)
     if not path.is_file():
@@ -265,7 +278,9 @@ def _parse_override(text: str) -> dict[str, Any]:
     try:
         tree: Any = yaml.safe_load(value)
     except yaml.YAMLError:
-        raise ConfigError(f"--set {text!r}: cannot read the value {value!r}; expected YAML") from None
+        raise ConfigError(
+            f"--set {text!r}: cannot read the value {value!r}; expected YAML"
+        ) from None
     for part in reversed(name.split(".")):
         tree = {part: tree}
     return tree

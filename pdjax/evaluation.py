@@ -6,6 +6,7 @@ Pure functions on the host, kept apart from the jitted rollout that produces the
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from pdjax.rollout import Evaluation
@@ -17,7 +18,7 @@ def wilson(successes: int, episodes: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def paired_gain(base: np.ndarray, refined: np.ndarray) -> tuple[float, tuple[float, float]]:
+def paired_gain(base: ArrayLike, refined: ArrayLike) -> tuple[float, tuple[float, float]]:
     """Difference of two success rates on the same episodes, with a 95 % interval.
 
     Newcombe's square-and-add interval for paired proportions, method 10 (Statistics in Medicine

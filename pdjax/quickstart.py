@@ -1,13 +1,15 @@
-"""The main job from nothing, in minutes: demonstrations, imitation, refinement, paired evaluation."""
+"""The main job from nothing, in minutes: demonstrations, imitation, refinement, evaluation."""
 
+import json
 import time
 from pathlib import Path
 from typing import Any
 
 from pdjax import config as configs
-from pdjax import report, runner
+from pdjax import imitate, report, runner
 from pdjax.base_policies.diffusion import DiffusionConfig
 from pdjax.base_policies.imitation import ImitationConfig
+from pdjax.outputs import new_directory, write_result
 from pdjax.render import RenderError
 
 TASK = "PegInsertionSide"
@@ -27,19 +29,20 @@ def quickstart(out: Path, seed: int) -> dict[str, Any]:
       The content of `result.json`; `wall_s` covers the whole chain.
     """
     start = time.monotonic()
-    runner.new_directory(out)
-    report.say(f"[bold]1/4[/bold] demonstrations of {TASK} by its scripted expert")
-    runner.record_demonstrations(TASK, out / "demos.h5", EPISODES, 1_000_000 * seed, noise=0.03)
-    report.say("[bold]2/4[/bold] a diffusion policy imitates them")
+    new_directory(out)
+    report.say(f"1/4 demonstrations of {TASK} by its scripted expert", "bold")
+    imitate.record_demonstrations(TASK, out / "demos.h5", EPISODES, 1_000_000 * seed, noise=0.03)
+    report.say("2/4 a diffusion policy imitates them", "bold")
     imitation = ImitationConfig(policy=DiffusionConfig(), steps=IMITATION_STEPS, seed=seed)
-    runner.imitate(out / "demos.h5", TASK, out / "base", imitation, eval_episodes=0)
-    report.say("[bold]3/4[/bold] a bounded residual refines it; the base policy stays frozen")
-    config = configs.load("peg_fast", [f"base_policy.path={out / 'base'}", f"seed={seed}"])
+    imitate.train_base_policy(out / "demos.h5", TASK, out / "base", imitation, eval_episodes=0)
+    report.say("3/4 a bounded residual refines it; the base policy stays frozen", "bold")
+    base = json.dumps(str(out / "base"))  # quoted for YAML
+    config = configs.load("peg_fast", [f"base_policy.path={base}", f"seed={seed}"])
     result = runner.run(config, out / "run")
-    report.say("[bold]4/4[/bold] a video of both")
+    report.say("4/4 a video of both", "bold")
     video = _try_video(result.directory, out / "base_and_refined.mp4")
     summary = result.summary | {"wall_s": time.monotonic() - start, "video": video}
-    runner.write_result(out, summary)
+    write_result(out, summary)
     report.plot_learning_curve(out / "run", summary).replace(out / "learning_curve.png")
     report.show_comparison(summary)
     report.say(f"{summary['wall_s'] / 60:.1f} minutes; look at {out}/learning_curve.png"

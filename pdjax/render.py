@@ -6,10 +6,11 @@ own, with EGL or else OSMesa: `python -m pdjax.render EPISODES.npz VIDEO`.
 
 import copy
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,14 +41,14 @@ class Side(NamedTuple):
     success: np.ndarray
 
 
-def render(task: str, overrides: dict[str, np.ndarray], sides: Sequence[Side], path: Path) -> None:
+def render(task: str, overrides: Mapping[str, Any], sides: Sequence[Side], path: Path) -> None:
     """Draws episodes one after another, the sides next to each other.
 
     Args:
       task: task name.
       overrides: model field -> (episodes, rows, ...) of the episodes.
       sides: policies that played the same episodes.
-      path: video to write, .mp4 or .gif.
+      path: video to write, .mp4 or .gif; appears only when it is complete.
 
     Raises:
       RenderError: no OpenGL library for drawing without a screen.
@@ -59,18 +60,20 @@ def render(task: str, overrides: dict[str, np.ndarray], sides: Sequence[Side], p
         arrays |= {f"side{index}/{name}": value for name, value in fields.items()}
     chosen = os.environ.get("MUJOCO_GL")
     with tempfile.TemporaryDirectory() as folder:
-        episodes = Path(folder) / "episodes.npz"
+        episodes, video = Path(folder) / "episodes.npz", Path(folder) / f"video{path.suffix}"
         np.savez(episodes, **arrays)
         tried = []
         for backend in (chosen,) if chosen else BACKENDS:
             done = subprocess.run(
-                [sys.executable, "-m", "pdjax.render", str(episodes), str(path)],
+                [sys.executable, "-m", "pdjax.render", str(episodes), str(video)],
                 env=os.environ | {"MUJOCO_GL": backend, "JAX_PLATFORMS": "cpu"},
                 capture_output=True,
                 text=True,
                 check=False,
             )
             if done.returncode == 0:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(video, path)
                 return
             reason = (done.stderr.strip() or "no message").splitlines()[-1]
             tried.append(f"{backend}: {reason[:120]}")

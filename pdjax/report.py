@@ -1,10 +1,9 @@
 """What a run shows and keeps: a progress line, JSONL, TensorBoard, a learning curve, a table.
 
-The only file that imports trackers and plotting. Knows no algorithm: it is handed names and numbers.
+The only file that imports trackers and plotting. Knows no algorithm, only names and numbers.
 """
 
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -13,10 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from tensorboardX import SummaryWriter
+
+from pdjax.outputs import plain
 
 PLAIN_EVERY = 15.0  # s between progress lines where the output is no terminal
 
@@ -89,7 +96,7 @@ class MetricsLog:
 
     def write(self, group: str, step: int, values: Mapping[str, Any]) -> None:
         """Records values of a group (`train`, `eval`) at a number of decision steps."""
-        numbers = {name: _plain(value) for name, value in values.items()}
+        numbers = plain(values)
         self._file.write(json.dumps({"group": group, "decision_steps": step, **numbers}) + "\n")
         for name, value in numbers.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
@@ -101,12 +108,6 @@ class MetricsLog:
         self._writer.close()
 
 
-def _plain(value: Any) -> Any:
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def read_metrics(directory: Path, group: str) -> list[dict[str, Any]]:
     """The records of one group of a run's `metrics.jsonl`, in order."""
     path = directory / "metrics.jsonl"
@@ -116,14 +117,14 @@ def read_metrics(directory: Path, group: str) -> list[dict[str, Any]]:
     return [record for record in records if record["group"] == group]
 
 
-def say(text: str) -> None:
+def say(text: str, style: str = "") -> None:
     """Prints a line for people, on stderr."""
-    console.print(text, soft_wrap=True)
+    console.print(text, style=style, soft_wrap=True, markup=False)
 
 
 def emit_json(values: Mapping[str, Any]) -> None:
     """Prints one JSON object as the last line of stdout."""
-    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.write(json.dumps(plain(values)) + "\n")
     sys.stdout.flush()
 
 
@@ -131,7 +132,7 @@ def show_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     """Prints a small table for people, on stderr."""
     table = Table(title=title, title_justify="left", title_style="bold")
     for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right")
+        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     console.print(table)
@@ -177,13 +178,12 @@ def plot_learning_curve(directory: Path, summary: Mapping[str, Any]) -> Path:
     axis.plot([e["decision_steps"] for e in epochs], [e["train_success"] for e in epochs],
               color="0.75", linewidth=1.2, label="while exploring (training episodes)")  # fmt: skip
     axis.plot([e["decision_steps"] for e in evaluations], [e["success_once"] for e in evaluations],
-              color="C0", marker="o", markersize=4, label="refined, interim evaluation")  # fmt: skip
+              color="C0", marker="o", markersize=4, label="refined, interim")  # fmt: skip
     axis.axhline(summary["base_success"], color="C1", linestyle="--", label="base policy")
     if epochs:
         last = epochs[-1]["decision_steps"]
-        low, high = summary["refined_ci"]
-        axis.errorbar([last], [summary["refined_success"]],
-                      yerr=[[summary["refined_success"] - low], [high - summary["refined_success"]]],
+        (low, high), final = summary["refined_ci"], summary["refined_success"]
+        axis.errorbar([last], [final], yerr=[[final - low], [high - final]],
                       color="C2", marker="D", capsize=4, linestyle="none",
                       label=f"refined, final ({summary['episodes']} paired episodes)")  # fmt: skip
         minutes = [e["wall_s"] / 60 for e in epochs]

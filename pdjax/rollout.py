@@ -1,8 +1,8 @@
 """Rollouts: collecting transitions for the replay, and evaluating policies. Each is one scan.
 
 A decision is one call of the base policy and one executed chunk. When an episode ends, the next
-decision ignores the action and starts a new episode (next-step autoreset), so each row of the replay
-holds one observation. Evaluation has its own result type and never touches training state.
+decision ignores the action and starts a new episode (next-step autoreset), so each row of the
+replay holds one observation. Evaluation has its own result type and never touches training state.
 """
 
 from collections.abc import Callable
@@ -247,7 +247,7 @@ def _episode_keys(keys: Array) -> tuple[Array, Array]:
 
 
 def episode_overrides(env: Env, keys: Array) -> dict[str, Array]:
-    """Model overrides (episodes, rows, ...) of the episodes that `evaluate` plays for these keys."""
+    """Model overrides (episodes, rows, ...) of the episodes that `evaluate` plays for these."""
     start_keys, _ = _episode_keys(keys)
     # `_start` splits once more, between the environment and the base policy.
     reset_keys = jax.vmap(lambda key: jax.random.split(key)[0])(start_keys)

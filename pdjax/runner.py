@@ -16,17 +16,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pdjax import checkpoint, evaluation, report
 from pdjax import config as configs
 from pdjax import render as rendering
 from pdjax.base_policies import imitation
 from pdjax.config import Config, ConfigError
+from pdjax.outputs import check_directory, check_file, new_directory, write_result
 from pdjax.rollout import Evaluation, Frozen, Rollout, episode_overrides, make_rollout
 from pdjax.sac import SAC, make_hyperparams, make_sac
 from pdjax.train import Trainer, TrainState, make_trainer
 from pdjax.types import BasePolicy, Params
-from pdjax_envs import demonstrations, registry
+from pdjax_envs import registry
 from pdjax_envs.task import Env
 
 INTERIM_SEED_OFFSET = 1_000_000  # interim and final evaluations never share episodes
@@ -99,7 +101,12 @@ def run(config: Config, directory: Path) -> Result:
       ConfigError: see `build`; or the directory is not empty or cannot be written.
     """
     start = time.monotonic()
+    check_directory(directory)
     built = build(config)
+    if directory.resolve().is_relative_to(Path(config.base_policy.path).resolve()):
+        raise ConfigError(
+            f"{directory} is inside the base policy's directory; choose another --out"
+        )
     new_directory(directory)
     shutil.copytree(config.base_policy.path, directory / "base_policy")
     configs.save(config, directory / "config.yaml")
@@ -117,30 +124,6 @@ def run(config: Config, directory: Path) -> Result:
     write_result(directory, summary)
     report.plot_learning_curve(directory, summary)
     return Result(directory, summary)
-
-
-def write_result(directory: Path, summary: dict[str, Any]) -> None:
-    """Writes `result.json`."""
-    (directory / "result.json").write_text(json.dumps(summary, indent=2) + "\n")
-
-
-def new_directory(directory: Path) -> None:
-    """Makes a directory to write into.
-
-    Raises:
-      ConfigError: it exists and is not empty, or it cannot be made.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if any(directory.iterdir()):
-            raise ConfigError(f"{directory} is not empty; choose another --out or remove it")
-        probe = directory / ".probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write to {directory}: {error.strerror or error}; choose another --out"
-        ) from None
 
 
 def _train(built: Run, directory: Path) -> tuple[TrainState, Params]:
@@ -245,79 +228,6 @@ def evaluate_run(directory: Path, episodes: int, seed: int, physics: str = "") -
     return _compare(built, actor, episodes, seed) | {"run": str(directory), "seed": seed}
 
 
-def record_demonstrations(task: str, out: Path, episodes: int, seed: int, noise: float,
-                          physics: str = "auto") -> dict[str, Any]:  # fmt: skip
-    """Records a task's expert into an HDF5 file; returns what was written.
-
-    Raises:
-      ConfigError: the file exists or cannot be written, or a number is out of range.
-      demonstrations.DataError: the task has no expert.
-    """
-    if episodes < 1:
-        raise ConfigError(f"--episodes {episodes} must be at least 1")
-    env = registry.make(task, physics)
-    new_file(out, (".h5", ".hdf5"))
-    with report.progress("recording", episodes, "episodes") as bar:
-        found, rate = demonstrations.record(env, episodes, seed, noise, bar.update)
-    demonstrations.write(out, env.task, found)
-    lengths = [len(trajectory.actions) for trajectory in found]
-    report.say(
-        f"{out}: {episodes} episodes of {task}, {sum(lengths) / episodes:.0f} control steps each;"
-        f" the expert succeeded in {rate:.1%} of its attempts"
-    )
-    return {"task": task, "file": str(out), "episodes": episodes, "expert_success": rate,
-            "mean_steps": sum(lengths) / episodes, "seed": seed, "noise": noise}  # fmt: skip
-
-
-def imitate(demos: Path, task: str, out: Path, config: imitation.ImitationConfig,
-            eval_episodes: int, physics: str = "auto") -> dict[str, Any]:  # fmt: skip
-    """Trains a base policy on a demonstration file and writes its directory.
-
-    Raises:
-      ConfigError: the directory is not empty or cannot be written, or a number is out of range.
-      demonstrations.DataError: the demonstrations cannot be used.
-    """
-    env = registry.make(task, physics)
-    try:
-        config.policy.validate()
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    if min(config.steps, config.batch_size, config.policy.hidden) < 1:
-        raise ConfigError("--steps, --batch-size and --hidden must be at least 1")
-    found = demonstrations.read(demos, env.task)
-    new_directory(out)
-    with report.progress("imitating", config.steps, "steps") as bar:
-
-        def show(step, losses):
-            bar.update(step, f"loss {losses['train_loss']:.4f},"
-                             f" validation {losses['validation_loss']:.4f}")  # fmt: skip
-
-        policy = imitation.train([(t.obs, t.actions) for t in found], config, show)
-    imitation.save(out, policy, config, task)
-    summary: dict[str, Any] = {"task": task, "policy": str(out), "episodes": len(found),
-                               "steps": config.steps, "seed": config.seed}  # fmt: skip
-    if eval_episodes:
-        success = base_success(env, policy, eval_episodes)
-        low, high = evaluation.wilson(success.sum(), eval_episodes)
-        report.say(f"{out}: success_once {success.mean():.1%} [{low:.1%}, {high:.1%}] over"
-                   f" {eval_episodes} episodes")  # fmt: skip
-        summary |= {"base_success": float(success.mean()), "base_ci": [low, high],
-                    "eval_episodes": eval_episodes}  # fmt: skip
-    return summary
-
-
-def base_success(env: Env, policy: BasePolicy, episodes: int, seed: int = 30_000):
-    """(episodes,) bool, success_once of a base policy alone."""
-    rollout = make_rollout(env, policy)
-    frozen = Frozen(env.model, policy.params, policy.obs_mean, policy.obs_std)
-
-    def play(frozen, key):
-        nothing = lambda obs, base_action: jnp.zeros_like(base_action)  # noqa: E731
-        return rollout.evaluate(frozen, nothing, 0.0, key, episodes).success_once
-
-    return jax.device_get(jax.jit(play)(frozen, jax.random.key(seed)))
-
-
 def render_run(directory: Path, out: Path, episodes: int, seed: int) -> dict[str, Any]:
     """Renders base and refined policy of a run side by side.
 
@@ -325,9 +235,7 @@ def render_run(directory: Path, out: Path, episodes: int, seed: int) -> dict[str
       ConfigError, checkpoint.CheckpointError: no finished run, or the video exists already.
       rendering.RenderError: nothing to draw with on this machine.
     """
-    if episodes < 1:
-        raise ConfigError(f"--episodes {episodes} must be at least 1")
-    new_file(out, (".mp4", ".gif"))
+    check_file(out, (".mp4", ".gif"))
     built, actor = load_run(directory)
     render_comparison(built, actor, out, episodes, seed)
     return {"video": str(out), "episodes": episodes, "seed": seed}
@@ -337,36 +245,12 @@ def render_comparison(built: Run, actor: Params, out: Path, episodes: int, seed:
     """Plays the same episodes with base and refined policy and draws them side by side."""
     assess = make_assess(built)
     scale = built.config.decorator.residual_scale
-    sides = [
-        rendering.Side(label, result.qpos, result.steps_to_success, result.success_once)
-        for label, result in (
-            ("base policy", assess(actor, 0.0, seed, episodes, True)),
-            ("refined", assess(actor, scale, seed, episodes, True)),
-        )
-        if result.qpos is not None
-    ]
+    sides = []
+    for label, chosen in (("base policy", 0.0), ("refined", scale)):
+        result = assess(actor, chosen, seed, episodes, True)
+        played = (result.qpos, result.steps_to_success, result.success_once)
+        sides.append(rendering.Side(label, *map(np.asarray, played)))
     overrides = episode_overrides(built.env, jax.random.split(jax.random.key(seed), episodes))
     with report.progress("rendering", 1, "videos") as bar:
         rendering.render(built.env.task.name, overrides, sides, out)
         bar.update(1)
-
-
-def new_file(path: Path, endings: tuple[str, ...]) -> None:
-    """Checks that a file can be written.
-
-    Raises:
-      ConfigError: it exists, has another ending, or its folder cannot be written.
-    """
-    if path.suffix not in endings:
-        raise ConfigError(f"{path} must end in {' or '.join(endings)}")
-    if path.exists():
-        raise ConfigError(f"{path} exists already; choose another --out or remove it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe = path.parent / f".{path.name}.probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write {path}: {error.strerror or error}; choose another --out"
-        ) from None

@@ -92,6 +92,8 @@ class _Parts(NamedTuple):
     actor_tx: optax.GradientTransformation
     critic_tx: optax.GradientTransformation
     temperature_tx: optax.GradientTransformation
+    entropy_backup: bool  # whether soft_target gets the temperature, or 0
+    residual_penalty: float  # weight of the mean squared residual in the actor's loss
 
 
 def make_hyperparams(config: Config, chunk_dim: int) -> Hyperparams:
@@ -137,6 +139,8 @@ def make_sac(config: SACConfig, decorator: DecoratorConfig, obs_dim: int, chunk_
         actor_tx=optax.chain(clip, optax.scale_by_adam()),
         critic_tx=optax.chain(_clip_each(clip), optax.scale_by_adam()),
         temperature_tx=optax.scale_by_adam(),
+        entropy_backup=config.entropy_backup,
+        residual_penalty=config.residual_penalty,
     )
 
     def init(key: Key) -> SACState:
@@ -170,7 +174,7 @@ def make_sac(config: SACConfig, decorator: DecoratorConfig, obs_dim: int, chunk_
 
 
 def soft_target(
-    reward: Array, discount: Array, next_values: Array, temperature: Array, next_log_prob: Array
+    reward: Array, discount: Array, next_values: Array, temperature: Array | float, next_log_prob: Array
 ) -> Array:
     """What the critics should say, (batch,): eq. 3 in eq. 5, with the least of the target critics.
 
@@ -237,7 +241,9 @@ def _critic_step(
     mean, log_std = parts.policy(state.actor, next_obs, next_base)
     next_residual, next_log_prob = sample_squashed(mean, log_std, key)
     next_values = parts.values(state.target_critic, next_obs, next_base, next_residual, scale)
-    temperature = jnp.exp(state.log_temperature)
+    # Without the bonus in the targets (as RLPD, arXiv:2302.02948) Q stays the return: over many
+    # action dimensions the bonus can outweigh a sparse reward.
+    temperature = jnp.exp(state.log_temperature) if parts.entropy_backup else 0.0
     target = soft_target(batch.reward, batch.discount, next_values, temperature, next_log_prob)
 
     def loss_of(params: Params) -> tuple[Array, Array]:
@@ -267,7 +273,9 @@ def _actor_step(
     def loss_of(params: Params) -> tuple[Array, tuple[Array, Array]]:
         residual, log_prob = sample_squashed(*parts.policy(params, obs, base_action), key)
         values = parts.values(state.critic, obs, base_action, residual, scale)
-        return actor_loss(values, log_prob, temperature, batch.weight), (residual, log_prob)
+        size = weighted_mean(jnp.mean(residual**2, axis=-1), batch.weight)
+        loss = actor_loss(values, log_prob, temperature, batch.weight)
+        return loss + parts.residual_penalty * size, (residual, log_prob)
 
     (loss, (residual, log_prob)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.actor)
     actor, actor_opt = _descend(

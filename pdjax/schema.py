@@ -13,7 +13,16 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 T = TypeVar("T")
 
@@ -39,8 +48,8 @@ class Range:
         if math.isinf(self.low):
             return "finite"
         if math.isinf(self.high):
-            return f"{'>' if self.above else '>='} {self.low:g}"
-        return f"{self.low:g} to {self.high:g}"
+            return f"{'>' if self.above else '>='} {self.low:.12g}"
+        return f"{self.low:.12g} to {self.high:.12g}"
 
 
 FINITE = Range(-math.inf)
@@ -81,7 +90,7 @@ def describe(cls: type) -> list[Option]:
         kind, extras = hints[field.name], ()
         if get_origin(kind) is Annotated:
             kind, *extras = get_args(kind)
-        if dataclasses.is_dataclass(kind):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             options += [o._replace(name=f"{field.name}.{o.name}") for o in describe(kind)]
             continue
         allowed = next((extra for extra in extras if isinstance(extra, Range)), FINITE)
@@ -114,8 +123,13 @@ def _expected(kind: Any, allowed: Range) -> str:
     return {bool: "true | false", str: "text", Path: "path"}[kind]
 
 
-def convert(option: Option, value: Any) -> Any:
-    """A plain value (from YAML or from a flag) as the option's type.
+def convert(option: Option, value: Any, source: str) -> Any:
+    """A plain value as the option's type.
+
+    Args:
+      option: what is expected.
+      value: from YAML, or the text of a flag.
+      source: names the value in an error.
 
     Raises:
       ConfigError: the wrong type or out of range.
@@ -123,7 +137,7 @@ def convert(option: Option, value: Any) -> Any:
     try:
         return _convert(option.kind, option.range, value)
     except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"{option.name} got {value!r}, expected {option.expected()}") from None
+        raise ConfigError(f"{source} got {value!r}, expected {option.expected()}") from None
 
 
 def _convert(kind: Any, allowed: Range, value: Any) -> Any:
@@ -170,11 +184,11 @@ def _build(cls: Any, values: Mapping[str, Any], options: dict[str, Option], pref
             hint = suggest(name, [f"{prefix}{k}" for k in known])
             raise ConfigError(f"unknown config key {name!r}; {hint}")
         if name in options:
-            built[key] = convert(options[name], value)
+            built[key] = convert(options[name], value, f"config key {name}")
         elif isinstance(value, Mapping):
             built[key] = _build(known[key].type, value, options, f"{name}.")
         else:
-            raise ConfigError(f"config key {name!r} got {value!r}, expected a section of keys")
+            raise ConfigError(f"config key {name} got {value!r}, expected a section of keys")
     return cls(**built)
 
 

@@ -6,7 +6,7 @@ that the update ratio owes.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -104,9 +104,8 @@ def make_trainer(config: Config, base: BasePolicy, rollout: Rollout, sac: SAC) -
       sac: the learner.
     """
     schedule = make_schedule(config)
-    rows = max(1, config.train.replay_capacity // config.train.num_envs)
-    rows -= rows % schedule.decisions
     chunk_dim = base.act_horizon * base.act_dim
+    rows = _replay_rows(config, schedule)
     replay = make_replay(rows, config.train.num_envs, _example_row(base.obs_dim, chunk_dim))
 
     def init(frozen: Frozen, hyperparams: Hyperparams, key: Key) -> TrainState:
@@ -141,7 +140,8 @@ def make_trainer(config: Config, base: BasePolicy, rollout: Rollout, sac: SAC) -
                                   config.sac.reward_offset)  # fmt: skip
             return sac.update(sac_state, _seen(frozen, batch), state.hyperparams, update_key)
 
-        sac_state, metrics = jax.lax.scan(update, state.sac, jax.random.split(key, schedule.updates))
+        keys = jax.random.split(key, schedule.updates)
+        sac_state, metrics = jax.lax.scan(update, state.sac, keys)
         return state._replace(sac=sac_state), jax.tree.map(jnp.mean, metrics)
 
     def round_(frozen: Frozen, state: TrainState):
@@ -174,9 +174,24 @@ def make_trainer(config: Config, base: BasePolicy, rollout: Rollout, sac: SAC) -
     return Trainer(init, train_epoch, schedule)
 
 
+def _replay_rows(config: Config, schedule: Schedule) -> int:
+    """Rows of the ring: whole rounds, and more than an n-step transition needs."""
+    rows = config.train.replay_capacity // config.train.num_envs
+    rows -= rows % schedule.decisions
+    if rows <= config.sac.n_step:
+        raise ConfigError(
+            f"train.replay_capacity={config.train.replay_capacity} holds {rows} decisions of each"
+            f" of {config.train.num_envs} environments in whole rounds, expected more than"
+            f" sac.n_step={config.sac.n_step}; raise train.replay_capacity"
+        )
+    return rows
+
+
 def _example_row(obs_dim: int, chunk_dim: int) -> Transition:
-    number = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
-    flag = jax.ShapeDtypeStruct((), jnp.bool_)
+    def number(*shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    flag: Any = jax.ShapeDtypeStruct((), jnp.bool_)
     return Transition(number(obs_dim), number(chunk_dim), number(chunk_dim), number(), flag, flag,
                       flag)  # fmt: skip
 
@@ -202,7 +217,7 @@ def _explorer(config: Config, sac: SAC, state: TrainState):
         if config.train.prefill == "uniform":
             prefill = jax.random.uniform(uniform_key, drawn.shape, minval=-1.0)
         else:
-            prefill = jnp.zeros_like(drawn)
+            prefill = drawn if config.train.prefill == "policy" else jnp.zeros_like(drawn)
         steps = state.decision_steps + (index + 1) * num_envs
         prob = decorator.exploration_prob(steps, state.hyperparams.exploration_steps)
         is_open = decorator.gate(gate_key, prob, num_envs)[:, None]

@@ -1,4 +1,4 @@
-"""Demonstrations: recorded by a task's expert, kept in ManiSkill's HDF5 layout with its JSON sidecar.
+"""Demonstrations: recorded by a task's expert, kept in ManiSkill's HDF5 layout with JSON sidecar.
 
 One HDF5 group per episode (`traj_0`, ...) with `obs` (T + 1, obs_dim), `actions` (T, act_dim),
 `success` (T,) and `env_states` (T + 1, nq + nv); the sidecar names the task and the episodes.
@@ -7,6 +7,7 @@ Layout: mani-skill2 0.5.3 `utils/wrappers/record.py`.
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from pdjax_envs.task import Env, Task
+
+ACTION_SLACK = 1e-3  # rounding of normalised actions beyond [-1, 1]
+
+
+DISTURBANCE_STEPS = 4  # control steps that one disturbance lasts
 
 
 class DataError(ValueError):
@@ -32,7 +38,7 @@ class Trajectory:
       actions: (T, act_dim) float32 in [-1, 1].
       success: (T,) bool, after each action.
       env_states: (T + 1, nq + nv) float32.
-      seed: of the initial state.
+      seed: of the initial state; -1 where unknown.
     """
 
     obs: np.ndarray
@@ -90,24 +96,25 @@ def _make_attempt(env: Env, noise: float) -> Callable[..., Any]:
     def snapshot(state):
         return jnp.concatenate([state.physics.qpos, state.physics.qvel])
 
-    def step(model, carry, key):
+    def step(model, carry, keys):
         state, obs, memory = carry
-        act_key, noise_key = jax.random.split(key)
+        act_key, noise_key = keys
         action, memory = expert.act(memory, obs, act_key)
         executed = expert.disturb(action, obs, noise_key, noise)
         state, out = env.step(model, state, executed)
         return (state, out.obs, memory), (out.obs, action, out.terminated, snapshot(state))
 
     def attempt(model, keys):
-        reset_keys, memory_keys, step_keys = jnp.moveaxis(
-            jax.vmap(lambda k: jax.random.split(k, 3))(keys), 1, 0
-        )
+        split = jax.vmap(lambda key: tuple(jax.random.split(key, 4)))
+        reset_keys, memory_keys, act_keys, noise_keys = split(keys)
         state, obs = jax.vmap(env.reset, (None, 0))(model, reset_keys)
         first = (obs, jax.vmap(snapshot)(state))
         memory = jax.vmap(expert.init)(memory_keys)
 
         def body(carry, index):
-            now = jax.vmap(jax.random.fold_in, (0, None))(step_keys, index)
+            fold = jax.vmap(jax.random.fold_in, (0, None))
+            # A disturbance lasts a few control steps: short ones average out in the arm's inertia.
+            now = fold(act_keys, index), fold(noise_keys, index // DISTURBANCE_STEPS)
             return jax.vmap(step, (None, 0, 0))(model, carry, now)
 
         steps = jnp.arange(env.task.episode_steps)
@@ -135,16 +142,35 @@ def _cut(recorded: Any, seeds: np.ndarray) -> list[Trajectory]:
 
 
 def write(path: Path, task: Task, trajectories: list[Trajectory]) -> None:
-    """Writes an HDF5 file and its JSON sidecar; the file appears only when it is complete."""
-    partial = path.with_name(path.name + ".partial")
-    with h5py.File(partial, "w") as file:
-        for index, trajectory in enumerate(trajectories):
-            group = file.create_group(f"traj_{index}", track_order=True)
-            group.create_dataset("obs", data=trajectory.obs.astype(np.float32))
-            group.create_dataset("actions", data=trajectory.actions.astype(np.float32))
-            group.create_dataset("success", data=trajectory.success.astype(bool))
-            group.create_dataset("env_states", data=trajectory.env_states.astype(np.float32))
-    sidecar = {
+    """Writes an HDF5 file and its JSON sidecar; both appear only when they are complete.
+
+    Raises:
+      DataError: one of them exists already.
+    """
+    sidecar = path.with_suffix(".json")
+    for existing in (path, sidecar):
+        if existing.exists():
+            raise DataError(f"{existing} exists already; choose another file or remove it")
+    partial, partial_sidecar = (p.with_name(f"{p.name}.partial") for p in (path, sidecar))
+    try:
+        with h5py.File(partial, "w") as file:
+            for index, trajectory in enumerate(trajectories):
+                group = file.create_group(f"traj_{index}", track_order=True)
+                group.create_dataset("obs", data=trajectory.obs.astype(np.float32))
+                group.create_dataset("actions", data=trajectory.actions.astype(np.float32))
+                group.create_dataset("success", data=trajectory.success.astype(bool))
+                group.create_dataset("env_states", data=trajectory.env_states.astype(np.float32))
+        partial_sidecar.write_text(json.dumps(_describe(task, trajectories), indent=2) + "\n")
+        partial_sidecar.replace(sidecar)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+        partial_sidecar.unlink(missing_ok=True)
+
+
+def _describe(task: Task, trajectories: list[Trajectory]) -> dict[str, Any]:
+    """The content of the sidecar."""
+    return {
         "env_info": {
             "env_id": task.name,
             "max_episode_steps": task.episode_steps,
@@ -167,26 +193,30 @@ def write(path: Path, task: Task, trajectories: list[Trajectory]) -> None:
             for index, trajectory in enumerate(trajectories)
         ],
     }
-    path.with_suffix(".json").write_text(json.dumps(sidecar, indent=2) + "\n")
-    partial.replace(path)
 
 
 def read(path: Path, task: Task) -> list[Trajectory]:
-    """Reads demonstrations of a task.
+    """Reads demonstrations of a task; without a sidecar only their sizes tell whose they are.
 
     Raises:
-      DataError: the file is missing, not HDF5 or cut short; it is of another task; an episode is
-        empty, not finite or of other sizes.
+      DataError: the file is missing, not HDF5 or cut short; it is of another task or control mode;
+        an episode is empty, not finite, out of range or of other sizes.
     """
     if not path.is_file():
         raise DataError(f"no demonstrations at {path}; write some with `pdjax demos {task.name}`")
-    _check_sidecar(path, task)
+    seeds = _read_sidecar(path.with_suffix(".json"), path, task)
     try:
         with h5py.File(path, "r") as file:
-            names = [name for name in file if name.startswith("traj_")]
-            names.sort(key=lambda name: int(name.removeprefix("traj_")))
-            trajectories = [_read_group(file[name], task, f"{path}:{name}") for name in names]
-    except (OSError, RuntimeError, KeyError, TypeError) as error:
+            matches = [re.fullmatch(r"traj_(\d+)", str(name)) for name in file]
+            numbers = sorted(int(match[1]) for match in matches if match)
+            trajectories = [
+                _read_group(file[f"traj_{number}"], task, f"{path}:traj_{number}",
+                            seeds.get(number, -1))
+                for number in numbers
+            ]  # fmt: skip
+    except DataError:
+        raise
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"{path} is not a readable demonstration file ({_first_line(error)}); it may be cut"
             f" short: write it again with `pdjax demos {task.name}`"
@@ -200,19 +230,34 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
 
 
-def _check_sidecar(path: Path, task: Task) -> None:
-    sidecar = path.with_suffix(".json")
+def _read_sidecar(sidecar: Path, path: Path, task: Task) -> dict[int, int]:
+    """Checks whose demonstrations these are; returns the seed of each episode."""
     if not sidecar.is_file():
-        return  # the sizes still have to fit
+        return {}
     try:
-        env_id = json.loads(sidecar.read_text())["env_info"]["env_id"]
-    except (ValueError, KeyError, TypeError):
+        content = json.loads(sidecar.read_text())
+        env_id = re.sub(r"-v\d+$", "", content["env_info"]["env_id"])
+        mode = content["env_info"].get("env_kwargs", {}).get("control_mode", task.control_mode)
+        seeds = {e["episode_id"]: e.get("episode_seed", -1) for e in content.get("episodes", [])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{sidecar} is not ManiSkill's JSON sidecar; remove or repair it") from None
-    if env_id.split("-v")[0] != task.name:
-        raise DataError(f"{path} holds demonstrations of {env_id}, expected {task.name}; pass --task")
+    if env_id != task.name:
+        raise DataError(
+            f"{path} holds demonstrations of {env_id}, expected {task.name}; pass --task"
+        )
+    if mode != task.control_mode:
+        raise DataError(
+            f"{path} holds actions of control mode {mode}, expected {task.control_mode}; convert"
+            " them with ManiSkill's replay tool"
+        )
+    return seeds
 
 
-def _read_group(group: Any, task: Task, where: str) -> Trajectory:
+def _read_group(group: Any, task: Task, where: str, seed: int) -> Trajectory:
+    for name in ("obs", "actions"):
+        if not isinstance(group.get(name), h5py.Dataset):
+            raise DataError(f"{where} has no array `{name}`; expected ManiSkill's layout with"
+                            " obs_mode=state")  # fmt: skip
     obs, actions = np.asarray(group["obs"], np.float32), np.asarray(group["actions"], np.float32)
     if obs.ndim != 2 or obs.shape[1] != task.obs_dim:
         raise DataError(f"{where}/obs has shape {obs.shape}, expected (T + 1, {task.obs_dim}) for"
@@ -225,6 +270,11 @@ def _read_group(group: Any, task: Task, where: str) -> Trajectory:
                         " T + 1 for T >= 1")  # fmt: skip
     if not (np.isfinite(obs).all() and np.isfinite(actions).all()):
         raise DataError(f"{where} holds NaN or infinite numbers; drop the episode")
+    if np.abs(actions).max() > 1 + ACTION_SLACK:
+        raise DataError(f"{where}/actions reach {np.abs(actions).max():.3g}, expected [-1, 1];"
+                        " normalise the actions")  # fmt: skip
     success = np.asarray(group["success"], bool) if "success" in group else np.zeros(len(actions))
+    if len(success) != len(actions):
+        raise DataError(f"{where} has {len(success)} success flags for {len(actions)} actions")
     states = np.asarray(group["env_states"], np.float32) if "env_states" in group else obs[:, :0]
-    return Trajectory(obs, actions, success, states, seed=-1)
+    return Trajectory(obs, actions, success.astype(bool), states, seed)

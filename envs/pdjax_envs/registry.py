@@ -17,7 +17,7 @@ from pdjax_envs.task import Env, Task, make_env
 ENGINES = ("native", "mjx")
 
 
-class UnknownName(ValueError):
+class UnknownName(ValueError):  # noqa: N818 (a mistake, not a failure)
     """A task or engine that does not exist; the message lists those that do."""
 
 

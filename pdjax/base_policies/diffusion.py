@@ -9,14 +9,16 @@ Flax modules stay inside this file; callers see pure functions and parameter pyt
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from pdjax import schema
 from pdjax.base_policies.chunking import executed_part
+from pdjax.schema import ConfigError, Count, Range
 from pdjax.types import Array, BasePolicy, Key, Params
 
 NOISE_STEPS = 100  # policy_decorator online/pi_dec_diffusion_maniskill2.py, num_diffusion_iters
@@ -26,34 +28,32 @@ NOISE_STEPS = 100  # policy_decorator online/pi_dec_diffusion_maniskill2.py, num
 class DiffusionConfig:
     """Shape of a diffusion policy; stored beside its parameters."""
 
-    obs_horizon: int = 2
+    obs_horizon: Count = 2
     """Observations that it reads."""
-    act_horizon: int = 4
+    act_horizon: Count = 4
     """Control steps executed of each prediction."""
-    pred_horizon: int = 8
+    pred_horizon: Count = 8
     """Actions that it predicts; at least obs_horizon - 1 + act_horizon."""
-    hidden: int = 256
+    hidden: Count = 256
     """Width of the denoiser."""
-    blocks: int = 3
+    blocks: Count = 3
     """Residual blocks of the denoiser."""
-    ddim_steps: int = 4
+    ddim_steps: Annotated[int, Range(1, NOISE_STEPS)] = 4
     """Denoising steps in a rollout, of 100 in training."""
     prediction: Literal["sample", "epsilon"] = "sample"
     """What the network predicts: the clean chunk, which takes far fewer gradient steps to become
     precise (arXiv:2403.03954), or the noise, as the reference implementation."""
 
     def validate(self) -> None:
-        """Raises ValueError where a prediction cannot hold what is executed."""
+        """Raises ConfigError at a value out of range, or where a prediction cannot hold what is
+        executed."""
+        schema.check(self)
         needed = self.obs_horizon - 1 + self.act_horizon
         if self.pred_horizon < needed:
-            raise ValueError(
+            raise ConfigError(
                 f"pred_horizon={self.pred_horizon} must be >= obs_horizon - 1 + act_horizon ="
                 f" {needed}; raise pred_horizon or lower act_horizon"
             )
-        if self.prediction not in ("sample", "epsilon"):
-            raise ValueError(f"prediction={self.prediction!r} must be sample or epsilon")
-        if not 1 <= self.ddim_steps <= NOISE_STEPS:
-            raise ValueError(f"ddim_steps={self.ddim_steps} must be in 1..{NOISE_STEPS}")
 
 
 class Denoiser(NamedTuple):
@@ -129,7 +129,7 @@ def make_denoiser(obs_dim: int, act_dim: int, config: DiffusionConfig) -> Denois
 
 
 def alphas_cumprod() -> np.ndarray:
-    """(100,) float32: share of signal left after each noising step (squared cosine, Nichol 2021)."""
+    """(100,) float32: share of signal left after each noising step (squared cosine, Nichol 21)."""
     # beta_i = min(1 - f((i+1)/T) / f(i/T), 0.999) with f(t) = cos^2((t + 0.008) / 1.008 * pi/2)
     time = np.arange(NOISE_STEPS + 1) / NOISE_STEPS
     signal = np.cos((time + 0.008) / 1.008 * np.pi / 2) ** 2
@@ -143,7 +143,8 @@ def loss(denoiser: Denoiser, params: Params, batch: tuple[Array, Array], key: Ke
     Args:
       denoiser: the network.
       params: its parameters.
-      batch: normalised observations (n, obs_horizon * obs_dim), actions (n, pred_horizon * act_dim).
+      batch: normalised observations (n, obs_horizon * obs_dim) and actions
+        (n, pred_horizon * act_dim).
       key: for the noise and its level.
     """
     cond, actions = batch

@@ -9,17 +9,17 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-import dacite
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pdjax import checkpoint
+from pdjax import checkpoint, schema
 from pdjax.base_policies import diffusion
 from pdjax.base_policies.chunking import training_windows
+from pdjax.schema import Count, Positive, Range, Seed, Share
 from pdjax.types import Array, BasePolicy, Key, Params
 
 STD_FLOOR = 1e-2  # constant entries (the robot's base) must not blow up small differences
@@ -31,20 +31,25 @@ class ImitationConfig:
 
     policy: diffusion.DiffusionConfig = dataclasses.field(default_factory=diffusion.DiffusionConfig)
     """Shape of the policy."""
-    steps: int = 6_000
+    steps: Count = 6_000
     """Gradient steps."""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Windows per gradient step."""
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """Peak Adam step size; linear warm-up over 5 % of the steps, then a cosine to 0."""
-    weight_decay: float = 1e-6
+    weight_decay: Annotated[float, Range(0)] = 1e-6
     """AdamW weight decay."""
-    ema: float = 0.995
+    ema: Share = 0.995
     """Decay per step of the averaged parameters, which are the ones kept."""
-    validation: float = 0.05
+    validation: Annotated[float, Range(0, 0.9)] = 0.05
     """Share of the episodes held out for the validation loss."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of initialisation, shuffling and noise."""
+
+    def validate(self) -> None:
+        """Raises ConfigError at a value out of range, see also `DiffusionConfig.validate`."""
+        schema.check(self)
+        self.policy.validate()
 
 
 class Windows(NamedTuple):
@@ -100,7 +105,7 @@ def train(
       config: policy shape and training settings.
       progress: called with the step and the latest losses.
     """
-    config.policy.validate()
+    config.validate()
     obs_mean, obs_std = statistics(episodes)
     held_out = int(len(episodes) * config.validation)
     order = np.random.default_rng(config.seed).permutation(len(episodes))
@@ -118,7 +123,7 @@ def train(
     validation_key = jax.random.key(config.seed + 1)
     for step in range(0, config.steps, block):
         state, losses = advance(state, training)
-        progress(step + block, {
+        progress(min(step + block, config.steps), {
             "train_loss": float(losses),
             "validation_loss": float(validate(state.average, tuple(validating), validation_key)),
         })  # fmt: skip
@@ -188,15 +193,16 @@ def load(directory: Path, act_horizon: int = 0) -> tuple[BasePolicy, str]:
 
     Raises:
       checkpoint.CheckpointError: the directory is missing or does not fit its description.
+      schema.ConfigError: the policy does not predict `act_horizon` steps.
     """
     try:
         description = json.loads((directory / "policy.json").read_text())
-        shape = dacite.from_dict(diffusion.DiffusionConfig, description["imitation"]["policy"])
+        shape = schema.build(diffusion.DiffusionConfig, description["imitation"]["policy"])
         obs_dim, act_dim = int(description["obs_dim"]), int(description["act_dim"])
         task = str(description["task"])
-    except (OSError, ValueError, KeyError, TypeError, dacite.DaciteError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise checkpoint.CheckpointError(
-            f"no base policy in {directory}: expected policy.json and params/ as written by"
+            f"no usable base policy in {directory}: expected policy.json and params/ as written by"
             " `pdjax imitate`"
         ) from None
     if act_horizon:

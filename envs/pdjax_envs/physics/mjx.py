@@ -1,0 +1,119 @@
+"""MuJoCo in JAX: the engine for accelerators.
+
+The same physics as `native.py`, compiled into the program by `mujoco.mjx`. In float32 and with an
+upper bound on solver iterations, so trajectories follow MuJoCo C's only to rounding, and diverge
+from them where contacts amplify it. Holds no state.
+"""
+
+import contextlib
+import copy
+import io
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+
+from pdjax_envs.physics import mjx_flags
+from pdjax_envs.physics.engine import Array, Engine, Overrides, PhysicsState, Scene, row_ids
+
+with contextlib.redirect_stdout(io.StringIO()):  # prints that the optional Warp is not installed
+    from mujoco import mjx
+
+# MJX's line search always runs to its limit, and the solver in float32 seldom reaches MuJoCo's
+# tolerance of 1e-8 before its own. These suffice for grasping and insertion; see test_mjx.py.
+SOLVER_ITERATIONS, LINE_SEARCH_ITERATIONS = 10, 10
+
+
+class Carried(NamedTuple):
+    """What MJX carries from step to step besides qpos and qvel.
+
+    Attributes:
+      time: () s.
+      act: (na,) actuator activations.
+      qacc_warmstart: (nv,) where the solver starts.
+    """
+
+    time: Array
+    act: Array
+    qacc_warmstart: Array
+
+
+def make_engine(scene: Scene) -> Engine:
+    """Binds MJX to a scene. The engine's model is an `mjx.Model`, placed on the default device.
+
+    Raises:
+      RuntimeError: JAX's CPU backend started without options that MJX needs.
+      ValueError: MJX cannot vary an override per environment or lacks a derived field.
+      NotImplementedError: MJX does not know a feature of the model.
+    """
+    mjx_flags.prepare()
+    limited = copy.copy(scene.model)
+    limited.opt.iterations = min(limited.opt.iterations, SOLVER_ITERATIONS)
+    limited.opt.ls_iterations = min(limited.opt.ls_iterations, LINE_SEARCH_ITERATIONS)
+    # MJX keeps disable flags that it does not know, such as midphase, and has no use for them.
+    model = mjx.put_model(limited, impl="jax")
+    rows = {f: row_ids(scene.model, f, names) for f, names in scene.override_rows.items()}
+    shapes = _check(scene, model)
+
+    def observe(model, data):
+        """The task's view of (qpos, qvel, carried); MJX's derived fields lag, so they are redone."""
+        fields = {}
+        if shapes:
+            data = mjx.sensor_pos(model, mjx.fwd_position(model, data))
+            data = mjx.sensor_vel(model, mjx.fwd_velocity(model, data))
+            fields = {name: getattr(data, name).reshape(shape) for name, shape in shapes.items()}
+        carried = Carried(data.time, data.act, data.qacc_warmstart)
+        return PhysicsState(data.qpos, data.qvel, fields, carried)
+
+    def reset(model, overrides: Overrides, qpos: Array, qvel: Array) -> PhysicsState:
+        model = _override(model, rows, overrides)
+        data = mjx.make_data(model)
+        return observe(model, data.replace(qpos=qpos, qvel=qvel))
+
+    def step(model, overrides: Overrides, state: PhysicsState, ctrl: Array) -> PhysicsState:
+        model = _override(model, rows, overrides)
+
+        def substep(_, carry):
+            qpos, qvel, carried = carry
+            data = mjx.make_data(model)
+            data = data.replace(qpos=qpos, qvel=qvel, ctrl=ctrl, **carried._asdict())
+            data = mjx.step(model, data)
+            carried = Carried(data.time, data.act, data.qacc_warmstart)
+            return data.qpos, data.qvel, carried
+
+        # The loop carries the few arrays that matter; all of `mjx.Data` would be copied each time.
+        carry = (state.qpos, state.qvel, state.raw)
+        qpos, qvel, carried = jax.lax.fori_loop(0, scene.n_substeps, substep, carry)
+        data = mjx.make_data(model).replace(qpos=qpos, qvel=qvel, ctrl=ctrl, **carried._asdict())
+        return observe(model, data)
+
+    return Engine("mjx", model, reset, step)
+
+
+def _check(scene: Scene, model: mjx.Model) -> dict[str, tuple[int, ...]]:
+    """MuJoCo's shapes of the derived fields; MJX gives matrices as (3, 3), MuJoCo as (9,)."""
+    for field in scene.override_rows:
+        if not isinstance(getattr(model, field, None), jax.Array):
+            raise ValueError(f"MJX cannot vary {field} per environment; use the native engine")
+    data = mujoco.MjData(scene.model)
+    known = {field.name for field in mjx.Data.fields()} - {"_impl"}
+    if unknown := set(scene.fields) - known:
+        raise ValueError(f"MJX has no derived field {', '.join(unknown)}; use the native engine")
+    return {name: np.shape(getattr(data, name)) for name in scene.fields}
+
+
+def _override(model: mjx.Model, rows: Mapping[str, np.ndarray], overrides: Overrides) -> mjx.Model:
+    """The model of one environment.
+
+    All overrides are applied, also those that MJX stores but never reads (dof_M0; body_subtreemass
+    unless a sensor asks for a subtree's momentum): XLA drops what nobody uses.
+    """
+    replaced = {}
+    for field, index in rows.items():
+        target = getattr(model, field)
+        values = jnp.asarray(overrides[field], target.dtype)
+        replaced[field] = target.at[index].set(values.reshape(len(index), *target.shape[1:]))
+    return model.replace(**replaced)

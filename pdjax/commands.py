@@ -1,0 +1,223 @@
+"""The commands: what each takes, and which function does its work.
+
+A field is a flag; the first field of a command that has no default is its positional argument. Work
+is imported where it is done, so that help and mistakes in flags answer at once.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+from pdjax.config import Physics
+from pdjax.schema import Count, Natural, Range, Seed
+
+NOISE_LIMIT = 1.0  # beyond it noise would always hit the ends of the actions' range
+
+
+class Command(Protocol):
+    """A parsed command."""
+
+    def run(self) -> dict[str, Any]:
+        """Does the work; returns what `--json` prints."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Envs:
+    """Lists the tasks: what they observe, how they act, how long an episode lasts."""
+
+    def run(self) -> dict[str, Any]:
+        """Prints a table."""
+        from pdjax import report
+        from pdjax_envs import registry
+
+        tasks = [registry.make_task(name) for name in registry.task_names()]
+        header = ["task", "observation", "action", "control steps", "expert", "summary"]
+        rows = [
+            [t.name, str(t.obs_dim), str(t.act_dim), f"{t.episode_steps} at {t.control_hz:g} Hz",
+             "yes" if t.expert else "no", t.summary]
+            for t in tasks
+        ]  # fmt: skip
+        report.show_table("Tasks", header, rows)
+        return {
+            "tasks": [
+                {
+                    "name": t.name,
+                    "summary": t.summary,
+                    "observation": dict(t.observation),
+                    "action": dict(t.action),
+                    "episode_steps": t.episode_steps,
+                    "control_hz": t.control_hz,
+                    "expert": t.expert is not None,
+                }
+                for t in tasks
+            ]
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Demos:
+    """Records successful episodes of a task's scripted expert (ManiSkill HDF5 and JSON sidecar)."""
+
+    task: str
+    """Task name, see `pdjax envs`."""
+    out: Path
+    """HDF5 file to write, .h5 or .hdf5; neither it nor its .json may exist."""
+    episodes: Count = 100
+    """Successful episodes to record."""
+    seed: Seed = 0
+    """Seed of the first episode; further ones count up."""
+    noise: Annotated[float, Range(0, NOISE_LIMIT)] = 0.03
+    """Standard deviation of noise on the executed actions, as a share of [-1, 1]; recorded is what
+    the expert wanted."""
+    physics: Physics = "auto"
+    """Physics engine; auto = native on a CPU, mjx on an accelerator."""
+
+    def run(self) -> dict[str, Any]:
+        """Records and writes."""
+        from pdjax import imitate
+
+        return imitate.record_demonstrations(self.task, self.out, self.episodes, self.seed,
+                                             self.noise, self.physics)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Imitate:
+    """Trains a diffusion policy on demonstrations: a base policy to refine."""
+
+    demos: Path
+    """HDF5 file of `pdjax demos`, or of ManiSkill."""
+    task: str
+    """Task that the demonstrations are of."""
+    out: Path
+    """Directory to write, new or empty."""
+    steps: Count = 6_000
+    """Gradient steps."""
+    batch_size: Count = 256
+    """Windows of a demonstration per gradient step."""
+    act_horizon: Count = 4
+    """Control steps executed of each prediction."""
+    pred_horizon: Count = 8
+    """Actions predicted at once; at least act-horizon + 1."""
+    hidden: Count = 256
+    """Width of the denoiser."""
+    seed: Seed = 0
+    """Seed of initialisation, shuffling and noise."""
+    eval_episodes: Natural = 100
+    """Episodes to evaluate the trained policy on; 0 = none."""
+    physics: Physics = "auto"
+    """Physics engine of that evaluation."""
+
+    def run(self) -> dict[str, Any]:
+        """Trains, evaluates and writes."""
+        from pdjax import imitate
+        from pdjax.base_policies.diffusion import DiffusionConfig
+        from pdjax.base_policies.imitation import ImitationConfig
+
+        shape = DiffusionConfig(
+            act_horizon=self.act_horizon, pred_horizon=self.pred_horizon, hidden=self.hidden
+        )
+        config = ImitationConfig(
+            policy=shape, steps=self.steps, batch_size=self.batch_size, seed=self.seed
+        )
+        return imitate.train_base_policy(self.demos, self.task, self.out, config,
+                                         self.eval_episodes, self.physics)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Refines a frozen base policy: trains a bounded residual policy and evaluates both, paired."""
+
+    config: str
+    """YAML file, or the name of a config that comes with pdjax."""
+    out: Path | None = None
+    """Run directory, new or empty; default runs/CONFIG-seedN."""
+    set: tuple[str, ...] = ()
+    """Change values, each as section.key=value with the value in YAML; several after one --set, or
+    --set repeated."""
+
+    def run(self) -> dict[str, Any]:
+        """Trains, evaluates and writes."""
+        from pdjax import config as configs
+
+        config = configs.load(self.config, self.set)
+        out = self.out or Path("runs") / f"{Path(self.config).stem}-seed{config.seed}"
+        from pdjax import report, runner
+
+        result = runner.run(config, out)
+        report.show_comparison(result.summary)
+        report.say(f"written to {out}: result.json, learning_curve.png, residual/, metrics.jsonl,"
+                   " tb/")  # fmt: skip
+        return result.summary
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """Evaluates base and refined policy of a run on the same episodes."""
+
+    run_directory: Path
+    """Run directory of `pdjax train`, or run/ in one of `pdjax quickstart`."""
+    episodes: Count = 200
+    """Episodes, each played by both policies."""
+    seed: Seed = 20_000
+    """Seed of the episodes."""
+    physics: Physics = "auto"
+    """Physics engine; auto = native on a CPU, mjx on an accelerator."""
+
+    def run(self) -> dict[str, Any]:
+        """Evaluates and prints."""
+        from pdjax import report, runner
+
+        summary = runner.evaluate_run(self.run_directory, self.episodes, self.seed, self.physics)
+        report.show_comparison(summary)
+        return summary
+
+
+@dataclasses.dataclass(frozen=True)
+class Render:
+    """Renders base and refined policy side by side on the same episodes."""
+
+    run_directory: Path
+    """Run directory of `pdjax train`, or run/ in one of `pdjax quickstart`."""
+    out: Path
+    """Video file to write, .mp4 or .gif; must not exist."""
+    episodes: Count = 3
+    """Episodes, one after another."""
+    seed: Seed = 20_000
+    """Seed of the episodes."""
+
+    def run(self) -> dict[str, Any]:
+        """Plays, draws and writes."""
+        from pdjax import report, runner
+
+        result = runner.render_run(self.run_directory, self.out, self.episodes, self.seed)
+        report.say(f"written {self.out}")
+        return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Quickstart:
+    """Demonstrations, imitation, refinement paired evaluation of PegInsertionSide, in minutes."""
+
+    out: Path | None = None
+    """Directory to write, new or empty; default runs/quickstart-seedN."""
+    seed: Annotated[int, Range(0, 999)] = 0
+    """Seed of everything random."""
+
+    def run(self) -> dict[str, Any]:
+        """Runs the whole chain."""
+        from pdjax import quickstart
+
+        out = self.out or Path("runs") / f"quickstart-seed{self.seed}"
+        return quickstart.quickstart(out, self.seed)
+
+
+COMMANDS: dict[str, type[Command]] = {
+    "envs": Envs,
+    "demos": Demos,
+    "imitate": Imitate,
+    "train": Train,
+    "eval": Eval,
+    "render": Render,
+    "quickstart": Quickstart,
+}
