@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import sys
 import tempfile
 import textwrap
@@ -197,5 +198,16 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def program() -> NoReturn:
+    """The process: runs the command of its arguments and exits with its code."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code == 1:
+        # An interrupted computation still calls back into Python, which must not be torn down.
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -50,6 +50,8 @@ class DecoratorConfig:
     """What the residual policy reads."""
     critic_input: Literal["sum", "res", "concat"] = "sum"
     """Action that the critics read: base + scaled residual (unclipped), residual, or both."""
+    hold_residual: bool = False
+    """One residual for all control steps of a chunk, instead of one for each."""
     normalize_obs: bool = False
     """Whiten the learner's observations by the base policy's data statistics."""
 

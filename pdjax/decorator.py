@@ -22,18 +22,40 @@ def decorate(base_action: Array, residual_action: Array, residual_scale: Array |
 
     Args:
       base_action: (num_envs, chunk_dim), in [-1, 1].
-      residual_action: same shape, in [-1, 1], after the gate.
+      residual_action: (num_envs, residual_dim), in [-1, 1], after the gate; see `spread`.
       residual_scale: scalar >= 0, the paper's alpha.
 
     Returns:
-      Same shape, not clipped; differs from base_action by at most residual_scale, up to rounding.
+      (num_envs, chunk_dim), not clipped; differs from base_action by at most residual_scale, up to rounding.
 
     Raises:
-      ValueError: the two actions differ in shape.
+      ValueError: the residual's size does not divide the chunk's.
     """
-    _require_same_shape(base_action, residual_action)
-    change = residual_scale * residual_action
+    change = residual_scale * spread(residual_action, base_action.shape[-1])
     return jnp.where(change == 0, base_action, base_action + change)
+
+
+def spread(residual_action: Array, chunk_dim: int) -> Array:
+    """The residual of each number in a chunk.
+
+    Args:
+      residual_action: (..., residual_dim): a chunk of residuals, or one of act_dim numbers that is
+        held over the whole chunk (DecoratorConfig.hold_residual).
+      chunk_dim: act_horizon * act_dim, a multiple of residual_dim.
+
+    Returns:
+      (..., chunk_dim).
+
+    Raises:
+      ValueError: the residual's size does not divide the chunk's.
+    """
+    repeats, rest = divmod(chunk_dim, residual_action.shape[-1])
+    if rest:
+        raise ValueError(
+            f"residual_action has {residual_action.shape[-1]} numbers, expected a divisor of the"
+            f" chunk's {chunk_dim}: act_dim, or act_horizon * act_dim"
+        )
+    return jnp.concatenate([residual_action] * repeats, axis=-1)
 
 
 def clip_action(action: Array) -> Array:
@@ -102,20 +124,19 @@ def critic_action(
 
     Args:
       base_action: (..., chunk_dim), in [-1, 1].
-      residual_action: same shape, in [-1, 1], after the gate.
+      residual_action: (..., residual_dim), in [-1, 1], after the gate; see `spread`.
       residual_scale: scalar.
       kind: "sum", "res" or "concat", see DecoratorConfig.critic_input.
 
     Returns:
-      sum: base + scale * residual, (..., chunk_dim); res: residual, (..., chunk_dim);
-      concat: residual then base, (..., 2 * chunk_dim).
+      sum: base + scale * residual, (..., chunk_dim); res: residual, (..., residual_dim);
+      concat: residual then base, (..., residual_dim + chunk_dim).
 
     Raises:
-      ValueError: unknown kind, or the two actions differ in shape.
+      ValueError: unknown kind, or the residual's size does not divide the chunk's.
     """
-    _require_same_shape(base_action, residual_action)
     if kind == "sum":
-        return base_action + residual_scale * residual_action
+        return base_action + residual_scale * spread(residual_action, base_action.shape[-1])
     if kind == "res":
         return residual_action
     if kind == "concat":
@@ -135,11 +156,3 @@ def normalize(obs: Array, mean: Array, std: Array) -> Array:
       (..., obs_dim), without unit.
     """
     return jnp.clip((obs - mean) / std, -OBS_CLIP, OBS_CLIP)
-
-
-def _require_same_shape(base_action: Array, residual_action: Array) -> None:
-    if base_action.shape != residual_action.shape:
-        raise ValueError(
-            f"residual_action has shape {residual_action.shape}, base_action {base_action.shape}; "
-            "they must be equal: flatten both to (..., act_horizon * act_dim)."
-        )

@@ -28,7 +28,7 @@ class ResidualPolicy(NamedTuple):
 
     Attributes:
       init: key -> params.
-      apply: (params, actor_input (..., input_dim)) -> (mean, log_std), each (..., chunk_dim),
+      apply: (params, actor_input (..., input_dim)) -> (mean, log_std), each (..., residual_dim),
         of the Gaussian before tanh; log_std lies within the config's bounds.
     """
 
@@ -49,15 +49,15 @@ class CriticEnsemble(NamedTuple):
     apply: Callable[[Params, Array, Array], Array]
 
 
-def make_residual_policy(input_dim: int, chunk_dim: int, config: SACConfig) -> ResidualPolicy:
+def make_residual_policy(input_dim: int, residual_dim: int, config: SACConfig) -> ResidualPolicy:
     """Builds the residual policy.
 
     Args:
       input_dim: numbers that the policy reads, see `decorator.actor_input`.
-      chunk_dim: act_horizon * act_dim.
+      residual_dim: numbers in one residual action.
       config: `hidden`, `log_std_min` and `log_std_max` are read.
     """
-    graph, init = _split(lambda rngs: _Actor(input_dim, chunk_dim, config, rngs))
+    graph, init = _split(lambda rngs: _Actor(input_dim, residual_dim, config, rngs))
 
     def apply(params: Params, actor_input: Array) -> tuple[Array, Array]:
         return nnx.merge(graph, params)(actor_input)
@@ -99,12 +99,12 @@ def sample(mean: Array, log_std: Array, key: Key) -> tuple[Array, Array]:
     uses log(1 - tanh(x)^2 + 1e-6) instead, which differs once |x| exceeds about 5.
 
     Args:
-      mean: (..., chunk_dim), before tanh.
-      log_std: (..., chunk_dim).
+      mean: (..., residual_dim), before tanh.
+      log_std: (..., residual_dim).
       key: consumed.
 
     Returns:
-      action (..., chunk_dim) in (-1, 1), rounded to the bounds where tanh saturates in float32;
+      action (..., residual_dim) in (-1, 1), rounded to the bounds where tanh saturates in float32;
       log_prob (...,) of the action, in nats.
 
     Source: SAC, arXiv:1812.05905, appendix C.
@@ -119,12 +119,12 @@ def sample(mean: Array, log_std: Array, key: Key) -> tuple[Array, Array]:
 class _Actor(nnx.Module):
     """ReLU layers with two heads, mean and log_std."""
 
-    def __init__(self, input_dim: int, chunk_dim: int, config: SACConfig, rngs: nnx.Rngs):
+    def __init__(self, input_dim: int, residual_dim: int, config: SACConfig, rngs: nnx.Rngs):
         self.bounds = (config.log_std_min, config.log_std_max)
         self.hidden = _hidden_layers(input_dim, config.hidden, rngs)
         width = (input_dim, *config.hidden)[-1]
-        self.mean = _head(width, chunk_dim, rngs)
-        self.log_std = _head(width, chunk_dim, rngs)
+        self.mean = _head(width, residual_dim, rngs)
+        self.log_std = _head(width, residual_dim, rngs)
 
     def __call__(self, x: Array) -> tuple[Array, Array]:
         for layer in self.hidden:

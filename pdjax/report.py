@@ -132,7 +132,8 @@ def show_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     """Prints a small table for people, on stderr."""
     table = Table(title=title, title_justify="left", title_style="bold")
     for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+        first = index == 0
+        table.add_column(name, justify="left" if first else "right", no_wrap=first)
     for row in rows:
         table.add_row(*row)
     console.print(table)

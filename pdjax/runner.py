@@ -26,7 +26,7 @@ from pdjax.config import Config, ConfigError
 from pdjax.outputs import check_directory, check_file, new_directory, write_result
 from pdjax.rollout import Evaluation, Frozen, Rollout, episode_overrides, make_rollout
 from pdjax.sac import SAC, make_hyperparams, make_sac
-from pdjax.train import Trainer, TrainState, make_trainer
+from pdjax.train import Trainer, TrainState, make_trainer, residual_dim
 from pdjax.types import BasePolicy, Params
 from pdjax_envs import registry
 from pdjax_envs.task import Env
@@ -81,7 +81,8 @@ def build(config: Config) -> Run:
             f" observed), but task.name is {config.task.name} ({env.task.obs_dim}); change either"
         )
     rollout = make_rollout(env, base)
-    sac = make_sac(config.sac, config.decorator, base.obs_dim, base.act_horizon * base.act_dim)
+    sizes = (base.obs_dim, base.act_horizon * base.act_dim, residual_dim(config.decorator, base))
+    sac = make_sac(config.sac, config.decorator, *sizes)
     trainer = make_trainer(config, base, rollout, sac)
     mean, std = base.obs_mean, base.obs_std
     if not config.decorator.normalize_obs:
@@ -129,7 +130,7 @@ def run(config: Config, directory: Path) -> Result:
 def _train(built: Run, directory: Path) -> tuple[TrainState, Params]:
     """The training loop; returns the last state and the actor that evaluated best."""
     config = built.config
-    hyperparams = make_hyperparams(config, built.base.act_horizon * built.base.act_dim)
+    hyperparams = make_hyperparams(config, residual_dim(config.decorator, built.base))
     state = jax.jit(built.trainer.init)(built.frozen, hyperparams, jax.random.key(config.seed))
     train_epoch = jax.jit(built.trainer.train_epoch, donate_argnums=1)
     assess = make_assess(built)

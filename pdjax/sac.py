@@ -74,7 +74,7 @@ class SAC(NamedTuple):
       init: key -> SACState.
       update: (state, batch, hyperparams, key) -> (state, metrics), one gradient step.
       act: (actor_params, obs (batch, obs_dim), base_action (batch, chunk_dim), key)
-        -> residual_action (batch, chunk_dim), drawn from the policy, before gate and scaling.
+        -> residual_action (batch, residual_dim), drawn from the policy, before gate and scaling.
       act_deterministic: the same without key: tanh of the policy's mean.
     """
 
@@ -96,10 +96,10 @@ class _Parts(NamedTuple):
     residual_penalty: float  # weight of the mean squared residual in the actor's loss
 
 
-def make_hyperparams(config: Config, chunk_dim: int) -> Hyperparams:
-    """Reads the sweepable numbers of a config; chunk_dim is act_horizon * act_dim.
+def make_hyperparams(config: Config, residual_dim: int) -> Hyperparams:
+    """Reads the sweepable numbers of a config; residual_dim: numbers in one residual action.
 
-    The target entropy is -target_entropy_scale * chunk_dim for every critic_input. (The reference
+    The target entropy is -target_entropy_scale * residual_dim for every critic_input. (The reference
     code doubles it for "concat", where its stand-in action space has twice the size.)
     """
     sac, scalar = config.sac, partial(jnp.asarray, dtype=jnp.float32)
@@ -109,13 +109,15 @@ def make_hyperparams(config: Config, chunk_dim: int) -> Hyperparams:
         actor_lr=scalar(sac.actor_lr),
         critic_lr=scalar(sac.critic_lr),
         temperature_lr=scalar(sac.temperature_lr),
-        target_entropy=scalar(-sac.target_entropy_scale * chunk_dim),
+        target_entropy=scalar(-sac.target_entropy_scale * residual_dim),
         residual_scale=scalar(config.decorator.residual_scale),
         exploration_steps=scalar(config.decorator.exploration_steps),
     )
 
 
-def make_sac(config: SACConfig, decorator: DecoratorConfig, obs_dim: int, chunk_dim: int) -> SAC:
+def make_sac(
+    config: SACConfig, decorator: DecoratorConfig, obs_dim: int, chunk_dim: int, residual_dim: int
+) -> SAC:
     """Builds the learner.
 
     Args:
@@ -123,14 +125,15 @@ def make_sac(config: SACConfig, decorator: DecoratorConfig, obs_dim: int, chunk_
         sweepable numbers come with each `update` as Hyperparams.
       decorator: `actor_input` and `critic_input` are read.
       obs_dim: numbers in one observation.
-      chunk_dim: act_horizon * act_dim.
+      chunk_dim: act_horizon * act_dim, numbers in one base action.
+      residual_dim: numbers in one residual action: chunk_dim, or act_dim if it is held.
     """
     read_obs = partial(actor_input, kind=decorator.actor_input)
     read_action = partial(critic_action, kind=decorator.critic_input)
-    obs, chunk = jnp.zeros(obs_dim), jnp.zeros(chunk_dim)
+    obs, chunk, residual = jnp.zeros(obs_dim), jnp.zeros(chunk_dim), jnp.zeros(residual_dim)
     (input_dim,) = jax.eval_shape(read_obs, obs, chunk).shape
-    (action_dim,) = jax.eval_shape(read_action, chunk, chunk, 1.0).shape
-    policy = make_residual_policy(input_dim, chunk_dim, config)
+    (action_dim,) = jax.eval_shape(read_action, chunk, residual, 1.0).shape
+    policy = make_residual_policy(input_dim, residual_dim, config)
     critics = make_critics(obs_dim, action_dim, config)
     clip = optax.clip_by_global_norm(config.max_grad_norm)
     parts = _Parts(
@@ -281,7 +284,7 @@ def _actor_step(
     actor, actor_opt = _descend(
         parts.actor_tx, grads, state.actor_opt, state.actor, hyperparams.actor_lr
     )
-    magnitude = jnp.mean(jnp.abs(residual), axis=-1)  # (batch, chunk_dim) -> (batch,)
+    magnitude = jnp.mean(jnp.abs(residual), axis=-1)  # (batch, residual_dim) -> (batch,)
     metrics = {
         "actor_loss": loss,
         "entropy": -weighted_mean(log_prob, batch.weight),

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from pdjax import decorator
-from pdjax.config import Config, ConfigError
+from pdjax.config import Config, ConfigError, DecoratorConfig
 from pdjax.replay import ReplayState, make_replay
 from pdjax.rollout import Frozen, Rollout, RolloutState
 from pdjax.sac import SAC, Hyperparams, SACState
@@ -106,7 +106,8 @@ def make_trainer(config: Config, base: BasePolicy, rollout: Rollout, sac: SAC) -
     schedule = make_schedule(config)
     chunk_dim = base.act_horizon * base.act_dim
     rows = _replay_rows(config, schedule)
-    replay = make_replay(rows, config.train.num_envs, _example_row(base.obs_dim, chunk_dim))
+    row = _example_row(base.obs_dim, chunk_dim, residual_dim(config.decorator, base))
+    replay = make_replay(rows, config.train.num_envs, row)
 
     def init(frozen: Frozen, hyperparams: Hyperparams, key: Key) -> TrainState:
         sac_key, rollout_key, key = jax.random.split(key, 3)
@@ -187,13 +188,18 @@ def _replay_rows(config: Config, schedule: Schedule) -> int:
     return rows
 
 
-def _example_row(obs_dim: int, chunk_dim: int) -> Transition:
+def residual_dim(config: DecoratorConfig, base: BasePolicy) -> int:
+    """Numbers in one residual action: a chunk's, or one action's if it is held over the chunk."""
+    return base.act_dim if config.hold_residual else base.act_horizon * base.act_dim
+
+
+def _example_row(obs_dim: int, chunk_dim: int, residual_dim: int) -> Transition:
     def number(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.float32)
 
     flag: Any = jax.ShapeDtypeStruct((), jnp.bool_)
-    return Transition(number(obs_dim), number(chunk_dim), number(chunk_dim), number(), flag, flag,
-                      flag)  # fmt: skip
+    return Transition(number(obs_dim), number(chunk_dim), number(residual_dim), number(), flag,
+                      flag, flag)  # fmt: skip
 
 
 def _seen(frozen: Frozen, batch: Batch) -> Batch:

@@ -56,7 +56,8 @@ class Transition(NamedTuple):
     Attributes:
       obs: (..., obs_dim) float32, before the decision.
       base_action: (..., act_horizon * act_dim) float32 in [-1, 1], as the base policy chose.
-      residual_action: same shape, in [-1, 1], before scaling, after the exploration gate.
+      residual_action: (..., residual_dim), in [-1, 1], before scaling, after the gate; a chunk of
+        residuals, or one that is held over the chunk.
       reward: (...,) float32, summed over the decision's control steps.
       terminated: (...,) bool, the decision ended the episode in a terminal state.
       truncated: (...,) bool, the decision ran into the time limit.
@@ -78,7 +79,7 @@ class Batch(NamedTuple):
     Attributes:
       obs: (batch, obs_dim), what the networks see (normalised).
       base_action: (batch, chunk_dim).
-      residual_action: (batch, chunk_dim), gated, before scaling.
+      residual_action: (batch, residual_dim), gated, before scaling.
       reward: (batch,), discounted sum over the n steps.
       discount: (batch,), gamma^k of the bootstrap term, 0 where the episode terminated.
       next_obs: (batch, obs_dim).

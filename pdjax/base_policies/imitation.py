@@ -123,9 +123,10 @@ def train(
     validation_key = jax.random.key(config.seed + 1)
     for step in range(0, config.steps, block):
         state, losses = advance(state, training)
+        same_noise = jax.random.clone(validation_key)  # so that only the policy changes
         progress(min(step + block, config.steps), {
             "train_loss": float(losses),
-            "validation_loss": float(validate(state.average, tuple(validating), validation_key)),
+            "validation_loss": float(validate(state.average, tuple(validating), same_noise)),
         })  # fmt: skip
     mean, std = jnp.asarray(obs_mean, jnp.float32), jnp.asarray(obs_std, jnp.float32)
     return diffusion.make_policy(config.policy, act_dim, state.average, mean, std)

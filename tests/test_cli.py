@@ -1,0 +1,374 @@
+"""The command line: help that teaches, mistakes in one line that change nothing, JSON for programs."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pdjax import checkpoint, cli, commands, runner, schema
+from pdjax import config as configs
+from pdjax.base_policies import diffusion, imitation
+from pdjax.render import RenderError
+
+TASK, OBS_DIM, ACT_DIM = "PegInsertionSide", 50, 7
+
+
+def make_base_policy(directory):
+    """An untrained diffusion policy, as `pdjax imitate` would write it."""
+    config = imitation.ImitationConfig(policy=diffusion.DiffusionConfig(hidden=8, blocks=1))
+    denoiser = diffusion.make_denoiser(OBS_DIM, ACT_DIM, config.policy)
+    params = denoiser.init(jax.random.key(0))
+    policy = diffusion.make_policy(
+        config.policy, ACT_DIM, params, jnp.zeros(OBS_DIM), jnp.ones(OBS_DIM)
+    )
+    directory.mkdir()
+    imitation.save(directory, policy, config, TASK)
+
+
+def make_run(directory):
+    """A finished run with small networks, as `pdjax train` would write it."""
+    directory.mkdir()
+    make_base_policy(directory / "base_policy")
+    base = f"base_policy.path={directory / 'base_policy'}"
+    config = configs.load("peg_fast", [base, "sac.hidden=[8]"])
+    sac = runner.build(config).sac
+    checkpoint.save(directory / "residual", sac.init(jax.random.key(0)).actor)
+    configs.save(config, directory / "config.yaml")
+
+
+def make_demos(path):
+    """One episode of nothing, of the task's sizes."""
+    with h5py.File(path, "w") as file:
+        group = file.create_group("traj_0")
+        group["obs"] = np.zeros((4, OBS_DIM), np.float32)
+        group["actions"] = np.zeros((3, ACT_DIM), np.float32)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    make_base_policy(folder / "base")
+    make_run(folder / "run")
+    make_demos(folder / "demos.h5")
+    (folder / "demos.json").write_text('{"env_info": {"env_id": "PegInsertionSide-v0"}}')
+    return folder
+
+
+@pytest.fixture
+def here(made, tmp_path, monkeypatch):
+    """The working folder, filled with fresh copies."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def everything(folder):
+    return {
+        path.relative_to(folder): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def refuse(capsys, folder, argv, message):
+    """Asserts that a command ends in one line and exit code 2, with nothing changed."""
+    before = everything(folder)
+    assert cli.main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1, captured.err
+    assert captured.err.startswith("pdjax: ")
+    assert message in captured.err
+    assert everything(folder) == before
+
+
+DEMOS = ["demos", TASK, "--out", "new/x.h5"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "no command; choose one of: envs, demos, imitate, train, eval, render, quickstart"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["--json", "envs"], "envs does not take '--json' here; write it after the command"),
+        (["envs", "extra"], "envs does not take 'extra' here"),
+        (["demos"], "the following arguments are required: TASK, --out; see `pdjax demos --help`"),
+        (["demos", TASK, "--out"], "argument --out: expected one argument"),
+        ([*DEMOS, "--episodes", "abc"], "--episodes got 'abc', expected integer >= 1"),
+        ([*DEMOS, "--episodes", "0"], "--episodes got '0', expected integer >= 1"),
+        ([*DEMOS, "--episodes", "1.5"], "--episodes got '1.5', expected integer >= 1"),
+        ([*DEMOS, "--noise", "nan"], "--noise got 'nan', expected number 0 to 1"),
+        ([*DEMOS, "--seed", "-1"], "--seed got '-1', expected integer 0 to 2000000000"),
+        ([*DEMOS, "--physics", "foo"], "--physics got 'foo', expected auto | native"),
+        ([*DEMOS, "--episdes", "3"], "demos does not take '--episdes' here; did you mean --epis"),
+        (["demos", "Peg", "--out", "new/x.h5"], f"unknown task 'Peg'; choose one of: {TASK}"),
+        (["demos", "PegInsertionSid", "--out", "x.h5"], f"did you mean {TASK}?"),
+        (["demos", TASK, "--out", "x.txt"], "x.txt must end in .h5 or .hdf5"),
+        (["demos", TASK, "--out", "demos.h5"], "demos.h5 exists already; choose another --out"),
+        (["demos", TASK, "--out", "demos.hdf5"], "demos.json exists already; choose another"),
+        (["demos", TASK, "--out", "demos.h5/x.h5"], "cannot write to demos.h5/x.h5: Not a dir"),
+        (["quickstart", "--seed", "1000"], "--seed got '1000', expected integer 0 to 999"),
+        (["quickstart", "--out", "run"], "run is not empty; choose another --out or remove it"),
+    ],
+)
+def test_mistakes_in_arguments(capsys, here, argv, message):
+    refuse(capsys, here, argv, message)
+
+
+TRAIN = ["train", "peg_fast", "--out", "new/run", "--set", "base_policy.path=base"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train"], "required: CONFIG"),
+        (["train", "nope"], "no config 'nope': neither a file nor a name; known: peg_fast"),
+        (["train", "peg_fats"], "did you mean peg_fast?"),
+        (["train", "demos.h5"], "cannot read config demos.h5"),
+        (["train", "peg_fast"], "base_policy.path is empty; set it to a directory of `pdjax imit"),
+        ([*TRAIN, "sac.gama=1"], "unknown config key 'sac.gama'; did you mean sac.gamma?"),
+        ([*TRAIN, "seed=1", "sac.gamma=2"], "config key sac.gamma got 2, expected number 0 to 1"),
+        ([*TRAIN, "--set", "seed=x"], "config key seed got 'x', expected integer"),
+        ([*TRAIN, "--set", "seed"], "--set 'seed' has no value; expected section.key=value"),
+        ([*TRAIN, "--set"], "argument --set: expected one argument"),
+        ([*TRAIN, "task.name=Foo"], "unknown task 'Foo'"),
+        ([*TRAIN, "base_policy.path=nowhere"], "no usable base policy in nowhere: expected"),
+        ([*TRAIN, "base_policy.act_horizon=8"], "pred_horizon=8 must be >= obs_horizon - 1 + act"),
+        ([*TRAIN, "train.num_envs=7"], "decisions_per_round=256 must be a multiple of train.num_e"),
+        ([*TRAIN, "train.replay_capacity=9"], "train.replay_capacity=9 holds 0 decisions of each"),
+        ([*TRAIN, "--out", "base"], "base is not empty; choose another --out or remove it"),
+        ([*TRAIN, "--out", "demos.h5"], "cannot write to demos.h5: Not a directory; choose another"),
+        ([*TRAIN, "--out", "base/new"], "base/new is inside the base policy's directory"),
+    ],
+)
+def test_mistakes_in_training(capsys, here, argv, message):
+    refuse(capsys, here, argv, message)
+
+
+def test_a_base_policy_of_another_task_is_refused(capsys, here):
+    path = here / "base" / "policy.json"
+    path.write_text(path.read_text().replace(TASK, "StackCube"))
+    refuse(capsys, here, TRAIN, "was trained for StackCube (50 numbers observed), but task.name is")
+
+
+def test_a_base_policy_of_other_shapes_is_refused_by_name(capsys, here):
+    path = here / "base" / "policy.json"
+    path.write_text(path.read_text().replace('"hidden": 8', '"hidden": 16'))
+    refuse(capsys, here, TRAIN, "is float32(16,), expected float32(32,)")
+
+
+IMITATE = ["imitate", "demos.h5", "--task", TASK, "--out", "new/base"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["imitate", "demos.h5"], "required: --task, --out"),
+        (["imitate", "none.h5", *IMITATE[2:]], "no demonstrations at none.h5; write some with"),
+        (["imitate", "base", *IMITATE[2:]], "no demonstrations at base"),
+        ([*IMITATE[:3], "Foo", *IMITATE[4:]], "unknown task 'Foo'"),
+        ([*IMITATE[:-1], "base"], "base is not empty; choose another --out or remove it"),
+        ([*IMITATE, "--act-horizon", "9"], "pred_horizon=8 must be >= obs_horizon - 1 + act_hor"),
+        ([*IMITATE, "--steps", "0"], "--steps got '0', expected integer >= 1"),
+        ([*IMITATE, "--batch_size", "8"], "did you mean --batch-size?"),
+    ],
+)
+def test_mistakes_in_imitation(capsys, here, argv, message):
+    refuse(capsys, here, argv, message)
+
+
+def test_demonstrations_that_cannot_be_used_are_refused(capsys, here):
+    (here / "demos.json").write_text('{"env_info": {"env_id": "StackCube-v0"}}')
+    refuse(capsys, here, IMITATE, f"holds demonstrations of StackCube, expected {TASK}; pass --ta")
+    (here / "demos.json").unlink()
+    with h5py.File("demos.h5", "a") as file:
+        del file["traj_0/actions"]
+        file["traj_0/actions"] = np.zeros((3, 6))
+    refuse(capsys, here, IMITATE, "demos.h5:traj_0/actions has shape (3, 6), expected (T, 7)")
+    content = (here / "demos.h5").read_bytes()
+    (here / "demos.h5").write_bytes(content[: len(content) // 2])
+    refuse(capsys, here, IMITATE, "demos.h5 is not a readable demonstration file")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["eval", "nowhere"], "nowhere is no run: expected config.yaml as `pdjax train` writes it"),
+        (["eval", "base"], "base is no run"),
+        (["eval", "run", "--episodes", "0"], "--episodes got '0', expected integer >= 1"),
+        (["render", "run", "--out", "x.avi"], "x.avi must end in .mp4 or .gif"),
+        (["render", "run"], "required: --out"),
+        (["render", "base", "--out", "new/x.mp4"], "base is no run"),
+    ],
+)
+def test_mistakes_with_runs(capsys, here, argv, message):
+    refuse(capsys, here, argv, message)
+
+
+def test_a_run_that_does_not_fit_its_config_is_refused(capsys, here):
+    text = (here / "run" / "config.yaml").read_text()
+    assert "  - 8\n" in text
+    (here / "run" / "config.yaml").write_text(text.replace("  - 8\n", "  - 16\n"))
+    refuse(capsys, here, ["eval", "run"], "expected float32(16,); use the config it was made with")
+    (here / "run" / "config.yaml").write_text(text.replace("gamma:", "gama:"))
+    refuse(capsys, here, ["eval", "run"], "unknown config key 'sac.gama'")
+    (here / "run" / "config.yaml").write_text(text)
+    shutil.rmtree(here / "run" / "residual")
+    refuse(capsys, here, ["eval", "run"], "no checkpoint at")
+
+
+def test_an_existing_video_is_kept(capsys, here):
+    (here / "x.mp4").write_text("precious")
+    refuse(capsys, here, ["render", "run", "--out", "x.mp4"], "x.mp4 exists already")
+
+
+@pytest.fixture
+def overrides(monkeypatch):
+    """What reaches the loading of configs from --set."""
+    seen = []
+
+    def load(name, values):
+        seen.append((name, list(values)))
+        raise configs.ConfigError("seen")
+
+    monkeypatch.setattr(configs, "load", load)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["c", "--set", "a.b=1", "d=2"],
+        ["c", "--set", "a.b=1", "--set", "d=2"],
+        ["c", "--set=a.b=1", "--set=d=2"],
+        ["--set", "a.b=1", "d=2", "c"],
+        ["--set", "a.b=1", "c", "--set", "d=2"],
+        ["--set", "a.b=1", "d=2", "--out", "x", "c"],
+    ],
+)
+def test_several_values_are_set_in_every_usual_way(overrides, argv):
+    assert cli.main(["train", *argv]) == 2
+    assert overrides == [("c", ["a.b=1", "d=2"])]
+
+
+def help_of(capsys, *argv):
+    with pytest.raises(SystemExit) as done:
+        cli.main([*argv, "--help"])
+    assert done.value.code == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return captured.out
+
+
+def test_help_names_every_command_and_the_exit_codes(capsys):
+    text = help_of(capsys)
+    for name, cls in commands.COMMANDS.items():
+        assert name in text
+        assert (cls.__doc__ or "?").split(":")[0][:30] in text
+    assert "0 done, 1 failed, 2 bad input" in text
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_help_of_a_command_explains_every_flag(capsys, name):
+    text = " ".join(help_of(capsys, name).split())
+    for option in schema.describe(commands.COMMANDS[name]):
+        assert option.doc, f"{option.name} has no docstring"
+        assert option.doc in text
+        if isinstance(option.default, int | float):
+            assert f"default {option.default}" in text
+    assert "--json" in text
+
+
+def test_help_of_training_lists_every_key_config_and_preset(capsys):
+    text = help_of(capsys, "train")
+    for option in configs.describe():
+        default = json.dumps(option.default)
+        assert f"{option.name} ({option.expected()}, default {default})" in text
+    assert "sac.gamma (number 0 to 1, default 0.97)" in text
+    squeezed = " ".join(text.split())
+    assert all(option.doc in squeezed for option in configs.describe())
+    assert all(name in text for name in [*configs.configs(), *configs.PRESETS])
+
+
+def test_help_loads_neither_jax_nor_a_simulator():
+    code = (
+        "import sys; from pdjax import cli\n"
+        "try: cli.main(['train', '--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(int(bool({'jax', 'mujoco', 'matplotlib', 'scipy'} & set(sys.modules))))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_flags_of_imitate_have_the_defaults_of_its_config():
+    known = dataclasses.asdict(imitation.ImitationConfig())
+    known |= dataclasses.asdict(diffusion.DiffusionConfig())
+    shared = {o.name: o.default for o in schema.describe(commands.Imitate) if o.name in known}
+    assert len(shared) == 6
+    assert shared == {name: known[name] for name in shared}
+
+
+def test_envs_prints_one_json_object_on_stdout_and_a_table_on_stderr(capsys):
+    assert cli.main(["envs", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("\n") == 1
+    (task,) = (t for t in json.loads(captured.out)["tasks"] if t["name"] == TASK)
+    assert sum(task["observation"].values()) == OBS_DIM
+    assert sum(task["action"].values()) == ACT_DIM
+    assert task["episode_steps"] == 200
+    assert task["expert"] is True
+    assert TASK in captured.err
+
+
+def test_without_json_stdout_stays_empty(capsys):
+    assert cli.main(["envs"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def make_envs_do(monkeypatch, work):
+    monkeypatch.setattr(commands.Envs, "run", lambda self: work())
+
+
+def test_what_libraries_print_does_not_reach_stdout(capsys, monkeypatch):
+    make_envs_do(monkeypatch, lambda: print("noise") or {"value": 1})
+    assert cli.main(["envs", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ('{"value": 1}\n', "noise\n")
+
+
+def fail_with(error):
+    def work():
+        raise error
+
+    return work
+
+
+def test_an_unforeseen_failure_is_one_line_and_a_traceback_in_a_file(capsys, monkeypatch):
+    make_envs_do(monkeypatch, fail_with(RuntimeError("first\nsecond")))
+    assert cli.main(["envs", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert "pdjax: failed with RuntimeError: first second; traceback in " in captured.err
+    log = Path(captured.err.split("traceback in ")[1].strip())
+    assert "Traceback" in log.read_text()
+    log.unlink()
+
+
+def test_a_rendering_that_is_not_possible_is_one_line(capsys, monkeypatch):
+    make_envs_do(monkeypatch, fail_with(RenderError("cannot render; install EGL")))
+    assert cli.main(["envs"]) == 1
+    assert capsys.readouterr().err == "pdjax: cannot render; install EGL\n"
+
+
+def test_an_interruption_is_one_line(capsys, monkeypatch):
+    make_envs_do(monkeypatch, fail_with(KeyboardInterrupt()))
+    assert cli.main(["envs"]) == 1
+    assert capsys.readouterr().err == "pdjax: interrupted\n"
