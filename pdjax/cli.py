@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 import textwrap
+import threading
 import traceback
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
@@ -198,8 +199,15 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _from_main_thread(*error: Any) -> None:
+    """Drops what TensorStore's threads would print after a damaged checkpoint has been refused."""
+    if threading.current_thread() is threading.main_thread():
+        sys.__excepthook__(*error)
+
+
 def program() -> NoReturn:
     """The process: runs the command of its arguments and exits with its code."""
+    sys.excepthook = _from_main_thread
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -52,6 +52,9 @@ class DecoratorConfig:
     """Action that the critics read: base + scaled residual (unclipped), residual, or both."""
     hold_residual: bool = False
     """One residual for all control steps of a chunk, instead of one for each."""
+    task_features: bool = False
+    """Let the learner also read the task's features: relations between objects, computed from the
+    same observation at the scale on which they matter (see `Task.features`)."""
     normalize_obs: bool = False
     """Whiten the learner's observations by the base policy's data statistics."""
 

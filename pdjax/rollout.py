@@ -64,14 +64,18 @@ class Rollout(NamedTuple):
     Attributes:
       init: (frozen, key, num_envs) -> RolloutState.
       collect: (frozen, state, choose_residual, keys (decisions,)) -> (state, rows, metrics);
-        choose_residual: (normalised obs, base_action, key, decision index) -> residual_action,
+        choose_residual: (view, base_action, key, decision index) -> residual_action,
         all with leading num_envs; rows: Transition with leaves (decisions, num_envs, ...).
       evaluate: see `evaluate`.
+      see: (frozen, obs (n, obs_dim)) -> (n, view_dim), what the learner's networks read.
+      view_dim: numbers in it.
     """
 
     init: Callable[..., RolloutState]
     collect: Callable[..., tuple[RolloutState, Transition, Metrics]]
     evaluate: Callable[..., "Evaluation"]
+    see: Callable[[Frozen, Array], Array]
+    view_dim: int
 
 
 class Evaluation(NamedTuple):
@@ -94,25 +98,51 @@ class Evaluation(NamedTuple):
     qpos: Array | None
 
 
-def make_rollout(env: Env, base: BasePolicy) -> Rollout:
-    """Binds the rollout functions to an environment and a base policy."""
+def make_rollout(env: Env, base: BasePolicy, task_features: bool = False) -> Rollout:
+    """Binds the rollout functions to an environment and a base policy.
+
+    Args:
+      env: the environment.
+      base: the base policy.
+      task_features: whether the learner also sees the task's features of the observation.
+
+    Raises:
+      ValueError: the task has no features.
+    """
+    features = env.task.features
+    if task_features and features is None:
+        raise ValueError(
+            f"task {env.task.name} has no features; set decorator.task_features to false"
+        )
+
+    def see(frozen: Frozen, obs: Array) -> Array:
+        seen = normalize(obs, frozen.obs_mean, frozen.obs_std)
+        if not task_features or features is None:
+            return seen
+        return jnp.concatenate([seen, jax.vmap(features)(obs)], axis=-1)
+
+    def seeing(frozen: Frozen, choose):
+        return lambda obs, *rest: choose(see(frozen, obs), *rest)
 
     def init(frozen: Frozen, key: Key, num_envs: int) -> RolloutState:
         return jax.vmap(lambda k: _start(env, base, frozen, k))(jax.random.split(key, num_envs))
 
     def collect(frozen: Frozen, state: RolloutState, choose_residual, keys: Array):
         def decide(state, inputs):
-            key, index = inputs
-            return _decide(env, base, frozen, choose_residual, state, (key, index))
+            return _decide(env, base, frozen, seeing(frozen, choose_residual), state, inputs)
 
         state, (rows, outcomes) = jax.lax.scan(decide, state, (keys, jnp.arange(len(keys))))
         return state, rows, _collect_metrics(outcomes)
 
     def evaluation(frozen, choose_residual, residual_scale, key, episodes, record=False):
         keys = jax.random.split(key, episodes)
-        return evaluate(env, base, frozen, (choose_residual, residual_scale), keys, record)
+        residual = (seeing(frozen, choose_residual), residual_scale)
+        return evaluate(env, base, frozen, residual, keys, record)
 
-    return Rollout(init, collect, evaluation)
+    view_dim = jax.eval_shape(
+        see, Frozen(None, None, base.obs_mean, base.obs_std), jnp.zeros((1, base.obs_dim))
+    ).shape[-1]
+    return Rollout(init, collect, evaluation, see, view_dim)
 
 
 def base_actions(base: BasePolicy, frozen: Frozen, carry: Any, history: Array, key: Key):
@@ -156,8 +186,7 @@ def _decide(env, base, frozen, choose_residual, state: RolloutState, inputs):
     chunk, carry = base_actions(base, frozen, state.carry, state.history, base_key)
     base_action = chunk.reshape(num_envs, -1)
     obs = state.history[:, -1]
-    seen = normalize(obs, frozen.obs_mean, frozen.obs_std)
-    residual_action, residual_scale = choose_residual(seen, base_action, residual_key, index)
+    residual_action, residual_scale = choose_residual(obs, base_action, residual_key, index)
     action = clip_action(decorate(base_action, residual_action, residual_scale))
 
     played_env, history, outcome = jax.vmap(_play_chunk, (None, None, 0, 0, 0))(
@@ -200,7 +229,7 @@ def evaluate(
       env: the environment.
       base: the base policy.
       frozen: model, base parameters, observation statistics.
-      residual: (choose (obs, base_action) -> residual_action, residual_scale); scale 0 is the
+      residual: (choose (view, base_action) -> residual_action, residual_scale); scale 0 is the
         base policy alone.
       keys: (episodes,) one per episode.
       record: whether to keep all positions, for rendering.
@@ -222,8 +251,7 @@ def evaluate(
             frozen.base_params, state.carry, state.history, now
         )
         base_action = chunk.reshape(len(keys), -1)
-        seen = normalize(state.history[:, -1], frozen.obs_mean, frozen.obs_std)
-        residual_action = choose(seen, base_action)
+        residual_action = choose(state.history[:, -1], base_action)
         action = clip_action(decorate(base_action, residual_action, residual_scale))
         actions = jnp.moveaxis(action.reshape(chunk.shape), 1, 0)  # (act_horizon, episodes, dim)
         (env_state, history), (success, qpos) = jax.lax.scan(

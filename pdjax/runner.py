@@ -80,8 +80,8 @@ def build(config: Config) -> Run:
             f"base policy {config.base_policy.path} was trained for {task} ({base.obs_dim} numbers"
             f" observed), but task.name is {config.task.name} ({env.task.obs_dim}); change either"
         )
-    rollout = make_rollout(env, base)
-    sizes = (base.obs_dim, base.act_horizon * base.act_dim, residual_dim(config.decorator, base))
+    rollout = make_rollout(env, base, config.decorator.task_features)
+    sizes = (rollout.view_dim, base.act_horizon * base.act_dim, residual_dim(config.decorator, base))
     sac = make_sac(config.sac, config.decorator, *sizes)
     trainer = make_trainer(config, base, rollout, sac)
     mean, std = base.obs_mean, base.obs_std

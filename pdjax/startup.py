@@ -11,7 +11,7 @@ import warnings
 def prepare() -> None:
     """Keeps other libraries' notices off the terminal: what matters comes from pdjax itself."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA: errors only
-    for name in ("absl", "jax", "orbax", "matplotlib"):
+    for name in ("absl", "asyncio", "jax", "orbax", "matplotlib"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore")
     _quiet_physics()

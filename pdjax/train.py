@@ -133,13 +133,18 @@ def make_trainer(config: Config, base: BasePolicy, rollout: Rollout, sac: SAC) -
         )
         return state, metrics
 
+    def seen(frozen: Frozen, batch: Batch) -> Batch:
+        """The batch with observations as the networks read them."""
+        view = rollout.see
+        return batch._replace(obs=view(frozen, batch.obs), next_obs=view(frozen, batch.next_obs))
+
     def learn(frozen: Frozen, state: TrainState, key: Key):
         def update(sac_state: SACState, key: Key):
             sample_key, update_key = jax.random.split(key)
             batch = replay.sample(state.replay, sample_key, config.sac.batch_size,
                                   config.sac.n_step, state.hyperparams.gamma,
                                   config.sac.reward_offset)  # fmt: skip
-            return sac.update(sac_state, _seen(frozen, batch), state.hyperparams, update_key)
+            return sac.update(sac_state, seen(frozen, batch), state.hyperparams, update_key)
 
         keys = jax.random.split(key, schedule.updates)
         sac_state, metrics = jax.lax.scan(update, state.sac, keys)
@@ -200,12 +205,6 @@ def _example_row(obs_dim: int, chunk_dim: int, residual_dim: int) -> Transition:
     flag: Any = jax.ShapeDtypeStruct((), jnp.bool_)
     return Transition(number(obs_dim), number(chunk_dim), number(residual_dim), number(), flag,
                       flag, flag)  # fmt: skip
-
-
-def _seen(frozen: Frozen, batch: Batch) -> Batch:
-    """The batch with observations as the networks see them."""
-    see = lambda obs: decorator.normalize(obs, frozen.obs_mean, frozen.obs_std)  # noqa: E731
-    return batch._replace(obs=see(batch.obs), next_obs=see(batch.next_obs))
 
 
 def _exploration(state: TrainState) -> Array:

@@ -110,11 +110,30 @@ def test_a_directory_without_a_checkpoint_is_refused(tmp_path):
         checkpoint.restore(tmp_path, shapes_of(make_state()))
 
 
+def cut_short(file):
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # TensorStore's threads
 @pytest.mark.parametrize("name", ["_METADATA", "manifest.ocdbt", "_sharding"])
 def test_a_file_cut_short_is_refused(saved, name):
     state, path = saved
-    content = (path / name).read_bytes()
-    (path / name).write_bytes(content[: len(content) // 2])
+    cut_short(path / name)
     with pytest.raises(CheckpointError, match="copy or make it anew") as caught:
         checkpoint.restore(path, shapes_of(state))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # TensorStore's threads
+def test_an_array_cut_short_is_refused(tmp_path, key):
+    state = {"x": jax.random.normal(key, (200, 200))}
+    checkpoint.save(tmp_path / "x", state)
+    files = [file for file in (tmp_path / "x").rglob("*") if file.is_file()]
+    cut_short(max(files, key=lambda file: file.stat().st_size))
+    with pytest.raises(CheckpointError, match=r"cannot be read .*copy or make it anew"):
+        checkpoint.restore(tmp_path / "x", shapes_of(state))

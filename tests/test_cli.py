@@ -1,4 +1,4 @@
-"""The command line: help that teaches, mistakes in one line that change nothing, JSON for programs."""
+"""The command line: help that teaches, mistakes in one line that change nothing, strict JSON."""
 
 import dataclasses
 import json
@@ -144,7 +144,10 @@ TRAIN = ["train", "peg_fast", "--out", "new/run", "--set", "base_policy.path=bas
         ([*TRAIN, "train.num_envs=7"], "decisions_per_round=256 must be a multiple of train.num_e"),
         ([*TRAIN, "train.replay_capacity=9"], "train.replay_capacity=9 holds 0 decisions of each"),
         ([*TRAIN, "--out", "base"], "base is not empty; choose another --out or remove it"),
-        ([*TRAIN, "--out", "demos.h5"], "cannot write to demos.h5: Not a directory; choose another"),
+        (
+            [*TRAIN, "--out", "demos.h5"],
+            "cannot write to demos.h5: Not a directory; choose another",
+        ),
         ([*TRAIN, "--out", "base/new"], "base/new is inside the base policy's directory"),
     ],
 )

@@ -42,11 +42,21 @@ def test_change_is_at_most_the_scale():
         assert np.max(np.abs(change)) > 0.99 * scale
 
 
-def test_different_shapes_are_refused():
-    with pytest.raises(ValueError, match="residual_action has shape"):
-        decorator.decorate(jnp.zeros((4, 3)), jnp.zeros((3,)), 0.1)
-    with pytest.raises(ValueError, match="residual_action has shape"):
-        decorator.critic_action(jnp.zeros((4, 3)), jnp.zeros((4, 1)), 0.1, "sum")
+def test_sizes_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="residual_action has 2 numbers, expected a divisor"):
+        decorator.decorate(jnp.zeros((4, 3)), jnp.zeros((4, 2)), 0.1)
+    with pytest.raises(ValueError, match="residual_action has 2 numbers, expected a divisor"):
+        decorator.critic_action(jnp.zeros((4, 3)), jnp.zeros((4, 2)), 0.1, "sum")
+
+
+def test_a_held_residual_changes_every_control_step_of_the_chunk_alike():
+    base = jnp.array([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6]])  # 3 control steps of 2 numbers
+    held = jnp.array([[1.0, -0.5]])
+    expected = [[0.2, 0.15, 0.4, 0.35, 0.6, 0.55]]
+    np.testing.assert_allclose(decorator.decorate(base, held, 0.1), expected, rtol=1e-6)
+    for kind, size in (("sum", 6), ("res", 2), ("concat", 8)):
+        assert decorator.critic_action(base, held, 0.1, kind).shape == (1, size)
+    np.testing.assert_allclose(decorator.critic_action(base, held, 0.1, "sum"), expected, rtol=1e-6)
 
 
 def test_clip_action():

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from probe import make_point_env
+
 from pdjax_envs import demonstrations, registry
 from pdjax_envs.demonstrations import DataError, Trajectory
 from pdjax_envs.task import Expert
-from probe import make_point_env
 
 EPISODES = 8
 

@@ -1,4 +1,4 @@
-"""Imitation: windows and noise schedule by hand, exact denoising, a toy policy from data to disk."""
+"""Imitation: windows and noise schedule by hand, exact denoising, a toy from data to disk."""
 
 import dataclasses
 import json
@@ -77,7 +77,9 @@ def test_exact_predictions_are_denoised_to_the_clean_chunk(key, prediction, step
 
 def test_samples_stay_in_the_range_of_actions(key):
     denoiser = exact_denoiser(jnp.full((1, 6), 3.0), "sample")
-    chunks = diffusion.ddim_sample(denoiser, {}, jnp.zeros((3, 2)), jax.random.normal(key, (3, 6)), 4)
+    chunks = diffusion.ddim_sample(
+        denoiser, {}, jnp.zeros((3, 2)), jax.random.normal(key, (3, 6)), 4
+    )
     np.testing.assert_array_equal(chunks, jnp.ones((3, 6)))
 
 
@@ -198,7 +200,9 @@ def test_an_act_horizon_beyond_the_prediction_is_refused(policy_directory):
 
 
 def test_a_directory_without_a_policy_is_refused(tmp_path):
-    with pytest.raises(checkpoint.CheckpointError, match="no usable base policy in .*pdjax imitate"):
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"no usable base policy in .*pdjax imitate"
+    ):
         imitation.load(tmp_path)
 
 
@@ -221,7 +225,7 @@ def test_parameters_of_another_shape_are_refused_by_name(policy_directory):
 
 
 def test_settings_out_of_range_are_refused():
-    with pytest.raises(ConfigError, match="ema got 1.5, expected number 0 to 1"):
+    with pytest.raises(ConfigError, match=r"ema got 1.5, expected number 0 to 1"):
         dataclasses.replace(TOY, ema=1.5).validate()
-    with pytest.raises(ConfigError, match="policy.hidden got 0, expected integer >= 1"):
+    with pytest.raises(ConfigError, match=r"policy.hidden got 0, expected integer >= 1"):
         dataclasses.replace(TOY, policy=DiffusionConfig(hidden=0)).validate()

@@ -67,7 +67,9 @@ def test_a_learning_curve_is_drawn(tmp_path):
 
 
 def test_json_for_programs_is_one_strict_line_on_stdout(capsys):
-    report.emit_json({"rate": np.float32(0.5), "ci": (jnp.float32(0.25), np.nan), "ids": np.arange(2)})
+    report.emit_json(
+        {"rate": np.float32(0.5), "ci": (jnp.float32(0.25), np.nan), "ids": np.arange(2)}
+    )
     captured = capsys.readouterr()
     assert captured.out.endswith("\n")
     assert captured.out.count("\n") == 1

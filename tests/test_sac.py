@@ -64,7 +64,7 @@ def make(config=SMALL, decorator=DECORATOR):
 
 @functools.cache
 def make_once(config, decorator):
-    learner = sac.make_sac(config, decorator, OBS_DIM, CHUNK_DIM)
+    learner = sac.make_sac(config, decorator, OBS_DIM, CHUNK_DIM, CHUNK_DIM)
     hyperparams = sac.make_hyperparams(Config(sac=config, decorator=decorator), CHUNK_DIM)
     return learner, hyperparams, jax.jit(learner.update, compiler_options=QUICK)
 
@@ -205,7 +205,7 @@ def test_target_entropy_is_the_same_for_every_critic_input(critic_input):
         sac=SACConfig(target_entropy_scale=0.5),
         decorator=DecoratorConfig(critic_input=critic_input),
     )
-    assert sac.make_hyperparams(config, chunk_dim=28).target_entropy == -14.0
+    assert sac.make_hyperparams(config, residual_dim=28).target_entropy == -14.0
 
 
 def test_rows_of_weight_zero_do_not_matter():

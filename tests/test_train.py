@@ -11,7 +11,7 @@ from probe import make_constant_policy, make_point_env
 from pdjax.config import Config, ConfigError, preset
 from pdjax.rollout import Frozen, make_rollout
 from pdjax.sac import make_hyperparams, make_sac
-from pdjax.train import make_schedule, make_trainer
+from pdjax.train import make_schedule, make_trainer, residual_dim
 
 
 def small_config(**train):
@@ -31,10 +31,12 @@ def small_config(**train):
 def build(config, velocity=0.2, episode_steps=12):
     env, base = make_point_env(episode_steps=episode_steps), make_constant_policy(velocity)
     rollout = make_rollout(env, base)
-    sac = make_sac(config.sac, config.decorator, base.obs_dim, base.act_horizon * base.act_dim)
+    size = residual_dim(config.decorator, base)
+    chunk_dim = base.act_horizon * base.act_dim
+    sac = make_sac(config.sac, config.decorator, rollout.view_dim, chunk_dim, size)
     frozen = Frozen(env.model, base.params, base.obs_mean, base.obs_std)
     trainer = make_trainer(config, base, rollout, sac)
-    hyperparams = make_hyperparams(config, base.act_horizon * base.act_dim)
+    hyperparams = make_hyperparams(config, size)
     state = jax.jit(trainer.init)(frozen, hyperparams, jax.random.key(config.seed))
     return rollout, sac, frozen, trainer, state
 

@@ -72,9 +72,7 @@ def quat_from_columns(x: Array, y: Array, z: Array) -> Array:
     j = jnp.stack([z[0] - x[2], y[0] + x[1], 1 - x[0] + y[1] - z[2], z[1] + y[2]])
     k = jnp.stack([x[1] - y[0], z[0] + x[2], z[1] + y[2], 1 - x[0] - y[1] + z[2]])
     largest = jnp.argmax(jnp.stack([w[0], i[1], j[2], k[3]]))
-    quat = jnp.where(
-        largest == 0, w, jnp.where(largest == 1, i, jnp.where(largest == 2, j, k))
-    )
+    quat = jnp.where(largest == 0, w, jnp.where(largest == 1, i, jnp.where(largest == 2, j, k)))
     quat = quat / jnp.linalg.norm(quat)
     return jnp.where(quat[0] < 0, -quat, quat)
 

@@ -55,6 +55,9 @@ class Task:
       observe: (episode, physics) -> observation (obs_dim,) float32.
       reward_terms: (episode, physics) -> named raw terms; the reward is their sum.
       success: (episode, physics) -> bool; ends the episode.
+      features: observation -> (feature_dim,) about [-3, 3], or None: relations between objects that
+        are in the observation, on the scale that decides success. A learner may read them beside
+        the observation, in which millimetres drown among metres.
       expert: () -> the scripted demonstrator, or None.
     """
 
@@ -72,6 +75,7 @@ class Task:
     observe: Callable[[Episode, PhysicsState], Array]
     reward_terms: Callable[[Episode, PhysicsState], dict[str, Array]]
     success: Callable[[Episode, PhysicsState], Array]
+    features: Callable[[Array], Array] | None = None
     expert: Callable[[], "Expert"] | None = None
 
     @property

@@ -116,7 +116,7 @@ def train(
     obs_dim, act_dim = len(obs_mean), episodes[0][1].shape[1]
     denoiser = diffusion.make_denoiser(obs_dim, act_dim, config.policy)
     optimizer = _make_optimizer(config)
-    state = _init(denoiser, optimizer, config.seed)
+    state = jax.jit(partial(_init, denoiser, optimizer))(jax.random.key(config.seed))
     block = max(1, min(200, config.steps // 20))
     advance = jax.jit(partial(_advance, denoiser, optimizer, config, block), donate_argnums=0)
     validate = jax.jit(partial(diffusion.loss, denoiser))
@@ -141,8 +141,8 @@ def _make_optimizer(config: ImitationConfig) -> optax.GradientTransformation:
     )
 
 
-def _init(denoiser, optimizer, seed: int) -> ImitationState:
-    init_key, key = jax.random.split(jax.random.key(seed))
+def _init(denoiser, optimizer, key: Key) -> ImitationState:
+    init_key, key = jax.random.split(key)
     params = denoiser.init(init_key)
     average = jax.tree.map(jnp.copy, params)
     return ImitationState(params, average, optimizer.init(params), jnp.zeros((), jnp.int32), key)

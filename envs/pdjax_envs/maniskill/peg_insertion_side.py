@@ -17,7 +17,7 @@ import numpy as np
 from pdjax_envs.maniskill import panda
 from pdjax_envs.maniskill.experts.peg_insertion_side import make_expert
 from pdjax_envs.physics.engine import PhysicsState, Scene
-from pdjax_envs.rotations import quat_about_z, rotate, to_frame
+from pdjax_envs.rotations import quat_about_z, quat_conjugate, rotate, to_frame
 from pdjax_envs.task import Episode, Start, Task
 
 CONTROL_HZ = 20.0
@@ -85,6 +85,9 @@ def _make_model(visual: bool) -> mujoco.MjModel:
     option.cone, option.impratio = mujoco.mjtCone.mjCONE_ELLIPTIC, 10
     # Bodies' bounding volume trees would hold the compiled sizes, not the episode's.
     option.disableflags |= mujoco.mjtDisableBit.mjDSBL_MIDPHASE.value
+    # Only MJX reads this: it would otherwise solve for every possible contact, 216 of them, touching
+    # or not. Demonstrations have at most 12 of one kind at a time.
+    spec.add_numeric(name="max_contact_points", data=[24], size=1)
     spec.worldbody.add_geom(
         name="floor",
         type=mujoco.mjtGeom.mjGEOM_PLANE,
@@ -289,6 +292,34 @@ def observe(episode: Episode, physics: PhysicsState) -> jax.Array:
     return jnp.concatenate(parts)
 
 
+def features(obs: jax.Array) -> jax.Array:
+    """(11,) relations of tool, peg and hole, from the observation alone; bounded to [-3, 3].
+
+    The peg's head from the hole's entrance in the hole's frame (3, per 2 cm), the peg's direction
+    in it (2, per 0.1 rad), the tool from the peg's middle in the peg's frame (3, per 2 cm), the
+    tool's x axis across the peg (1, per 0.1 rad), the fingers' opening less the peg (1, per 1 cm)
+    and the peg's height above the floor (1, per 2 cm).
+    """
+    tool_pos, tool_quat, peg_pos, peg_quat = obs[25:28], obs[28:32], obs[32:35], obs[35:39]
+    half_length, half_width, hole_pos, hole_quat = obs[39], obs[40], obs[42:45], obs[45:49]
+    x_axis = jnp.array([1.0, 0.0, 0.0])
+    along = rotate(peg_quat, x_axis)
+    head = to_frame(hole_pos, hole_quat, peg_pos + half_length * along)
+    entrance = head.at[0].add(half_length)  # the box is as deep as the peg is long
+    direction = rotate(quat_conjugate(hole_quat), along)
+    tool = to_frame(peg_pos, peg_quat, tool_pos)
+    across = rotate(quat_conjugate(peg_quat), rotate(tool_quat, x_axis))[1]
+    parts = [
+        entrance / 0.02,
+        direction[1:] / 0.1,
+        tool / 0.02,
+        across[None] / 0.1,
+        (obs[7:8] - half_width) / 0.01,
+        (peg_pos[2:] - half_width) / 0.02,
+    ]
+    return jnp.clip(jnp.concatenate(parts), -3.0, 3.0)
+
+
 def peg_head_at_hole(episode: Episode, physics: PhysicsState) -> jax.Array:
     """(3,) m, the middle of the peg's front face in the hole's frame; x goes into the hole."""
     params = episode.params
@@ -332,5 +363,6 @@ def make_task() -> Task:
         observe=observe,
         reward_terms=reward_terms,
         success=success,
+        features=features,
         expert=make_expert,
     )
