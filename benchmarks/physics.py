@@ -26,7 +26,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import mujoco
 import mujoco.batch
 import numpy as np

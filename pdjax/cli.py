@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 bad input. A failure that nobody foresaw leaves 
 file that the line names.
 """
 
+import _thread
 import argparse
 import contextlib
 import dataclasses
@@ -199,15 +200,19 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _from_main_thread(*error: Any) -> None:
-    """Drops what TensorStore's threads would print after a damaged checkpoint has been refused."""
-    if threading.current_thread() is threading.main_thread():
-        sys.__excepthook__(*error)
+def _unraisable(event: Any) -> None:
+    """What Python would print and forget, since it was raised where nothing can catch it.
+
+    An interruption that hits JAX's garbage collection is delivered again; noise of TensorStore's
+    threads after a damaged checkpoint is dropped.
+    """
+    if event.exc_type is KeyboardInterrupt:
+        threading.Timer(0.1, _thread.interrupt_main).start()  # when this hook has returned
 
 
 def program() -> NoReturn:
     """The process: runs the command of its arguments and exits with its code."""
-    sys.excepthook = _from_main_thread
+    sys.unraisablehook = _unraisable
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -53,8 +53,8 @@ class DecoratorConfig:
     hold_residual: bool = False
     """One residual for all control steps of a chunk, instead of one for each."""
     task_features: bool = False
-    """Let the learner also read the task's features: relations between objects, computed from the
-    same observation at the scale on which they matter (see `Task.features`)."""
+    """Let the learner also read the task's features, where it has any: relations between objects,
+    computed from the same observation on the scale that matters (see `Task.features`)."""
     normalize_obs: bool = False
     """Whiten the learner's observations by the base policy's data statistics."""
 
@@ -167,29 +167,37 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "fast": {
         "decorator": {
             "residual_scale": 0.1,
-            "exploration_steps": 20_000,
+            "exploration_steps": 8_192,
             "actor_input": "obs_base_action",
+            "critic_input": "res",
+            "hold_residual": True,
+            "task_features": True,
             "normalize_obs": True,
         },
         "sac": {
+            "gamma": 0.98,
             "batch_size": 256,
             "actor_lr": 3e-4,
             "critic_lr": 3e-4,
-            "temperature_lr": 3e-4,
+            "temperature_lr": 1e-3,
             "hidden": (256, 256),
             "critic_layer_norm": True,
-            "initial_temperature": 0.01,
-            "log_std_min": -5.0,
+            "initial_temperature": 0.001,
+            "entropy_backup": False,
+            "target_entropy_scale": 0.5,
+            "log_std_min": -3.0,
+            "log_std_max": 0.5,
+            "residual_penalty": 2.0,
             "n_step": 3,
             "reward_offset": 0.0,
         },
         "train": {
             "num_envs": 64,
-            "total_decisions": 98_304,
+            "total_decisions": 65_536,
             "decisions_per_epoch": 4_096,
             "decisions_per_round": 256,
             "learning_starts": 6_144,
-            "prefill": "base",
+            "prefill": "policy",
             "updates_per_decision": 0.125,
             "replay_capacity": 300_000,
         },

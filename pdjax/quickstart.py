@@ -14,7 +14,7 @@ from pdjax.render import RenderError
 
 TASK = "PegInsertionSide"
 EPISODES = 300  # demonstrations
-IMITATION_STEPS = 4_000
+IMITATION_STEPS = 3_000
 
 
 def quickstart(out: Path, seed: int) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def quickstart(out: Path, seed: int) -> dict[str, Any]:
 def _try_video(run: Path, path: Path) -> str | None:
     """Renders where this machine can; says why where it cannot."""
     try:
-        runner.render_run(run, path, episodes=2, seed=20_000)
+        runner.render_run(run, path, episodes=1, seed=20_000)
     except RenderError as error:
         report.say(f"no video: {error}")
         return None

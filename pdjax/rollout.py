@@ -104,20 +104,13 @@ def make_rollout(env: Env, base: BasePolicy, task_features: bool = False) -> Rol
     Args:
       env: the environment.
       base: the base policy.
-      task_features: whether the learner also sees the task's features of the observation.
-
-    Raises:
-      ValueError: the task has no features.
+      task_features: whether the learner also reads the task's features, where it has any.
     """
-    features = env.task.features
-    if task_features and features is None:
-        raise ValueError(
-            f"task {env.task.name} has no features; set decorator.task_features to false"
-        )
+    features = env.task.features if task_features else None
 
     def see(frozen: Frozen, obs: Array) -> Array:
         seen = normalize(obs, frozen.obs_mean, frozen.obs_std)
-        if not task_features or features is None:
+        if features is None:
             return seen
         return jnp.concatenate([seen, jax.vmap(features)(obs)], axis=-1)
 

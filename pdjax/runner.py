@@ -81,8 +81,8 @@ def build(config: Config) -> Run:
             f" observed), but task.name is {config.task.name} ({env.task.obs_dim}); change either"
         )
     rollout = make_rollout(env, base, config.decorator.task_features)
-    sizes = (rollout.view_dim, base.act_horizon * base.act_dim, residual_dim(config.decorator, base))
-    sac = make_sac(config.sac, config.decorator, *sizes)
+    chunk_dim, size = base.act_horizon * base.act_dim, residual_dim(config.decorator, base)
+    sac = make_sac(config.sac, config.decorator, rollout.view_dim, chunk_dim, size)
     trainer = make_trainer(config, base, rollout, sac)
     mean, std = base.obs_mean, base.obs_std
     if not config.decorator.normalize_obs:

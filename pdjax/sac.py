@@ -1,9 +1,7 @@
-"""Soft actor-critic for the residual policy: losses with equation numbers, one update.
+"""Soft actor-critic for the residual policy: one update, from the formulas in `losses.py`.
 
-Kept apart from rollout and replay: it sees batches, never environments. Owns SACState.
-
-Numbers of equations refer to arXiv:1812.05905 (SAC); the choices beyond it follow
-arXiv:2412.13630 and policy_decorator online/pi_dec_diffusion_maniskill2.py.
+Kept apart from rollout and replay: it sees batches, never environments. Owns SACState. The choices
+beyond SAC follow arXiv:2412.13630 and policy_decorator online/pi_dec_diffusion_maniskill2.py.
 """
 
 from collections.abc import Callable
@@ -16,6 +14,14 @@ import optax
 
 from pdjax.config import Config, DecoratorConfig, SACConfig
 from pdjax.decorator import actor_input, critic_action
+from pdjax.losses import (
+    actor_loss,
+    critic_loss,
+    size_penalty,
+    soft_target,
+    temperature_loss,
+    weighted_mean,
+)
 from pdjax.networks import make_critics, make_residual_policy
 from pdjax.networks import sample as sample_squashed
 from pdjax.types import Array, Batch, Key, Metrics, Params
@@ -99,8 +105,8 @@ class _Parts(NamedTuple):
 def make_hyperparams(config: Config, residual_dim: int) -> Hyperparams:
     """Reads the sweepable numbers of a config; residual_dim: numbers in one residual action.
 
-    The target entropy is -target_entropy_scale * residual_dim for every critic_input. (The reference
-    code doubles it for "concat", where its stand-in action space has twice the size.)
+    The target entropy is -target_entropy_scale * residual_dim for every critic_input. (The
+    reference code doubles it for "concat", where its stand-in action space has twice the size.)
     """
     sac, scalar = config.sac, partial(jnp.asarray, dtype=jnp.float32)
     return Hyperparams(
@@ -172,45 +178,6 @@ def make_sac(
     return SAC(init, partial(_update, parts), act, act_deterministic)
 
 
-# Formulas. values (num_critics, batch); reward, discount, log_prob, target, weight (batch,);
-# temperature, log_temperature, target_entropy () and every loss (). T stands for temperature.
-
-
-def soft_target(
-    reward: Array, discount: Array, next_values: Array, temperature: Array | float, next_log_prob: Array
-) -> Array:
-    """What the critics should say, (batch,): eq. 3 in eq. 5, with the least of the target critics.
-
-    y = reward + discount * (min_i Q'_i(s', a') - T log pi(a'|s')),  a' ~ pi(.|s')
-
-    discount is gamma^n, or 0 where the episode terminated; next_values are Q'_i(s', a').
-    """
-    return reward + discount * (jnp.min(next_values, axis=0) - temperature * next_log_prob)
-
-
-def critic_loss(values: Array, target: Array, weight: Array) -> Array:
-    """Eq. 5 over all critics, without its factor 1/2: sum_i mean (Q_i(s, a) - y)^2."""
-    return jnp.sum(jax.vmap(weighted_mean, (0, None))((values - target) ** 2, weight))
-
-
-def actor_loss(values: Array, log_prob: Array, temperature: Array, weight: Array) -> Array:
-    """Eq. 9 with the least of the critics: mean (T log pi(a|s) - min_i Q_i(s, a)), a ~ pi(.|s)."""
-    return weighted_mean(temperature * log_prob - jnp.min(values, axis=0), weight)
-
-
-def temperature_loss(
-    log_temperature: Array, log_prob: Array, target_entropy: Array, weight: Array
-) -> Array:
-    """Eq. 18 with log T for T, as the reference code: -log T mean (log pi(a|s) + target)."""
-    return -log_temperature * weighted_mean(log_prob + target_entropy, weight)
-
-
-def weighted_mean(values: Array, weight: Array) -> Array:
-    """sum(weight * values) / sum(weight), 0 where all weights are 0; both (batch,)."""
-    total = jnp.sum(weight)
-    return jnp.sum(weight * values) / jnp.where(total > 0, total, 1.0)
-
-
 def _update(
     parts: _Parts, state: SACState, batch: Batch, hyperparams: Hyperparams, key: Key
 ) -> tuple[SACState, Metrics]:
@@ -276,9 +243,9 @@ def _actor_step(
     def loss_of(params: Params) -> tuple[Array, tuple[Array, Array]]:
         residual, log_prob = sample_squashed(*parts.policy(params, obs, base_action), key)
         values = parts.values(state.critic, obs, base_action, residual, scale)
-        size = weighted_mean(jnp.mean(residual**2, axis=-1), batch.weight)
         loss = actor_loss(values, log_prob, temperature, batch.weight)
-        return loss + parts.residual_penalty * size, (residual, log_prob)
+        penalty = parts.residual_penalty * size_penalty(residual, batch.weight)
+        return loss + penalty, (residual, log_prob)
 
     (loss, (residual, log_prob)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.actor)
     actor, actor_opt = _descend(

@@ -375,3 +375,16 @@ def test_an_interruption_is_one_line(capsys, monkeypatch):
     make_envs_do(monkeypatch, fail_with(KeyboardInterrupt()))
     assert cli.main(["envs"]) == 1
     assert capsys.readouterr().err == "pdjax: interrupted\n"
+
+
+def test_an_interruption_that_hits_a_destructor_is_not_lost():
+    code = (
+        "import sys, time; from pdjax import cli\n"
+        "sys.unraisablehook = cli._unraisable\n"
+        "class Interrupted:\n"
+        "    def __del__(self): raise KeyboardInterrupt\n"
+        "try: Interrupted(), time.sleep(20)\n"
+        "except KeyboardInterrupt: sys.exit(7)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (7, "")

@@ -31,9 +31,7 @@ def collect(env, base, decisions, num_envs=3, residual=0.0, scale=1.0, seed=0):
 
 def evaluate(env, base, choose, scale, episodes=5, seed=0, record=False):
     rollout, frozen = make_rollout(env, base), frozen_of(env, base)
-    play = jax.jit(
-        lambda key: rollout.evaluate(frozen, choose, scale, key, episodes, record)
-    )
+    play = jax.jit(lambda key: rollout.evaluate(frozen, choose, scale, key, episodes, record))
     return jax.device_get(play(jax.random.key(seed)))
 
 

@@ -1,13 +1,14 @@
-"""The Franka Panda arm of ManiSkill2: its MuJoCo model, its kinematics and its end-effector control.
+"""The Franka Panda arm of ManiSkill2: its MuJoCo model, kinematics and end-effector control.
 
 Separate from the tasks because all ManiSkill tasks share the arm. Numbers are those of
 mani-skill2 0.5.3: `assets/descriptions/panda_v3.urdf` (frames, inertias, limits, the camera on the
 hand) and `agents/configs/panda/defaults.py` (gains, force limits, action ranges). Collision shapes
 are primitives of our own, so that every physics engine computes the same contacts.
 
-Differences from SAPIEN: the drives' damping is joint damping, which the integrator treats implicitly
-and the force limit does not cover; gravity is compensated but Coriolis forces are not; friction of a pair is
-the larger of the two, not their mean; only the distal links collide with objects.
+Differences from SAPIEN: the drives' damping is joint damping, which the integrator treats
+implicitly and the force limit does not cover; gravity is compensated but Coriolis forces are not;
+friction of a pair is the larger of the two, not their mean; only the distal links collide with
+objects.
 
 Holds no state; the kinematics are pure JAX for one arm (use `jax.vmap`).
 """
@@ -29,7 +30,7 @@ BASE_POS = (-0.615, 0.0, 0.0)  # m, in the world; mani_skill2 envs/assembly/base
 ACTION_DIM = 7  # translation (3), rotation vector (3), gripper (1)
 MAX_TRANSLATION = 0.1  # m per control step at action 1, in the end-effector's frame
 MAX_ROTATION = 0.1  # rad, norm of the rotation vector at action norm 1
-GRIPPER_RANGE = (-0.01, 0.04)  # m, finger target at action -1 and 1; below 0 to press on thin things
+GRIPPER_RANGE = (-0.01, 0.04)  # m, finger target at action -1 and 1; below 0 to press thin things
 STIFFNESS, DAMPING, FORCE_LIMIT = 1e3, 1e2, 100.0  # N m/rad, N m s/rad, N m (N for the fingers)
 FINGER_FRICTION = 2.0
 # Rotor inertia, kg m^2 and kg. The constraint solver does not see the drives' damping, which only
@@ -43,7 +44,7 @@ FLOOR_BIT, ROBOT_BIT, FIXTURE_BIT = 1, 2, 4
 
 
 class _Link(NamedTuple):
-    """One moving link: fixed transform from its parent, inertia, joint range, collision capsules."""
+    """One moving link: transform from its parent, inertia, joint range, collision capsules."""
 
     pos: tuple[float, float, float]  # m, joint origin in the parent's frame
     tilt: int  # rotation about x of the fixed transform, in quarter turns
@@ -213,7 +214,9 @@ def _add_meshes(spec: mujoco.MjSpec) -> None:
     # Found without importing the package, which would load Gymnasium and print its notices.
     package = importlib.util.find_spec("gymnasium_robotics")
     if package is None or package.origin is None:
-        raise ModuleNotFoundError("the Franka meshes need the package gymnasium-robotics: install it")
+        raise ModuleNotFoundError(
+            "the Franka meshes need the package gymnasium-robotics: install it"
+        )
     root = Path(package.origin).parent / "envs/assets/kitchen_franka/franka_assets/meshes/visual"
     for name in [f"link{i}" for i in range(8)] + ["hand", "finger"]:
         spec.add_mesh(name=name, file=str(root / f"{name}.stl"))

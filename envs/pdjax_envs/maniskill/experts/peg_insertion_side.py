@@ -95,7 +95,8 @@ def _act(carry: Carry, obs: jax.Array, key: jax.Array) -> tuple[jax.Array, Carry
     head = view.peg_pos + view.half_length * along
     lateral = head - view.hole_pos - jnp.dot(head - view.hole_pos, into) * into
     depth_left = jnp.dot(peg_inside - view.peg_pos, into)
-    advance = jnp.clip(depth_left, -0.02, 0.03) * jnp.exp(-((jnp.linalg.norm(lateral) / 0.004) ** 2))
+    on_track = jnp.exp(-((jnp.linalg.norm(lateral) / 0.004) ** 2))
+    advance = jnp.clip(depth_left, -0.02, 0.03) * on_track
     on_axis = view.hole_pos + jnp.dot(view.peg_pos - view.hole_pos, into) * into
     goals = [
         (hold + HOVER * up, grip_quat),
@@ -116,7 +117,7 @@ def _act(carry: Carry, obs: jax.Array, key: jax.Array) -> tuple[jax.Array, Carry
 
 
 def _disturb(action: jax.Array, obs: jax.Array, key: jax.Array, noise: float) -> jax.Array:
-    """Gaussian noise on the arm; before the grasp the fingers sometimes start to close too early."""
+    """Gaussian noise on the arm; open fingers sometimes start to close too early."""
     del obs
     arm_key, finger_key = jax.random.split(key)
     arm = action[:6] + noise * jax.random.normal(arm_key, (6,))
