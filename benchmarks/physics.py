@@ -174,8 +174,8 @@ def main() -> None:
     """Measures, prints and appends one row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num-envs", type=int, nargs="+", default=[64, 1024])
-    parser.add_argument("--samples", type=int, default=10_240, help="control steps per repeat")
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--samples", type=int, default=4096, help="control steps per repeat")
+    parser.add_argument("--repeats", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--mjx", action="store_true", help="measure the mjx engine too")
     parser.add_argument("--mjx-envs", type=int, default=16)
@@ -184,7 +184,7 @@ def main() -> None:
 
     rows = {}
     for num_envs in args.num_envs:
-        num_steps = max(1, args.samples // num_envs)
+        num_steps = max(8, args.samples // num_envs)
         row = measure(num_envs, num_steps, args.repeats, args.seed)
         print(
             f"native, {num_envs} environments: rollout {row['rollout_steps_per_s']:,} control"

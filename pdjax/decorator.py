@@ -26,7 +26,8 @@ def decorate(base_action: Array, residual_action: Array, residual_scale: Array |
       residual_scale: scalar >= 0, the paper's alpha.
 
     Returns:
-      (num_envs, chunk_dim), not clipped; differs from base_action by at most residual_scale, up to rounding.
+      (num_envs, chunk_dim), not clipped; differs from base_action by at most residual_scale, up
+      to rounding.
 
     Raises:
       ValueError: the residual's size does not divide the chunk's.

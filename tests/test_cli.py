@@ -383,7 +383,10 @@ def test_an_interruption_that_hits_a_destructor_is_not_lost():
         "sys.unraisablehook = cli._unraisable\n"
         "class Interrupted:\n"
         "    def __del__(self): raise KeyboardInterrupt\n"
-        "try: Interrupted(), time.sleep(20)\n"
+        "end = time.monotonic() + 20\n"
+        "try:\n"
+        "    Interrupted()\n"
+        "    while time.monotonic() < end: time.sleep(0.01)\n"
         "except KeyboardInterrupt: sys.exit(7)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

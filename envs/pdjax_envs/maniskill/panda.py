@@ -315,17 +315,20 @@ def delta_pose_control(robot_qpos: jax.Array, action: jax.Array, iterations: int
     start = forward_kinematics(robot_qpos[:ARM_JOINTS])
     goal_pos, goal_columns = _goal(start, action)
 
-    def gauss_newton(_, carry):
-        arm, frames = carry
+    def gauss_newton(arm, frames):
         # Rotation error: half the sum of the cross products of matching axes.
         rotation_error = 0.5 * jnp.sum(jnp.cross(frames.columns, goal_columns), axis=0)
         error = jnp.concatenate([goal_pos - frames.pos, rotation_error])
-        arm = arm + _damped_solve(tool_jacobian(frames), error)
+        return arm + _damped_solve(tool_jacobian(frames), error)
+
+    def iterate(_, carry):
+        # Frames are carried although the angles say it all: what a loop carries is stored, where
+        # XLA's CPU compiler would compute it anew at each of its uses.
+        arm = gauss_newton(*carry)
         return arm, forward_kinematics(arm)
 
-    # The loop carries the frames although their joint angles say it all: what a loop carries is
-    # stored, where XLA's CPU compiler would compute it anew at each of its uses.
-    arm, _ = jax.lax.fori_loop(0, iterations, gauss_newton, (robot_qpos[:ARM_JOINTS], start))
+    carry = (robot_qpos[:ARM_JOINTS], start)
+    arm = gauss_newton(*jax.lax.fori_loop(0, iterations - 1, iterate, carry))
     low, high = np.array([link.joint_range for link in _LINKS]).T
     arm = jnp.clip(arm, low, high)
     fingers = GRIPPER_RANGE[0] + 0.5 * (action[6] + 1.0) * (GRIPPER_RANGE[1] - GRIPPER_RANGE[0])

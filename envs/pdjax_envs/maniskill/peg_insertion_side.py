@@ -85,8 +85,8 @@ def _make_model(visual: bool) -> mujoco.MjModel:
     option.cone, option.impratio = mujoco.mjtCone.mjCONE_ELLIPTIC, 10
     # Bodies' bounding volume trees would hold the compiled sizes, not the episode's.
     option.disableflags |= mujoco.mjtDisableBit.mjDSBL_MIDPHASE.value
-    # Only MJX reads this: it would otherwise solve for every possible contact, 216 of them, touching
-    # or not. Demonstrations have at most 12 of one kind at a time.
+    # Only MJX reads this: it would otherwise solve for every possible contact, 216 of them,
+    # touching or not. Demonstrations have at most 12 of one kind at a time.
     spec.add_numeric(name="max_contact_points", data=[24], size=1)
     spec.worldbody.add_geom(
         name="floor",
@@ -164,7 +164,7 @@ def _add_looks(spec: mujoco.MjSpec) -> None:
         width=256,
         height=256,
     )
-    # mani_skill2's render camera: from (0.5, -0.5, 0.8) at (0.05, -0.1, 0.4), drawn in to the table.
+    # mani_skill2's render camera, from (0.5, -0.5, 0.8) at (0.05, -0.1, 0.4), drawn closer.
     spec.worldbody.add_camera(name="view", pos=(0.75, -0.35, 0.62), xyaxes=_look_at(
         np.array([0.75, -0.35, 0.62]), np.array([-0.1, 0.08, 0.12])), fovy=42)  # fmt: skip
 
