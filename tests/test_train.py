@@ -22,7 +22,16 @@ def small_config(**train):
     }  # fmt: skip
     return dataclasses.replace(
         config,
-        sac=dataclasses.replace(config.sac, batch_size=64, hidden=(32, 32), gamma=0.9),
+        sac=dataclasses.replace(
+            config.sac,
+            batch_size=64,
+            hidden=(32, 32),
+            gamma=0.9,
+            residual_penalty=0.0,
+            initial_temperature=0.01,
+            log_std_min=-5.0,
+            log_std_max=2.0,
+        ),  # fmt: skip
         decorator=dataclasses.replace(config.decorator, residual_scale=0.5, exploration_steps=0),
         train=dataclasses.replace(config.train, **(settings | train)),
     )

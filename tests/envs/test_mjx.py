@@ -1,0 +1,215 @@
+"""The MJX engine against the native one, and the options that keep it from hanging on a CPU.
+
+Everything that starts MJX runs in a process of its own with a time limit: a hang fails instead of
+blocking, and XLA's options can still be set there. Each `_child_*` function below is such a program.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from pdjax_envs.physics import mjx_flags
+
+SCHEDULER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+EMITTERS = "--xla_cpu_use_fusion_emitters=false"
+
+
+def run_child(name, limit_s, flags=""):
+    """Runs a `_child_*` function in a fresh process; its last line of output."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": flags,
+    }
+    command = [sys.executable, str(Path(__file__)), name]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=limit_s, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = done.stdout.strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def _compare(found, expected, tolerance, name):
+    error = np.abs(np.asarray(found) - np.asarray(expected)).max()
+    assert error <= tolerance, f"{name}: {error:.2e} exceeds {tolerance:.0e}"
+
+
+def _child_small():
+    """Overrides, activations, sensors, shapes of derived fields and substeps on a small scene."""
+    mjx_flags.prepare()
+    from test_native import FIELDS, SMALL, playing, small_start
+
+    import mujoco
+    from pdjax_envs.physics import mjx, native
+    from pdjax_envs.physics.engine import Scene
+
+    rows = {"site_pos": ("mark",), "body_mass": ("ball",), "dof_damping": ("slide",)}
+    model = mujoco.MjModel.from_xml_string(SMALL)
+    model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_MIDPHASE.value  # unknown to MJX
+    scene = Scene(model, n_substeps=4, override_rows=rows, fields=FIELDS)
+    arguments = small_start(5)
+    states = [
+        jax.jit(jax.vmap(playing(engine)))(*arguments)
+        for engine in (mjx.make_engine(scene), native.make_engine(scene))
+    ]
+    found, expected = states
+    _compare(found.qpos, expected.qpos, 2e-5, "qpos")
+    _compare(found.qvel, expected.qvel, 5e-4, "qvel")
+    for field in FIELDS:
+        assert found.fields[field].shape == expected.fields[field].shape
+        _compare(found.fields[field], expected.fields[field], 5e-4, field)
+    np.testing.assert_allclose(found.raw.time, 5 * 4 * model.opt.timestep, rtol=1e-5)
+    assert np.all(found.raw.act != 0)
+
+    with pytest.raises(ValueError, match="cannot vary jnt_type"):
+        mjx.make_engine(Scene(model, 1, {"jnt_type": ("slide",)}))
+    with pytest.raises(ValueError, match="no derived field cinert"):
+        mjx.make_engine(Scene(model, 1, fields=("cinert",)))
+
+
+def _child_peg():
+    """Both engines along a demonstration: four control steps from the middle of each phase."""
+    mjx_flags.prepare()
+    from pdjax_envs import registry
+    from pdjax_envs.maniskill.experts import peg_insertion_side as script
+    from pdjax_envs.task import make_env
+
+    task = registry.make_task("PegInsertionSide")
+    engines = {name: registry.make_engine(task.scene, name) for name in ("native", "mjx")}
+    env, expert = make_env(task, engines["native"]), task.expert()
+    key = jax.random.key(0)
+
+    def control_step(carry, _):
+        state, obs, memory = carry
+        action, advanced = expert.act(memory, obs, key)
+        after, outcome = env.step(env.model, state, action)
+        return (after, outcome.obs, advanced), (state.physics, memory.phase, action)
+
+    state, obs = jax.jit(env.reset)(env.model, key)
+    start = (state, obs, expert.init(key))
+    _, (physics, phase, actions) = jax.jit(lambda c: jax.lax.scan(control_step, c, None, 130))(start)
+    # One environment per phase, each from its state in the middle of the phase.
+    phases = (script.ABOVE, script.DOWN, script.CLOSE, script.LIFT, script.ALIGN, script.INSERT)
+    moments = [np.nonzero(phase == p)[0] for p in phases]
+    moments = np.array([steps[len(steps) // 2] for steps in moments])
+    finals = {}
+    for name, engine in engines.items():
+        step = jax.jit(jax.vmap(make_env(task, engine).step, (None, 0, 0)))
+        reset = jax.jit(jax.vmap(engine.reset, (None, None, 0, 0)))
+        starts = reset(engine.model, state.episode.overrides, *(x[moments] for x in physics[:2]))
+        repeated = jax.tree.map(lambda x: np.stack([x] * len(phases)), state)
+        states = repeated._replace(physics=starts)
+        for offset in range(4):
+            states, _ = step(engine.model, states, actions[moments + offset])
+        finals[name] = np.asarray(states.physics.qpos)
+    found, expected = finals["mjx"], finals["native"]
+    # Measured on four seeds: free motion 1e-6, grasp 3e-4, insertion 7e-4 (rad and quaternions) and
+    # 1.5e-4 m. In contact, rounding decides which corner of the peg touches first.
+    free, contact = [script.ABOVE, script.DOWN], [script.CLOSE, script.LIFT, script.ALIGN]
+    _compare(found[free], expected[free], 1e-5, "free motion")
+    _compare(found[contact, :7], expected[contact, :7], 2e-4, "arm in grasp, rad")
+    _compare(found[contact, 7:12], expected[contact, 7:12], 2e-4, "fingers and peg in grasp, m")
+    _compare(found[contact, 12:], expected[contact, 12:], 2e-3, "peg's quaternion in grasp")
+    insert = [script.INSERT]
+    _compare(found[insert, 7:12], expected[insert, 7:12], 1e-3, "fingers and peg in hole, m")
+    _compare(found[insert], expected[insert], 5e-3, "insertion")
+
+
+def _child_too_late():
+    """The engine refuses to start where it could hang."""
+    import mujoco
+    from pdjax_envs.physics import mjx
+    from pdjax_envs.physics.engine import Scene
+
+    jax.devices()
+    model = mujoco.MjModel.from_xml_string("<mujoco/>")
+    try:
+        mjx.make_engine(Scene(model, n_substeps=1))
+    except RuntimeError as error:
+        print(error)
+
+
+def _child_prepare():
+    """Prepares twice, then starts JAX, which aborts on options it does not know."""
+    mjx_flags.prepare()
+    mjx_flags.prepare()
+    assert jax.devices()[0].platform == "cpu"
+    mjx_flags.prepare()
+    print(os.environ["XLA_FLAGS"])
+
+
+def test_small_scene_agrees_with_native():
+    run_child("_child_small", limit_s=240)
+
+
+def test_demonstration_agrees_with_native():
+    run_child("_child_peg", limit_s=480)
+
+
+def test_too_late_is_refused_in_one_line():
+    message = run_child("_child_too_late", limit_s=120)
+    needed = mjx_flags._missing("", jax.lib.__version__)
+    if needed:
+        assert all(flag in message for flag in needed)
+        assert "mjx_flags.prepare()" in message
+    else:
+        assert message == ""
+
+
+@pytest.mark.parametrize("flags", ["", "--xla_cpu_enable_fast_math=false"])
+def test_options_are_appended_once_and_known_to_xla(flags):
+    found = run_child("_child_prepare", limit_s=120, flags=flags).split()
+    assert found == [*flags.split(), *mjx_flags._missing("", jax.lib.__version__)]
+
+
+@pytest.mark.parametrize(
+    ("version", "needed"),
+    [("0.10.2", [SCHEDULER, EMITTERS]), ("0.11.2", [SCHEDULER]), ("0.12.0.1", []), ("1.0", [])],
+)
+def test_options_by_version(version, needed):
+    assert mjx_flags._missing("", version) == needed
+
+
+@pytest.fixture
+def old_jaxlib(monkeypatch):
+    """A jaxlib that needs both options, whose backend has not started."""
+    monkeypatch.setattr(mjx_flags.jaxlib.version, "__version__", "0.10.2")
+    monkeypatch.setattr(mjx_flags.xla_bridge, "backends_are_initialized", lambda: False)
+    return monkeypatch
+
+
+def test_the_users_value_is_kept(old_jaxlib):
+    theirs = SCHEDULER.replace("false", "true")
+    old_jaxlib.setenv("XLA_FLAGS", f"{theirs} --xla_dump_to=x")
+    mjx_flags.prepare()
+    assert os.environ["XLA_FLAGS"] == f"{theirs} --xla_dump_to=x {EMITTERS}"
+
+
+def test_a_file_of_options_is_read_and_never_changed(old_jaxlib, tmp_path):
+    path = tmp_path / "flags"
+    path.write_text(f"{SCHEDULER}\n")
+    old_jaxlib.setenv("XLA_FLAGS", str(path))
+    with pytest.raises(RuntimeError, match=f"add '{EMITTERS}' to the file"):
+        mjx_flags.prepare()
+    path.write_text(f"{SCHEDULER}\n{EMITTERS}\n")
+    mjx_flags.prepare()
+    assert os.environ["XLA_FLAGS"] == str(path)
+
+
+def test_accelerators_need_no_options(old_jaxlib):
+    old_jaxlib.setenv("XLA_FLAGS", "")
+    old_jaxlib.setattr(mjx_flags.xla_bridge, "backends_are_initialized", lambda: True)
+    old_jaxlib.setattr(jax, "default_backend", lambda: "gpu")
+    mjx_flags.prepare()
+    assert os.environ["XLA_FLAGS"] == ""
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()
