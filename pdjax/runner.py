@@ -136,9 +136,9 @@ def _train(built: Run, directory: Path) -> tuple[TrainState, Params]:
     assess = make_assess(built)
     best_actor, best = state.sac.actor, -1.0
     log = report.MetricsLog(directory)
-    start, since_eval, note = time.monotonic(), 0, "compiling"
+    start, since_eval, note = time.monotonic(), 0, ""
     with report.progress("refining", config.train.total_decisions, "decisions") as bar:
-        bar.update(0, note)
+        bar.update(0, "compiling")
         done = 0
         while done < config.train.total_decisions:
             state, metrics = train_epoch(built.frozen, state)
@@ -154,10 +154,10 @@ def _train(built: Run, directory: Path) -> tuple[TrainState, Params]:
                                 config.eval.interim_episodes)  # fmt: skip
                 score = float(result.success_once.mean())
                 log.write("eval", done, _eval_metrics(result, time.monotonic() - start))
-                note = f"evaluated {score:.0%}"
+                note = f"evaluated {score:.0%}, "
                 if score >= best:
                     best_actor, best = jax.tree.map(jnp.copy, state.sac.actor), score
-            bar.update(done, f"{note}, training {values['train_success']:.0%}")
+            bar.update(done, f"{note}exploring {values['train_success']:.0%}")
     log.close()
     if not config.eval.interim_episodes:
         best_actor = state.sac.actor

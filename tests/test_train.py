@@ -31,7 +31,7 @@ def small_config(**train):
             initial_temperature=0.01,
             log_std_min=-5.0,
             log_std_max=2.0,
-        ),  # fmt: skip
+        ),
         decorator=dataclasses.replace(config.decorator, residual_scale=0.5, exploration_steps=0),
         train=dataclasses.replace(config.train, **(settings | train)),
     )

@@ -44,16 +44,15 @@ def _compare(found, expected, tolerance, name):
 def _child_small():
     """Overrides, activations, sensors, shapes of derived fields and substeps on a small scene."""
     mjx_flags.prepare()
-    from test_native import FIELDS, SMALL, playing, small_start
+    from test_native import FIELDS, SMALL, SMALL_ROWS, playing, small_start
 
     import mujoco
     from pdjax_envs.physics import mjx, native
     from pdjax_envs.physics.engine import Scene
 
-    rows = {"site_pos": ("mark",), "body_mass": ("ball",), "dof_damping": ("slide",)}
     model = mujoco.MjModel.from_xml_string(SMALL)
     model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_MIDPHASE.value  # unknown to MJX
-    scene = Scene(model, n_substeps=4, override_rows=rows, fields=FIELDS)
+    scene = Scene(model, n_substeps=4, override_rows=SMALL_ROWS, fields=FIELDS)
     arguments = small_start(5)
     states = [
         jax.jit(jax.vmap(playing(engine)))(*arguments)

@@ -40,6 +40,7 @@ SMALL = """
   <sensor><framelinvel objtype="site" objname="mark"/></sensor>
 </mujoco>
 """
+SMALL_ROWS = {"site_pos": ("mark",), "geom_size": ("ball",), "dof_damping": ("slide",)}
 FIELDS = ("site_xpos", "xquat", "ximat", "sensordata")
 
 
@@ -51,8 +52,7 @@ def task():
 @pytest.fixture(scope="module")
 def small():
     model = mujoco.MjModel.from_xml_string(SMALL)
-    rows = {"site_pos": ("mark",), "body_mass": ("ball",), "dof_damping": ("slide",)}
-    return Scene(model, n_substeps=4, override_rows=rows, fields=FIELDS)
+    return Scene(model, n_substeps=4, override_rows=SMALL_ROWS, fields=FIELDS)
 
 
 def small_start(count, seed=0):
@@ -60,7 +60,7 @@ def small_start(count, seed=0):
     rng = np.random.default_rng(seed)
     overrides = {
         "site_pos": rng.uniform(-0.1, 0.1, (count, 1, 3)),
-        "body_mass": rng.uniform(0.5, 2, (count, 1)),
+        "geom_size": rng.uniform(0.05, 0.1, (count, 1, 1)) * [1, 0, 0],
         "dof_damping": rng.uniform(0.5, 2, (count, 1)),
     }
     qpos = np.tile([0, 0, 0.12, 1, 0, 0, 0, 0], (count, 1)) + rng.normal(size=(count, 8)) * 0.01
