@@ -1,7 +1,7 @@
 """How much of MuJoCo C's speed is left once physics runs inside a jitted rollout.
 
     python benchmarks/physics.py            # 64 and 1,024 environments, native engine
-    python benchmarks/physics.py --mjx      # MJX as well (compiles for a minute on a CPU)
+    python benchmarks/physics.py --mjx      # MJX instead (compiles for a minute on a CPU)
 
 For each number of environments it measures, alternately in the same process:
 
@@ -31,6 +31,7 @@ import mujoco.batch
 import numpy as np
 
 from pdjax_envs import registry
+from pdjax_envs.physics import mjx_flags
 from pdjax_envs.physics.engine import Scene, row_ids
 from pdjax_envs.task import Env, EnvState
 
@@ -38,25 +39,36 @@ RESULTS = Path(__file__).parent / "results" / "physics.jsonl"
 TASK = "PegInsertionSide"
 
 
-def make_rollout(env: Env, num_envs: int, num_steps: int):
-    """(states, key) -> (states, controls (num_steps, num_envs, nu), checksums); jitted."""
-    reset = jax.jit(jax.vmap(env.reset, in_axes=(None, 0)))
+def make_rollout(env: Env, num_envs: int, num_steps: int, record: bool = False):
+    """A jitted (states, key) -> (states, sums of all outcomes); with `record` also the controls.
+
+    Controls are (num_steps, num_envs, nu); recording computes them a second time.
+    """
 
     def control_step(states: EnvState, key):
         actions = jax.random.uniform(key, (num_envs, env.task.act_dim), minval=-1.0)
-        ctrl = jax.vmap(env.task.control)(states.episode, states.physics, actions)
-        states, outcome = jax.vmap(env.step, in_axes=(None, 0, 0))(env.model, states, actions)
+        after, outcome = jax.vmap(env.step, in_axes=(None, 0, 0))(env.model, states, actions)
         # Everything that a learner would read is kept alive.
-        return states, (ctrl, outcome.obs.sum(), outcome.reward.sum(), outcome.truncated.any())
-
-    @jax.jit
-    def rollout(states, key):
-        states, (ctrl, *outcomes) = jax.lax.scan(
-            control_step, states, jax.random.split(key, num_steps)
+        outcomes = jax.tree.map(lambda x: x.sum(), outcome)
+        if not record:
+            return after, outcomes
+        return after, (
+            outcomes,
+            jax.vmap(env.task.control)(states.episode, states.physics, actions),
         )
-        return states, ctrl, outcomes
 
-    return reset, rollout
+    return jax.jit(
+        lambda states, key: jax.lax.scan(control_step, states, jax.random.split(key, num_steps))
+    )
+
+
+def reset(env: Env, num_envs: int, seed: int) -> tuple[EnvState, jax.Array]:
+    """Fresh states and a key for the rollout."""
+    reset_key, key = jax.random.split(jax.random.key(seed))
+    states, _ = jax.jit(jax.vmap(env.reset, in_axes=(None, 0)))(
+        env.model, jax.random.split(reset_key, num_envs)
+    )
+    return states, key
 
 
 class RawLoop:
@@ -96,11 +108,11 @@ def timed(function, *args):
 def measure(num_envs: int, num_steps: int, repeats: int, seed: int) -> dict[str, float]:
     """Control steps per second of both loops, alternately."""
     env = registry.make(TASK, "native")
-    reset, rollout = make_rollout(env, num_envs, num_steps)
-    reset_key, key = jax.random.split(jax.random.key(seed))
-    states, _ = reset(env.model, jax.random.split(reset_key, num_envs))
-    compile_s, (after, ctrl, _) = timed(rollout, states, key)
+    states, key = reset(env, num_envs, seed)
+    _, (_, ctrl) = make_rollout(env, num_envs, num_steps, record=True)(states, key)
     ctrl = np.asarray(ctrl)
+    rollout = make_rollout(env, num_envs, num_steps)
+    compile_s, (after, _) = timed(rollout, states, key)
     raw = RawLoop(env.task.scene, states)
     _, raw_qpos = raw.run(ctrl)
     if not np.array_equal(raw_qpos, np.asarray(after.physics.qpos)):
@@ -133,9 +145,8 @@ def measure(num_envs: int, num_steps: int, repeats: int, seed: int) -> dict[str,
 def measure_mjx(num_envs: int, num_steps: int, repeats: int, seed: int) -> dict[str, float]:
     """Control steps per second of the same rollout on MJX."""
     env = registry.make(TASK, "mjx")
-    reset, rollout = make_rollout(env, num_envs, num_steps)
-    reset_key, key = jax.random.split(jax.random.key(seed))
-    states, _ = reset(env.model, jax.random.split(reset_key, num_envs))
+    states, key = reset(env, num_envs, seed)
+    rollout = make_rollout(env, num_envs, num_steps)
     compile_s, _ = timed(rollout, states, key)
     rates = [num_envs * num_steps / timed(rollout, states, key)[0] for _ in range(repeats)]
     return {
@@ -177,12 +188,22 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4096, help="control steps per repeat")
     parser.add_argument("--repeats", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--mjx", action="store_true", help="measure the mjx engine too")
-    parser.add_argument("--mjx-envs", type=int, default=16)
+    parser.add_argument("--mjx", action="store_true", help="measure MJX instead")
+    parser.add_argument("--mjx-envs", type=int, default=64)
     parser.add_argument("--dry", action="store_true", help="append no row")
     args = parser.parse_args()
 
     rows = {}
+    if args.mjx:
+        # Not beside native in one process: on a CPU, MJX needs XLA options that change its figures.
+        mjx_flags.prepare()
+        row = measure_mjx(args.mjx_envs, num_steps=5, repeats=3, seed=args.seed)
+        print(
+            f"mjx, {args.mjx_envs} environments: rollout {row['rollout_steps_per_s']:,} control"
+            f" steps/s, first call {row['first_call_s']} s"
+        )
+        rows[f"mjx_{args.mjx_envs}"] = row
+        args.num_envs = []
     for num_envs in args.num_envs:
         num_steps = max(8, args.samples // num_envs)
         row = measure(num_envs, num_steps, args.repeats, args.seed)
@@ -193,13 +214,6 @@ def main() -> None:
             flush=True,
         )
         rows[f"native_{num_envs}"] = row
-    if args.mjx:
-        row = measure_mjx(args.mjx_envs, num_steps=2, repeats=3, seed=args.seed)
-        print(
-            f"mjx, {args.mjx_envs} environments: rollout {row['rollout_steps_per_s']:,} control"
-            f" steps/s, first call {row['first_call_s']} s"
-        )
-        rows[f"mjx_{args.mjx_envs}"] = row
     if not args.dry:
         RESULTS.parent.mkdir(exist_ok=True)
         with RESULTS.open("a") as file:
