@@ -1,7 +1,7 @@
 """The MJX engine against the native one, and the options that keep it from hanging on a CPU.
 
 Everything that starts MJX runs in a process of its own with a time limit: a hang fails instead of
-blocking, and XLA's options can still be set there. Each `_child_*` function below is such a program.
+blocking, and XLA's options can still be set there. Each `_child_*` function is such a program.
 """
 
 import os
@@ -44,9 +44,9 @@ def _compare(found, expected, tolerance, name):
 def _child_small():
     """Overrides, activations, sensors, shapes of derived fields and substeps on a small scene."""
     mjx_flags.prepare()
+    import mujoco
     from test_native import FIELDS, SMALL, SMALL_ROWS, playing, small_start
 
-    import mujoco
     from pdjax_envs.physics import mjx, native
     from pdjax_envs.physics.engine import Scene
 
@@ -93,7 +93,8 @@ def _child_peg():
 
     state, obs = jax.jit(env.reset)(env.model, key)
     start = (state, obs, expert.init(key))
-    _, (physics, phase, actions) = jax.jit(lambda c: jax.lax.scan(control_step, c, None, 130))(start)
+    play = jax.jit(lambda carry: jax.lax.scan(control_step, carry, None, 130))
+    _, (physics, phase, actions) = play(start)
     # One environment per phase, each from its state in the middle of the phase.
     phases = (script.ABOVE, script.DOWN, script.CLOSE, script.LIFT, script.ALIGN, script.INSERT)
     moments = [np.nonzero(phase == p)[0] for p in phases]
@@ -124,6 +125,7 @@ def _child_peg():
 def _child_too_late():
     """The engine refuses to start where it could hang."""
     import mujoco
+
     from pdjax_envs.physics import mjx
     from pdjax_envs.physics.engine import Scene
 
