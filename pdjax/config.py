@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from pdjax import schema
+from pdjax.presets import PRESETS
 from pdjax.schema import ConfigError, Count, Natural, Positive, Range, Seed, Share
 
 Physics = Literal["auto", "native", "mjx"]
@@ -26,6 +27,11 @@ class TaskConfig:
     """Task name, one of `pdjax envs`."""
     physics: Physics = "auto"
     """Physics engine; auto = native without an accelerator, mjx with one."""
+    reward: Literal["success", "sparse", "dense"] = "success"
+    """What training maximises: success = 1 where the task is solved, else 0; sparse and dense as
+    the task's original package defines them, where it does."""
+    terminate_on_success: bool = True
+    """Whether success ends a training episode; evaluation always plays to the time limit."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,58 +157,6 @@ class Config:
     eval: EvalConfig = EvalConfig()
     seed: Seed = 0
     """Seed of everything random in training."""
-
-
-# Presets: what differs from the defaults above, which are those of the paper.
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    # arXiv:2412.13630; policy_decorator online/pi_dec_diffusion_maniskill2.py
-    "pd": {},
-    # arXiv:2602.10539: base-only prefill, normalised critics, small temperature, no gate
-    "dawn": {
-        "decorator": {"exploration_steps": 0},
-        "sac": {"critic_layer_norm": True, "initial_temperature": 0.01},
-        "train": {"learning_starts": 20_000, "prefill": "base"},
-    },
-    # Ours, for minutes on a CPU; DECISIONS.md says what each choice brought.
-    "fast": {
-        "decorator": {
-            "residual_scale": 0.1,
-            "exploration_steps": 8_192,
-            "actor_input": "obs_base_action",
-            "critic_input": "res",
-            "hold_residual": True,
-            "task_features": True,
-            "normalize_obs": True,
-        },
-        "sac": {
-            "gamma": 0.98,
-            "batch_size": 256,
-            "actor_lr": 3e-4,
-            "critic_lr": 3e-4,
-            "temperature_lr": 1e-3,
-            "hidden": (256, 256),
-            "critic_layer_norm": True,
-            "initial_temperature": 0.001,
-            "entropy_backup": False,
-            "target_entropy_scale": 0.5,
-            "log_std_min": -3.0,
-            "log_std_max": 0.5,
-            "residual_penalty": 2.0,
-            "n_step": 3,
-            "reward_offset": 0.0,
-        },
-        "train": {
-            "num_envs": 64,
-            "total_decisions": 65_536,
-            "decisions_per_epoch": 4_096,
-            "decisions_per_round": 256,
-            "learning_starts": 6_144,
-            "prefill": "policy",
-            "updates_per_decision": 0.125,
-            "replay_capacity": 300_000,
-        },
-    },
-}
 
 
 def describe() -> list[schema.Option]:

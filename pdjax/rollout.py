@@ -41,21 +41,36 @@ class RolloutState(NamedTuple):
       history: (obs_horizon, obs_dim) latest observations.
       carry: the base policy's own state.
       done: () bool, the last decision ended the episode; the next one starts a new one.
+      succeeded: () bool, the task was solved at some control step of the episode so far.
     """
 
     env: EnvState
     history: Array
     carry: Any
     done: Array
+    succeeded: Array
 
 
 class Outcome(NamedTuple):
-    """What one decision brought: `reward` summed over its control steps, flags, `steps` taken."""
+    """What one decision brought.
+
+    Attributes:
+      reward: () summed over its control steps.
+      terminated: () bool.
+      truncated: () bool.
+      success: () bool, at any of its control steps.
+      steps: () int32, control steps taken.
+      bad_actions: () int32, of them with an action that was not in [-1, 1].
+      overflows: () int32, of them with contacts or constraints left out.
+    """
 
     reward: Array
     terminated: Array
     truncated: Array
+    success: Array
     steps: Array
+    bad_actions: Array
+    overflows: Array
 
 
 class Rollout(NamedTuple):
@@ -65,7 +80,8 @@ class Rollout(NamedTuple):
       init: (frozen, key, num_envs) -> RolloutState.
       collect: (frozen, state, choose_residual, keys (decisions,)) -> (state, rows, metrics);
         choose_residual: (view, base_action, key, decision index) -> residual_action,
-        all with leading num_envs; rows: Transition with leaves (decisions, num_envs, ...).
+        all with leading num_envs; rows: Transition with leaves (decisions, num_envs, ...); metrics:
+        counts over the block, see `_decide`.
       evaluate: see `evaluate`.
       see: (frozen, obs (n, obs_dim)) -> (n, view_dim), what the learner's networks read.
       view_dim: numbers in it.
@@ -124,8 +140,8 @@ def make_rollout(env: Env, base: BasePolicy, task_features: bool = False) -> Rol
         def decide(state, inputs):
             return _decide(env, base, frozen, seeing(frozen, choose_residual), state, inputs)
 
-        state, (rows, outcomes) = jax.lax.scan(decide, state, (keys, jnp.arange(len(keys))))
-        return state, rows, _collect_metrics(outcomes)
+        state, (rows, counts) = jax.lax.scan(decide, state, (keys, jnp.arange(len(keys))))
+        return state, rows, jax.tree.map(jnp.sum, counts)
 
     def evaluation(frozen, choose_residual, residual_scale, key, episodes, record=False):
         keys = jax.random.split(key, episodes)
@@ -149,7 +165,8 @@ def _start(env: Env, base: BasePolicy, frozen: Frozen, key: Key) -> RolloutState
     reset_key, carry_key = jax.random.split(key)
     state, obs = env.reset(frozen.model, reset_key)
     history = start_history(obs, base.obs_horizon)
-    return RolloutState(state, history, base.init_carry(carry_key), jnp.zeros((), bool))
+    no = jnp.zeros((), bool)
+    return RolloutState(state, history, base.init_carry(carry_key), done=no, succeeded=no)
 
 
 def _play_chunk(env: Env, frozen: Frozen, state: EnvState, history: Array, chunk: Array):
@@ -162,12 +179,20 @@ def _play_chunk(env: Env, frozen: Frozen, state: EnvState, history: Array, chunk
         played = (
             next_state,
             push_history(history, out.obs),
-            Outcome(outcome.reward + out.reward, out.terminated, out.truncated, outcome.steps + 1),
+            Outcome(
+                reward=outcome.reward + out.reward,
+                terminated=out.terminated,
+                truncated=out.truncated,
+                success=outcome.success | out.success,
+                steps=outcome.steps + 1,
+                bad_actions=outcome.bad_actions + out.bad_action,
+                overflows=outcome.overflows + out.overflow,
+            ),
         )
         return select(over, carry, played), None
 
-    nothing = Outcome(jnp.zeros(()), jnp.zeros((), bool), jnp.zeros((), bool),
-                      jnp.zeros((), jnp.int32))  # fmt: skip
+    no, zero = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
+    nothing = Outcome(jnp.zeros(()), no, no, no, zero, zero, zero)
     return jax.lax.scan(step, (state, history, nothing), chunk)[0]
 
 
@@ -185,7 +210,9 @@ def _decide(env, base, frozen, choose_residual, state: RolloutState, inputs):
     played_env, history, outcome = jax.vmap(_play_chunk, (None, None, 0, 0, 0))(
         env, frozen, state.env, state.history, action.reshape(chunk.shape)
     )
-    played = RolloutState(played_env, history, carry, outcome.terminated | outcome.truncated)
+    succeeded = state.succeeded | outcome.success
+    done = outcome.terminated | outcome.truncated
+    played = RolloutState(played_env, history, carry, done, succeeded)
     reset_keys = jax.random.split(reset_key, num_envs)
     fresh = jax.vmap(lambda k: _start(env, base, frozen, k))(reset_keys)
     was_done = state.done
@@ -199,16 +226,16 @@ def _decide(env, base, frozen, choose_residual, state: RolloutState, inputs):
         truncated=outcome.truncated,
         is_reset=was_done,
     )
-    return jax.vmap(select)(was_done, fresh, played), (row, outcome)
-
-
-def _collect_metrics(outcomes: Outcome) -> Metrics:
-    """Counts over a collected block; ratios are formed by the host from their sums."""
-    return {
-        "episodes": jnp.sum(outcomes.terminated | outcomes.truncated).astype(jnp.float32),
-        "successes": jnp.sum(outcomes.terminated).astype(jnp.float32),
-        "control_steps": jnp.sum(outcomes.steps).astype(jnp.float32),
+    ended = done & ~was_done
+    counts = {
+        "episodes": ended,
+        "successes": ended & succeeded,
+        "control_steps": outcome.steps,
+        "bad_actions": outcome.bad_actions,
+        "overflows": outcome.overflows,
     }
+    counts = {name: jnp.sum(count).astype(jnp.float32) for name, count in counts.items()}
+    return jax.vmap(select)(was_done, fresh, played), (row, counts)
 
 
 def evaluate(
@@ -236,7 +263,7 @@ def evaluate(
         state, out = jax.vmap(env.step, (None, 0, 0))(frozen.model, state, action)
         history = jax.vmap(push_history)(history, out.obs)
         qpos = state.physics.qpos if record else None
-        return (state, history), (out.terminated, qpos)
+        return (state, history), (out.success, qpos)
 
     def decide(state: RolloutState, index):
         now = jax.vmap(jax.random.fold_in, (0, None))(noise_keys, index)
@@ -251,7 +278,7 @@ def evaluate(
             control_step, (state.env, state.history), actions
         )
         saturated = jnp.mean(jnp.abs(residual_action) > 0.95, axis=-1)
-        state = RolloutState(env_state, history, carry, state.done)
+        state = state._replace(env=env_state, history=history, carry=carry)
         return state, (success, actions, qpos, saturated)
 
     decisions = -(-env.task.episode_steps // base.act_horizon)

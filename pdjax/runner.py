@@ -71,14 +71,17 @@ def build(config: Config) -> Run:
         message says what to change.
     """
     configs.validate(config)
-    env = registry.make(config.task.name, config.task.physics)
+    task = config.task
+    env = registry.make(task.name, task.physics, task.reward, task.terminate_on_success)
     if not config.base_policy.path:
         raise ConfigError("base_policy.path is empty; set it to a directory of `pdjax imitate`")
-    base, task = imitation.load(Path(config.base_policy.path), config.base_policy.act_horizon)
-    if task != config.task.name or base.obs_dim != env.task.obs_dim:
+    base, trained_for = imitation.load(
+        Path(config.base_policy.path), config.base_policy.act_horizon
+    )
+    if trained_for != task.name or base.obs_dim != env.task.obs_dim:
         raise ConfigError(
-            f"base policy {config.base_policy.path} was trained for {task} ({base.obs_dim} numbers"
-            f" observed), but task.name is {config.task.name} ({env.task.obs_dim}); change either"
+            f"base policy {config.base_policy.path} was trained for {trained_for} ({base.obs_dim}"
+            f" numbers observed), but task.name is {task.name} ({env.task.obs_dim}); change either"
         )
     rollout = make_rollout(env, base, config.decorator.task_features)
     chunk_dim, size = base.act_horizon * base.act_dim, residual_dim(config.decorator, base)

@@ -170,6 +170,8 @@ def make_trainer(config: Config, base: BasePolicy, rollout: Rollout, sac: SAC) -
         metrics |= {
             "episodes": episodes,
             "train_success": jnp.sum(counts["successes"]) / jnp.maximum(episodes, 1),
+            "bad_actions": jnp.sum(counts["bad_actions"]),
+            "overflows": jnp.sum(counts["overflows"]),
             "exploration_prob": _exploration(state),
             "decision_steps": state.decision_steps,
             "control_steps": state.control_steps,

@@ -18,15 +18,22 @@ def make_point_env(episode_steps=8, tolerance=0.05, goal=0.5):
 
     def sample_start(key):
         position = jax.random.uniform(key, (1,), minval=-0.1, maxval=0.1)
-        return Start(Episode({}, jnp.float32(goal)), position, jnp.zeros(1))
+        return make_start({"qpos": position, "qvel": jnp.zeros(1)})
+
+    def get_state(episode, physics):
+        del episode
+        return {"qpos": physics.qpos, "qvel": physics.qvel}
+
+    def make_start(state):
+        return Start(Episode({}, jnp.float32(goal)), state["qpos"], state["qvel"])
 
     def reset(model, overrides, qpos, qvel):
         del model, overrides
-        return PhysicsState(qpos, qvel, {}, jnp.zeros(()))
+        return PhysicsState(qpos, qvel, {}, jnp.zeros((), bool), jnp.zeros(()))
 
     def step(model, overrides, state, ctrl):
         del model, overrides
-        return PhysicsState(state.qpos + SPEED * ctrl, ctrl, {}, state.raw + 1)
+        return PhysicsState(state.qpos + SPEED * ctrl, ctrl, {}, state.overflow, state.raw + 1)
 
     def success(episode, physics):
         return jnp.abs(physics.qpos[0] - episode.params) < tolerance
@@ -45,9 +52,11 @@ def make_point_env(episode_steps=8, tolerance=0.05, goal=0.5):
         episode_steps=episode_steps,
         control_hz=10.0,
         sample_start=sample_start,
-        control=lambda episode, physics, action: jnp.clip(action, -1, 1),
+        get_state=get_state,
+        make_start=make_start,
+        control=lambda episode, physics, action: action,
         observe=observe,
-        reward_terms=lambda e, p: {"success": success(e, p).astype(jnp.float32)},
+        rewards={},
         success=success,
     )
     return make_env(task, Engine("probe", (), reset, step))

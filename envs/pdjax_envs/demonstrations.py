@@ -102,7 +102,7 @@ def _make_attempt(env: Env, noise: float) -> Callable[..., Any]:
         action, memory = expert.act(memory, obs, act_key)
         executed = expert.disturb(action, obs, noise_key, noise)
         state, out = env.step(model, state, executed)
-        return (state, out.obs, memory), (out.obs, action, out.terminated, snapshot(state))
+        return (state, out.obs, memory), (out.obs, action, out.success, snapshot(state))
 
     def attempt(model, keys):
         split = jax.vmap(lambda key: tuple(jax.random.split(key, 4)))

@@ -5,7 +5,7 @@ function () -> Task.
 """
 
 import difflib
-from collections.abc import Callable
+import importlib
 from functools import cache
 from importlib.metadata import entry_points
 
@@ -21,13 +21,14 @@ class UnknownName(ValueError):  # noqa: N818 (a mistake, not a failure)
     """A task or engine that does not exist; the message lists those that do."""
 
 
-def _peg_insertion_side() -> Task:
-    from pdjax_envs.maniskill.peg_insertion_side import make_task
-
-    return make_task()
-
-
-_BUILT_IN: dict[str, Callable[[], Task]] = {"PegInsertionSide": _peg_insertion_side}
+# Task -> module with its `make_task`; imported when it is asked for.
+_BUILT_IN = {
+    "AdroitDoor": "pdjax_envs.adroit.door",
+    "AdroitHammer": "pdjax_envs.adroit.hammer",
+    "AdroitPen": "pdjax_envs.adroit.pen",
+    "AdroitRelocate": "pdjax_envs.adroit.relocate",
+    "PegInsertionSide": "pdjax_envs.maniskill.peg_insertion_side",
+}
 
 
 def task_names() -> list[str]:
@@ -43,7 +44,7 @@ def make_task(name: str) -> Task:
       UnknownName: no such task.
     """
     if name in _BUILT_IN:
-        return _BUILT_IN[name]()
+        return importlib.import_module(_BUILT_IN[name]).make_task()
     for entry in entry_points(group="pdjax_envs.tasks"):
         if entry.name == name:
             return entry.load()()
@@ -72,7 +73,17 @@ def make_engine(scene: Scene, physics: str = "auto") -> Engine:
     return mjx.make_engine(scene)
 
 
-def make(name: str, physics: str = "auto") -> Env:
-    """Builds an environment by task and engine name."""
+def make(
+    name: str, physics: str = "auto", reward: str = "success", terminate_on_success: bool = True
+) -> Env:
+    """Builds an environment by task and engine name; see `task.make_env` for the rest.
+
+    Raises:
+      UnknownName: no such task, engine or reward.
+    """
     task = make_task(name)
-    return make_env(task, make_engine(task.scene, physics))
+    if reward != "success" and reward not in task.rewards:
+        kinds = ", ".join(["success", *task.rewards])
+        raise UnknownName(f"task {name} has no reward {reward!r}; choose one of: {kinds}")
+    engine = make_engine(task.adapt(task.scene, resolve_engine(physics)), physics)
+    return make_env(task, engine, reward, terminate_on_success)

@@ -34,6 +34,48 @@ def quat_about_z(angle: Array) -> Array:
     return jnp.stack([jnp.cos(angle / 2), zero, zero, jnp.sin(angle / 2)])
 
 
+def quat_from_euler(euler: Array) -> Array:
+    """The quaternion (4,) of Euler angles (3,) in rad: turns about x, then y, then z, all fixed.
+
+    Source: gymnasium-robotics `utils/rotations.py`, euler2quat.
+    """
+    si, sj, sk = jnp.sin(euler[2] / 2), jnp.sin(-euler[1] / 2), jnp.sin(euler[0] / 2)
+    ci, cj, ck = jnp.cos(euler[2] / 2), jnp.cos(-euler[1] / 2), jnp.cos(euler[0] / 2)
+    return jnp.stack(
+        [
+            cj * ci * ck + sj * si * sk,
+            cj * ci * sk - sj * si * ck,
+            -(cj * si * sk + sj * ci * ck),
+            cj * si * ck - sj * ci * sk,
+        ]
+    )
+
+
+def quat_to_euler(quat: Array) -> Array:
+    """Euler angles (3,) in rad of a quaternion (4,), not necessarily of unit length.
+
+    Source: gymnasium-robotics `utils/rotations.py`, quat2euler.
+    """
+    w, x, y, z = quat
+    s = 2.0 / jnp.sum(quat * quat)
+    wx, wy, wz = w * (x * s), w * (y * s), w * (z * s)
+    xx, xy, xz = x * (x * s), x * (y * s), x * (z * s)
+    yy, yz, zz = y * (y * s), y * (z * s), z * (z * s)
+    cos_y = jnp.sqrt((1 - (xx + yy)) ** 2 + (yz - wx) ** 2)
+    regular = cos_y > 4 * jnp.finfo(quat.dtype).eps
+    return jnp.stack(
+        [
+            jnp.where(regular, -jnp.arctan2(yz - wx, 1 - (xx + yy)), 0.0),
+            -jnp.arctan2(-(xz + wy), cos_y),
+            jnp.where(
+                regular,
+                -jnp.arctan2(xy - wz, 1 - (yy + zz)),
+                -jnp.arctan2(-(xy + wz), 1 - (xx + zz)),
+            ),
+        ]
+    )
+
+
 def rotate(quat: Array, vector: Array) -> Array:
     """Turns a vector (3,) by a unit quaternion (4,)."""
     # v' = v + 2 u x (u x v + w v)

@@ -7,7 +7,7 @@ decides when a new episode starts.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +36,9 @@ class Start(NamedTuple):
     qvel: Array
 
 
+RewardTerms = Callable[[Episode, PhysicsState], dict[str, Array]]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
     """A task as pure functions for one environment.
@@ -43,7 +46,7 @@ class Task:
     Attributes:
       name: as users spell it.
       summary: one line for listings.
-      scene: model, substeps, overrides and derived fields.
+      scene: model, substeps, overrides and derived fields, as the native engine takes them.
       make_visual_model: () -> model with meshes for rendering; objects keep their names.
       observation: (name, size) of each part of the observation, in order.
       action: (name, size) of each part of the action, in order; all in [-1, 1].
@@ -51,10 +54,15 @@ class Task:
       episode_steps: time limit in control steps.
       control_hz: control steps per second.
       sample_start: key -> Start, a fresh random initial state.
-      control: (episode, physics, action) -> ctrl (nu,).
+      get_state: (episode, physics) -> named arrays that determine the episode from here on, in the
+        names of the task's original package; `qpos` and `qvel` are always among them.
+      make_start: such a dict -> Start; an episode may start from any of its states.
+      control: (episode, physics, action in [-1, 1]) -> ctrl (nu,).
       observe: (episode, physics) -> observation (obs_dim,) float32.
-      reward_terms: (episode, physics) -> named raw terms; the reward is their sum.
-      success: (episode, physics) -> bool; ends the episode.
+      rewards: kind ("sparse", "dense") -> function (episode, physics) -> named terms, whose sum is
+        the reward as the task's original package defines it.
+      success: (episode, physics) -> bool.
+      adapt: (scene, engine's name) -> the scene for an engine that lacks a feature of the model.
       features: observation -> (feature_dim,) about [-3, 3], or None: relations between objects that
         are in the observation, on the scale that decides success. A learner may read them beside
         the observation, in which millimetres drown among metres.
@@ -71,10 +79,13 @@ class Task:
     episode_steps: int
     control_hz: float
     sample_start: Callable[[Array], Start]
+    get_state: Callable[[Episode, PhysicsState], dict[str, Array]]
+    make_start: Callable[[Mapping[str, Any]], Start]
     control: Callable[[Episode, PhysicsState, Array], Array]
     observe: Callable[[Episode, PhysicsState], Array]
-    reward_terms: Callable[[Episode, PhysicsState], dict[str, Array]]
+    rewards: Mapping[str, RewardTerms]
     success: Callable[[Episode, PhysicsState], Array]
+    adapt: Callable[[Scene, str], Scene] = lambda scene, engine: scene
     features: Callable[[Array], Array] | None = None
     expert: Callable[[], "Expert"] | None = None
 
@@ -124,14 +135,21 @@ class ControlStep(NamedTuple):
     Attributes:
       obs: (obs_dim,) float32, after the step.
       reward: () float32.
-      terminated: () bool, success.
-      truncated: () bool, the time limit was reached without success.
+      terminated: () bool, the episode ended at success.
+      truncated: () bool, the time limit was reached and the episode has not terminated.
+      success: () bool, whether the task is solved now.
+      bad_action: () bool, the action held numbers beyond [-1, 1], which were clipped, or NaN, which
+        were taken as 0.
+      overflow: () bool, see `PhysicsState.overflow`.
     """
 
     obs: Array
     reward: Array
     terminated: Array
     truncated: Array
+    success: Array
+    bad_action: Array
+    overflow: Array
 
 
 class Env(NamedTuple):
@@ -141,7 +159,8 @@ class Env(NamedTuple):
       task: the task.
       engine: name of the physics engine.
       model: the engine's model; pass it to the functions below.
-      reset: (model, key) -> (EnvState, observation).
+      reset: (model, key) -> (EnvState, observation), from a fresh random start.
+      start_from: (model, Start) -> (EnvState, observation).
       step: (model, EnvState, action) -> (EnvState, ControlStep).
     """
 
@@ -149,33 +168,53 @@ class Env(NamedTuple):
     engine: str
     model: Any
     reset: Callable[[Any, Array], tuple[EnvState, Array]]
+    start_from: Callable[[Any, Start], tuple[EnvState, Array]]
     step: Callable[[Any, EnvState, Array], tuple[EnvState, ControlStep]]
 
 
-def make_env(task: Task, engine: Engine) -> Env:
-    """Joins a task and an engine that was made for the task's scene."""
+def make_env(
+    task: Task, engine: Engine, reward: str = "success", terminate_on_success: bool = True
+) -> Env:
+    """Joins a task and an engine that was made for the task's scene.
+
+    Args:
+      task: the task.
+      engine: made for `task.adapt(task.scene, engine.name)`.
+      reward: `success` (1 where the task is solved, else 0), or a kind in `task.rewards`.
+      terminate_on_success: whether success ends the episode; else only the time limit does.
+    """
 
     def reset(model, key):
-        start = task.sample_start(key)
+        return start_from(model, task.sample_start(key))
+
+    def start_from(model, start):
         physics = engine.reset(model, start.episode.overrides, start.qpos, start.qvel)
         state = EnvState(physics, start.episode, jnp.zeros((), jnp.int32))
         return state, task.observe(start.episode, physics)
 
     def step(model, state, action):
+        bad_action = ~jnp.all(jnp.abs(action) <= 1)  # also where it is NaN
+        action = jnp.clip(jnp.where(jnp.isnan(action), 0, action), -1, 1)
         ctrl = task.control(state.episode, state.physics, action)
         physics = engine.step(model, state.episode.overrides, state.physics, ctrl)
         state = EnvState(physics, state.episode, state.steps + 1)
         success = task.success(state.episode, physics)
-        reward = sum(task.reward_terms(state.episode, physics).values(), start=jnp.zeros(()))
+        terms = {"success": success} if reward == "success" else task.rewards[reward](
+            state.episode, physics
+        )  # fmt: skip
+        terminated = success & terminate_on_success
         outcome = ControlStep(
             obs=task.observe(state.episode, physics),
-            reward=reward,
-            terminated=success,
-            truncated=~success & (state.steps >= task.episode_steps),
+            reward=sum(terms.values(), start=jnp.zeros(())),
+            terminated=terminated,
+            truncated=~terminated & (state.steps >= task.episode_steps),
+            success=success,
+            bad_action=bad_action,
+            overflow=physics.overflow,
         )
         return state, outcome
 
-    return Env(task, engine.name, engine.model, reset, step)
+    return Env(task, engine.name, engine.model, reset, start_from, step)
 
 
 def select(use_first: Array, first: Any, second: Any) -> Any:

@@ -1,6 +1,8 @@
 """The native engine against a plain MuJoCo C loop, and as a function of its arguments alone."""
 
 import copy
+import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -245,9 +247,62 @@ def test_environments_may_share_overrides(small):
 
 
 def test_models_whose_state_does_not_cross_are_refused():
-    xml = "<mujoco><worldbody><body mocap='true'><geom size='1'/></body></worldbody></mujoco>"
-    with pytest.raises(ValueError, match="no mocap bodies"):
-        native.make_engine(Scene(mujoco.MjModel.from_xml_string(xml), n_substeps=1))
+    model = SimpleNamespace(npluginstate=1)
+    with pytest.raises(ValueError, match="no plugin state"):
+        native.make_engine(Scene(model, n_substeps=1))
+
+
+def test_fields_may_be_as_old_as_c_leaves_them(small):
+    engine = native.make_engine(dataclasses.replace(small, fresh_fields=False))
+    overrides, qpos, qvel, ctrl = small_start(4)
+    state = jax.jit(jax.vmap(playing(engine)))(overrides, qpos, qvel, ctrl)
+    for index in range(4):
+        model = c_model(small, overrides, index)
+        data = mujoco.MjData(model)
+        data.qpos[:], data.qvel[:] = qpos[index], qvel[index]
+        mujoco.mj_forward(model, data)  # as at a reset: it leaves a warm start behind
+        data.ctrl[:] = ctrl[index]
+        for _ in range(5 * small.n_substeps):
+            mujoco.mj_step(model, data)
+        np.testing.assert_array_equal(as_float64(state.raw[index]), c_state(model, data))
+        for field in FIELDS:
+            expected = getattr(data, field).astype(np.float32)
+            np.testing.assert_array_equal(state.fields[field][index], expected)
+
+
+def test_ctrl_is_scaled_in_float64(small):
+    center, half_range = np.array([0.1]), np.array([1 / 3])
+    engine = native.make_engine(dataclasses.replace(small, ctrl_scale=(center, half_range)))
+    overrides, qpos, qvel, ctrl = small_start(4)
+    state = jax.jit(jax.vmap(playing(engine)))(overrides, qpos, qvel, ctrl)
+    for index in range(4):
+        model = c_model(small, overrides, index)
+        data = mujoco.MjData(model)
+        data.qpos[:], data.qvel[:] = qpos[index], qvel[index]
+        data.ctrl[:] = center + np.float64(ctrl[index]) * half_range
+        for _ in range(5 * small.n_substeps):
+            mujoco.mj_step(model, data)
+        np.testing.assert_array_equal(as_float64(state.raw[index]), c_state(model, data))
+
+
+def test_an_overflow_of_contacts_is_reported():
+    # A model with memory for a handful of contacts, and balls that all touch the floor.
+    balls = "".join(
+        f"<body pos='{x} {y} .09'><freejoint/><geom size='.1'/></body>"
+        for x in range(8)
+        for y in range(8)
+    )
+    xml = f"""<mujoco><size memory="{{}}"/><worldbody><geom type="plane" size="9 9 .1"/>{balls}
+      </worldbody></mujoco>"""
+    for memory, expected in (("64K", True), ("10M", False)):
+        scene = Scene(mujoco.MjModel.from_xml_string(xml.format(memory)), n_substeps=1)
+        engine = native.make_engine(scene)
+        start = (jnp.tile(scene.model.qpos0, (3, 1)), jnp.zeros((3, scene.model.nv)))
+        states = jax.vmap(engine.reset, (None, None, 0, 0))(engine.model, {}, *start)
+        assert not states.overflow.any()
+        step = jax.jit(jax.vmap(engine.step, (None, None, 0, None)))
+        states = step(engine.model, {}, states, jnp.zeros(0))
+        assert states.overflow.tolist() == [expected] * 3
 
 
 def test_float64_bits_are_exact():

@@ -18,7 +18,7 @@ def observation(key, head_in_hole):
     middle = offset - jnp.array([1.0, 0, 0]) * params.peg_half_length
     peg_pos = params.box_pos + rotate(params.box_quat, middle)
     qpos = jnp.concatenate([start.qpos[: panda.NUM_JOINTS], peg_pos, params.box_quat])
-    physics = PhysicsState(qpos, start.qvel, {}, ())
+    physics = PhysicsState(qpos, start.qvel, {}, False, ())
     return peg_task.observe(start.episode, physics), params
 
 
@@ -45,4 +45,4 @@ def test_millimetres_count_and_far_things_are_bounded():
 
 def _start(key):
     start = peg_task.sample_start(key)
-    return start.episode, PhysicsState(start.qpos, start.qvel, {}, ())
+    return start.episode, PhysicsState(start.qpos, start.qvel, {}, False, ())

@@ -164,7 +164,7 @@ def place(head, hole_quat=(1.0, 0, 0, 0), half_width=0.02):
     mujoco.mju_quat2Mat(matrix, np.asarray(quat, np.float64))
     pos = matrix.reshape(3, 3) @ (np.array(head) - [half_length, 0, 0])
     qpos = jnp.concatenate([jnp.zeros(9), jnp.asarray(pos, jnp.float32), quat])
-    return Episode({}, params), PhysicsState(qpos, jnp.zeros(15), {}, None)
+    return Episode({}, params), PhysicsState(qpos, jnp.zeros(15), {}, False, None)
 
 
 @pytest.mark.parametrize("hole_quat", [(1.0, 0, 0, 0), (0.8, 0, 0, 0.6)])
@@ -189,7 +189,7 @@ def place(head, hole_quat=(1.0, 0, 0, 0), half_width=0.02):
 def test_success(head, expected, hole_quat):
     episode, physics = place(head, hole_quat)
     assert bool(peg.success(episode, physics)) is expected
-    assert peg.reward_terms(episode, physics) == {"success": float(expected)}
+    assert peg.sparse_reward(episode, physics) == {"success": float(expected)}
 
 
 def touches_walls(env, starts, index, shift):

@@ -7,7 +7,8 @@ order, sparse reward) with the success test of the reference implementation's `P
 Differences from SAPIEN: MuJoCo contacts at 200 Hz instead of PhysX at 500 Hz; see `panda.py`.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -237,7 +238,18 @@ def sample_start(key: jax.Array) -> Start:
     )
     peg = jnp.concatenate([peg_xy, half_width[None], quat_about_z(peg_yaw)])
     qpos = jnp.concatenate([arm, jnp.full(2, 0.04), peg])
-    return Start(Episode(_overrides(params), params), qpos, jnp.zeros(panda.NUM_JOINTS + 6))
+    return make_start({"qpos": qpos, "qvel": jnp.zeros(panda.NUM_JOINTS + 6), **params._asdict()})
+
+
+def get_state(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
+    """Positions, velocities and the episode's sizes and places (`PegParams`)."""
+    return {"qpos": physics.qpos, "qvel": physics.qvel, **episode.params._asdict()}
+
+
+def make_start(state: Mapping[str, Any]) -> Start:
+    """An episode that starts from such a state."""
+    params = PegParams(*(jnp.asarray(state[name]) for name in PegParams._fields))
+    return Start(Episode(_overrides(params), params), state["qpos"], state["qvel"])
 
 
 def _overrides(params: PegParams) -> dict[str, jax.Array]:
@@ -337,7 +349,7 @@ def success(episode: Episode, physics: PhysicsState) -> jax.Array:
     return deep & (jnp.abs(head[1]) <= radius) & (jnp.abs(head[2]) <= radius)
 
 
-def reward_terms(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
+def sparse_reward(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
     """Sparse: 1 at success."""
     return {"success": success(episode, physics).astype(jnp.float32)}
 
@@ -359,9 +371,11 @@ def make_task() -> Task:
         episode_steps=EPISODE_STEPS,
         control_hz=CONTROL_HZ,
         sample_start=sample_start,
+        get_state=get_state,
+        make_start=make_start,
         control=control,
         observe=observe,
-        reward_terms=reward_terms,
+        rewards={"sparse": sparse_reward},
         success=success,
         features=features,
         expert=make_expert,

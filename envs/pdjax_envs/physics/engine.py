@@ -32,13 +32,19 @@ class PhysicsState(NamedTuple):
     Attributes:
       qpos: (nq,) float32, m and rad.
       qvel: (nv,) float32, m/s and rad/s.
-      fields: derived quantities that the scene asks for (`site_xpos`, ...), at this state.
+      fields: derived quantities that the scene asks for (`site_xpos`, ...), see
+        `Scene.fresh_fields`.
+      overflow: () bool, the engine's buffers were too small for the contacts or constraints of the
+        last control step, so that some were left out.
       raw: the engine's own exact state; opaque to tasks.
+
+    Where JAX runs in 64 bits (JAX_ENABLE_X64) the native engine gives all of them in float64.
     """
 
     qpos: Array
     qvel: Array
     fields: dict[str, Array]
+    overflow: Array
     raw: Any
 
 
@@ -52,12 +58,25 @@ class Scene:
       n_substeps: physics steps per control step.
       override_rows: model field -> names of the objects whose rows differ per environment.
       fields: names of the derived `mujoco.MjData` fields that the task reads.
+      fresh_fields: whether these are computed anew after each control step. MuJoCo's own step
+        leaves them one substep old, which costs nothing and is what Gymnasium's tasks read.
+      ctrl_scale: (center, half_range), each (nu,) float64, where the task's ctrl is in [-1, 1] and
+        the simulator gets center + half_range * ctrl: the native engine does this in float64.
     """
 
     model: mujoco.MjModel
     n_substeps: int
     override_rows: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     fields: tuple[str, ...] = ()
+    fresh_fields: bool = True
+    ctrl_scale: tuple[np.ndarray, np.ndarray] | None = None
+
+    def scale_ctrl(self, ctrl: Any) -> Any:
+        """What the simulator gets for a task's ctrl (..., nu)."""
+        if self.ctrl_scale is None:
+            return ctrl
+        center, half_range = self.ctrl_scale
+        return center + ctrl * half_range
 
 
 class Engine(NamedTuple):

@@ -62,40 +62,45 @@ def make_engine(scene: Scene) -> Engine:
     rows = {f: row_ids(scene.model, f, names) for f, names in scene.override_rows.items()}
     shapes = _check(scene, nominal)
 
-    def observe(model: mjx.Model, data: mjx.Data) -> PhysicsState:
-        fields = {}
-        if shapes:  # those in `data` are one substep old
-            data = mjx.sensor_pos(model, mjx.fwd_position(model, data))
-            data = mjx.sensor_vel(model, mjx.fwd_velocity(model, data))
-            fields = {name: getattr(data, name).reshape(shape) for name, shape in shapes.items()}
+    def read(data: mjx.Data) -> PhysicsState:
+        fields = {name: getattr(data, name).reshape(shape) for name, shape in shapes.items()}
         carried = Carried(data.time, data.act, data.qacc_warmstart)
-        return PhysicsState(data.qpos, data.qvel, fields, carried)
+        return PhysicsState(data.qpos, data.qvel, fields, jnp.zeros((), bool), carried)
+
+    def refreshed(model: mjx.Model, state: PhysicsState) -> PhysicsState:
+        data = mjx.sensor_pos(model, mjx.fwd_position(model, _data(model, state)))
+        data = mjx.sensor_vel(model, mjx.fwd_velocity(model, data))
+        return state._replace(fields=read(data).fields)
 
     def reset(_, overrides: Overrides, qpos: Array, qvel: Array) -> PhysicsState:
         del _
         model = _override(nominal, rows, overrides)
-        data = mjx.make_data(model)
-        return observe(model, data.replace(qpos=qpos, qvel=qvel))
+        state = read(mjx.make_data(model).replace(qpos=qpos, qvel=qvel))
+        if not shapes:
+            return state
+        return refreshed(model, state) if scene.fresh_fields else read(
+            mjx.forward(model, _data(model, state))
+        )  # fmt: skip
 
     def step(_, overrides: Overrides, state: PhysicsState, ctrl: Array) -> PhysicsState:
         del _
         model = _override(nominal, rows, overrides)
+        ctrl = scene.scale_ctrl(ctrl)
 
-        def substep(_, carry):
-            qpos, qvel, carried = carry
-            data = mjx.make_data(model)
-            data = data.replace(qpos=qpos, qvel=qvel, ctrl=ctrl, **carried._asdict())
-            data = mjx.step(model, data)
-            carried = Carried(data.time, data.act, data.qacc_warmstart)
-            return data.qpos, data.qvel, carried
+        def substep(_, state):
+            return read(mjx.step(model, _data(model, state).replace(ctrl=ctrl)))
 
         # The loop carries the few arrays that matter; all of `mjx.Data` would be copied each time.
-        carry = (state.qpos, state.qvel, state.raw)
-        qpos, qvel, carried = jax.lax.fori_loop(0, scene.n_substeps, substep, carry)
-        data = mjx.make_data(model).replace(qpos=qpos, qvel=qvel, ctrl=ctrl, **carried._asdict())
-        return observe(model, data)
+        state = jax.lax.fori_loop(0, scene.n_substeps, substep, state)
+        return refreshed(model, state) if shapes and scene.fresh_fields else state
 
     return Engine("mjx", (), reset, step)
+
+
+def _data(model: mjx.Model, state: PhysicsState) -> mjx.Data:
+    """MJX's own state of the model at what we carry of it."""
+    data = mjx.make_data(model)
+    return data.replace(qpos=state.qpos, qvel=state.qvel, **state.raw._asdict())
 
 
 def _check(scene: Scene, model: mjx.Model) -> dict[str, tuple[int, ...]]:

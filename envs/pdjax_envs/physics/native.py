@@ -35,6 +35,8 @@ _CARRIED = (
     | mujoco.mjtState.mjSTATE_HISTORY.value
     | mujoco.mjtState.mjSTATE_WARMSTART.value
 )
+# Warnings that contacts or constraints did not fit into MuJoCo's memory.
+_FULL = [mujoco.mjtWarning.mjWARN_CONTACTFULL.value, mujoco.mjtWarning.mjWARN_CNSTRFULL.value]
 
 
 def make_engine(scene: Scene, num_threads: int = 0) -> Engine:
@@ -44,31 +46,36 @@ def make_engine(scene: Scene, num_threads: int = 0) -> Engine:
       scene: model, substeps, overrides and derived fields.
       num_threads: physics threads; 0 = one per core.
 
+    Mocap bodies stay where the model has them.
+
     Raises:
-      ValueError: the model has mocap bodies or plugin state, which do not cross.
+      ValueError: the model has plugin state, which does not cross.
     """
     model = scene.model
-    if model.nmocap or model.npluginstate:
+    if model.npluginstate:
         raise ValueError(
-            f"the native engine carries no mocap bodies ({model.nmocap}) or plugin state"
-            f" ({model.npluginstate}); use a free or a static body with overrides"
+            f"the native engine carries no plugin state ({model.npluginstate}); use the model"
+            " without plugins"
         )
     host = _Host(scene, num_threads)
     run_step = _as_jax(partial(host.run, scene.n_substeps), host.result_shapes())
     run_forward = _as_jax(partial(host.run, 0), host.result_shapes())
 
     def call(run, overrides, raw, ctrl):
-        raw, qpos, qvel, *fields = run(raw, ctrl, *(overrides[f] for f in scene.override_rows))
-        return PhysicsState(qpos, qvel, dict(zip(scene.fields, fields, strict=True)), raw)
+        raw, overflow, qpos, qvel, *fields = run(
+            raw, ctrl, *(overrides[f] for f in scene.override_rows)
+        )
+        fields = dict(zip(scene.fields, fields, strict=True))
+        return PhysicsState(qpos, qvel, fields, overflow, raw)
 
     def reset(_, overrides: Overrides, qpos: Array, qvel: Array) -> PhysicsState:
         del _
-        qpos, qvel = qpos.astype(jnp.float32), qvel.astype(jnp.float32)
+        qpos, qvel = qpos.astype(_real()), qvel.astype(_real())
         rest = host.carried - 1 - model.nq - model.nv
         row = jnp.concatenate([jnp.zeros(1), qpos, qvel, jnp.zeros(rest)])
         raw = float64_bits(row).reshape(-1)
         if not scene.fields:
-            return PhysicsState(qpos, qvel, {}, raw)
+            return PhysicsState(qpos, qvel, {}, jnp.zeros((), bool), raw)
         return call(run_forward, overrides, raw, jnp.zeros(model.nu))
 
     def step(_, overrides: Overrides, state: PhysicsState, ctrl: Array) -> PhysicsState:
@@ -78,15 +85,22 @@ def make_engine(scene: Scene, num_threads: int = 0) -> Engine:
     return Engine("native", (), reset, step)
 
 
+def _real() -> type:
+    """The real numbers that leave the engine."""
+    return jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
+
+
 def float64_bits(x: Array) -> Array:
-    """The exact float64 of each float32, as two uint32, low word first.
+    """The exact float64 of each number, as two uint32, low word first.
 
     Args:
-      x: (...,) float32. Subnormals become zero.
+      x: (...,) float32 or, in JAX's 64-bit mode, float64. Subnormal float32 become zero.
 
     Returns:
       (..., 2) uint32.
     """
+    if x.dtype == jnp.float64:
+        return jax.lax.bitcast_convert_type(x, jnp.uint32)
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     sign, exponent = bits >> 31, (bits >> 23) & 0xFF
     mantissa = jnp.where(exponent == 0, 0, bits & 0x7FFFFF)
@@ -126,7 +140,7 @@ class _Views(NamedTuple):
       carried: (n, carried) float64, the state that crosses.
       ctrl: (n, nu) float64.
       overrides: (target, rows) pairs in the order of `Scene.override_rows`.
-      outputs: float64 arrays that leave as float32: qpos, qvel, derived fields.
+      outputs: float64 arrays that leave as real numbers: qpos, qvel, derived fields.
     """
 
     batch: mujoco.batch.Batch
@@ -146,16 +160,18 @@ class _Host:
         self._views: dict[int, _Views] = {}
         self._lock = threading.Lock()
         self._float_mode = _FloatMode()
+        self._stages = _stages(scene)
         self.carried = mujoco.mj_stateSize(scene.model, _CARRIED)
 
     def result_shapes(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Shapes of (raw, qpos, qvel, *fields) for one environment."""
+        """Shapes of (raw, overflow, qpos, qvel, *fields) for one environment."""
         model = self._scene.model
         derived = [np.asarray(getattr(self._data, field)).shape for field in self._scene.fields]
         shapes = [(model.nq,), (model.nv,), *derived]
         return (
             jax.ShapeDtypeStruct((2 * self.carried,), jnp.uint32),
-            *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes),
+            jax.ShapeDtypeStruct((), jnp.bool_),
+            *(jax.ShapeDtypeStruct(shape, _real()) for shape in shapes),
         )
 
     def run(self, n_substeps: int, inputs: list[np.ndarray], outputs: list[np.ndarray]) -> None:
@@ -171,18 +187,18 @@ class _Host:
         with self._lock, self._float_mode.restored():
             views = self._batch(count)
             views.carried[:] = raw.reshape(count, -1).view(np.float64)
-            views.ctrl[:] = ctrl.reshape(count, -1)
+            views.ctrl[:] = self._scene.scale_ctrl(ctrl.reshape(count, -1))
             for (target, rows), values in zip(views.overrides, overrides, strict=True):
                 target[:, rows] = values.reshape(count, -1, *target.shape[2:])
+            warned = views.batch.warning[:, _FULL, 1].copy()  # (n, 2) how often so far
             if n_substeps:
-                # Derived fields lag one substep behind unless their stage is computed anew.
-                stage = mujoco.mjtStage.mjSTAGE_VEL if self._scene.fields else 0
-                views.batch.step(nstep=n_substeps, stage=int(stage))
+                views.batch.step(nstep=n_substeps, stage=self._stages[0])
             else:
-                views.batch.forward(stage=mujoco.mjtStage.mjSTAGE_VEL.value)
+                views.batch.forward(stage=self._stages[1])
             outputs[0].reshape(count, -1).view(np.float64)[:] = views.carried
-            for out, value in zip(outputs[1:], views.outputs, strict=True):
-                out[:] = value.reshape(out.shape)
+            overflow = np.any(views.batch.warning[:, _FULL, 1] > warned, axis=1)
+            for out, value in zip(outputs[1:], [overflow, *views.outputs], strict=True):
+                out[...] = value.reshape(out.shape)
 
     def _batch(self, count: int) -> _Views:
         if count not in self._views:
@@ -200,6 +216,16 @@ class _Host:
             carried = batch.state[:, : self.carried]
             self._views[count] = _Views(batch, carried, batch.bind("ctrl"), overrides, outputs)
         return self._views[count]
+
+
+def _stages(scene: Scene) -> tuple[int, int]:
+    """Up to where MuJoCo computes after the steps of a control step, and at a reset."""
+    none, velocity, acceleration = (
+        getattr(mujoco.mjtStage, f"mjSTAGE_{name}").value for name in ("NONE", "VEL", "ACC")
+    )
+    if not scene.fresh_fields:
+        return none, acceleration  # as mj_step leaves them, and mj_forward
+    return (velocity if scene.fields else none), velocity
 
 
 class _FloatMode:

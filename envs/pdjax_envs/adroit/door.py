@@ -1,0 +1,115 @@
+"""Door: undo the latch and swing the door open.
+
+The environment AdroitHandDoor-v1 of gymnasium-robotics 1.4 (`adroit_hand/adroit_door.py`): its
+model, observation, spawns, rewards and success, on the native engine bit for bit.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import mujoco
+
+from pdjax_envs.adroit import hand
+from pdjax_envs.physics.engine import PhysicsState
+from pdjax_envs.task import Episode, Start, Task
+
+FRAME_LOW, FRAME_HIGH = (-0.3, 0.25, 0.252), (-0.2, 0.35, 0.35)  # m, position of the door's frame
+OPEN = 1.35  # rad, hinge angle at success
+HINGE, LATCH = -2, -1  # in qpos
+
+OBSERVATION = (
+    ("hand_qpos", 27),  # arm rotations and hand; the arm's slide is left out
+    ("latch_angle", 1),
+    ("door_angle", 1),
+    ("palm_pos", 3),
+    ("handle_pos", 3),
+    ("palm_minus_handle", 3),
+    ("door_is_open", 1),  # 1 beyond 1 rad, else -1
+)
+
+
+def sample_start(key: jax.Array) -> Start:
+    """The frame somewhere in its box, hand and door at rest (`reset_model`)."""
+    low, high = jnp.array(FRAME_LOW), jnp.array(FRAME_HIGH)
+    return make_start({"door_body_pos": jax.random.uniform(key, (3,), minval=low, maxval=high)})
+
+
+def get_state(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
+    """As `AdroitHandDoorEnv.get_env_state`."""
+    frame = episode.overrides["body_pos"][0]
+    return {"qpos": physics.qpos, "qvel": physics.qvel, "door_body_pos": frame}
+
+
+def make_start(state: Mapping[str, Any]) -> Start:
+    """An episode that starts from such a state; at rest where it has no qpos and qvel."""
+    frame = jnp.asarray(state["door_body_pos"])
+    episode = Episode({"body_pos": frame[None]}, ())
+    return Start(episode, state.get("qpos", jnp.zeros(30)), state.get("qvel", jnp.zeros(30)))
+
+
+def success(episode: Episode, physics: PhysicsState) -> jax.Array:
+    """Whether the door is open wide enough."""
+    del episode
+    return physics.qpos[HINGE] >= OPEN
+
+
+def make_task() -> Task:
+    """Builds AdroitDoor."""
+    spec = mujoco.MjSpec.from_file(hand.asset("adroit_door.xml"))
+    model = hand.compile_model(spec)
+    palm_id, handle_id = model.site("S_grasp").id, model.site("S_handle").id
+
+    def places(physics):
+        sites = physics.fields["site_xpos"]
+        return sites[palm_id], sites[handle_id]
+
+    def observe(episode: Episode, physics: PhysicsState) -> jax.Array:
+        """The 39 numbers of `_get_obs`."""
+        del episode
+        palm, handle = places(physics)
+        qpos = physics.qpos
+        door = qpos[HINGE]
+        parts = [qpos[1:-2], qpos[LATCH], door, palm, handle, palm - handle,
+                 jnp.where(door > 1, 1.0, -1.0)]  # fmt: skip
+        return jnp.hstack(parts)
+
+    def dense_reward(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
+        """The terms of `step`; the first grows with the distance there too."""
+        del episode
+        palm, handle = places(physics)
+        door = physics.qpos[HINGE]
+        return {
+            "reach": 0.1 * hand.distance(palm, handle),
+            "open": -0.1 * (door - 1.57) ** 2,
+            "velocity": -1e-5 * jnp.sum(physics.qvel**2),
+            "ajar": hand.bonus(door > 0.2, 2.0),
+            "half_open": hand.bonus(door > 1.0, 8.0),
+            "wide_open": hand.bonus(door > OPEN, 10.0),
+        }
+
+    return Task(
+        name="AdroitDoor",
+        summary="undo the latch and open the door; 28-joint arm and hand",
+        scene=hand.make_scene(model, {"body_pos": ("frame",)}, ("site_xpos",)),
+        make_visual_model=_make_visual_model,
+        observation=OBSERVATION,
+        action=hand.action_parts(model),
+        control_mode=hand.CONTROL_MODE,
+        episode_steps=hand.EPISODE_STEPS,
+        control_hz=hand.CONTROL_HZ,
+        sample_start=sample_start,
+        get_state=get_state,
+        make_start=make_start,
+        control=hand.control,
+        observe=observe,
+        rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
+        success=success,
+    )
+
+
+def _make_visual_model() -> mujoco.MjModel:
+    spec = mujoco.MjSpec.from_file(hand.asset("adroit_door.xml"))
+    hand.view_camera(spec, pos=(-0.75, -0.9, 0.8), target=(0.0, 0.05, 0.2))
+    return hand.compile_model(spec)

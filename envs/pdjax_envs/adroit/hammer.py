@@ -1,0 +1,128 @@
+"""Hammer: pick up the hammer and drive the nail into the board.
+
+The environment AdroitHandHammer-v1 of gymnasium-robotics 1.4 (`adroit_hand/adroit_hammer.py`): its
+model, observation, spawns, rewards and success, on the native engine bit for bit.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import mujoco
+
+from pdjax_envs.adroit import hand
+from pdjax_envs.physics.engine import PhysicsState
+from pdjax_envs.rotations import quat_to_euler
+from pdjax_envs.task import Episode, Start, Task
+
+BOARD_XY = (0.05, 0.0)  # m
+BOARD_HEIGHT = (0.1, 0.25)  # m
+DRIVEN = 0.01  # m, the nail's distance from its goal at success
+LIFTED = 0.04  # m, height of the hammer and its head that counts as lifted
+
+OBSERVATION = (
+    ("hand_qpos", 26),
+    ("nail_depth", 1),
+    ("hammer_qvel", 6),  # clipped to [-1, 1]
+    ("palm_pos", 3),
+    ("hammer_pos", 3),
+    ("hammer_euler", 3),
+    ("nail_pos", 3),
+    ("nail_force", 1),  # clipped to [-1, 1]
+)
+
+
+def sample_start(key: jax.Array) -> Start:
+    """The board at some height, hand and hammer at rest (`reset_model`)."""
+    low, high = BOARD_HEIGHT
+    height = jax.random.uniform(key, (1,), minval=low, maxval=high)
+    return make_start({"board_pos": jnp.concatenate([jnp.array(BOARD_XY), height])})
+
+
+def get_state(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
+    """As `AdroitHandHammerEnv.get_env_state`."""
+    board = episode.overrides["body_pos"][0]
+    return {"qpos": physics.qpos, "qvel": physics.qvel, "board_pos": board}
+
+
+def make_start(state: Mapping[str, Any]) -> Start:
+    """An episode that starts from such a state; at rest where it has no qpos and qvel."""
+    board = jnp.asarray(state["board_pos"])
+    episode = Episode({"body_pos": board[None]}, ())
+    return Start(episode, state.get("qpos", jnp.zeros(33)), state.get("qvel", jnp.zeros(33)))
+
+
+def make_task() -> Task:
+    """Builds AdroitHammer."""
+    spec = mujoco.MjSpec.from_file(hand.asset("adroit_hammer.xml"))
+    model = hand.compile_model(spec)
+    hammer_id, force_id = model.body("Object").id, model.sensor("S_nail").id
+    palm_id, tool_id, nail_id, goal_id = (
+        model.site(name).id for name in ("S_grasp", "tool", "S_target", "nail_goal")
+    )
+
+    def nail_distance(physics):
+        sites = physics.fields["site_xpos"]
+        return hand.distance(sites[nail_id], sites[goal_id])
+
+    def observe(episode: Episode, physics: PhysicsState) -> jax.Array:
+        """The 46 numbers of `_get_obs`."""
+        del episode
+        fields = physics.fields
+        parts = [
+            physics.qpos[:-6],
+            jnp.clip(physics.qvel[-6:], -1.0, 1.0),
+            fields["site_xpos"][palm_id],
+            fields["xpos"][hammer_id],
+            quat_to_euler(fields["xquat"][hammer_id]),
+            fields["site_xpos"][nail_id],
+            jnp.clip(fields["sensordata"][force_id], -1.0, 1.0),
+        ]
+        return jnp.hstack(parts)
+
+    def success(episode: Episode, physics: PhysicsState) -> jax.Array:
+        """Whether the nail is driven in."""
+        del episode
+        return nail_distance(physics) < DRIVEN
+
+    def dense_reward(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
+        """The terms of `step`; the first grows with the distance there too."""
+        del episode
+        sites, hammer = physics.fields["site_xpos"], physics.fields["xpos"][hammer_id]
+        tool, left = sites[tool_id], nail_distance(physics)
+        return {
+            "reach": 0.1 * hand.distance(sites[palm_id], hammer),
+            "aim": -hand.distance(tool, sites[nail_id]),
+            "drive": -10 * left,
+            "velocity": -1e-2 * jnp.linalg.norm(physics.qvel),
+            "lifted": hand.bonus((hammer[2] > LIFTED) & (tool[2] > LIFTED), 2.0),
+            "nearly_driven": hand.bonus(left < 0.020, 25.0),
+            "driven": hand.bonus(left < DRIVEN, 75.0),
+        }
+
+    fields = ("site_xpos", "xpos", "xquat", "sensordata")
+    return Task(
+        name="AdroitHammer",
+        summary="pick up the hammer and drive the nail in; 26-joint arm and hand",
+        scene=hand.make_scene(model, {"body_pos": ("nail_board",)}, fields),
+        make_visual_model=_make_visual_model,
+        observation=OBSERVATION,
+        action=hand.action_parts(model),
+        control_mode=hand.CONTROL_MODE,
+        episode_steps=hand.EPISODE_STEPS,
+        control_hz=hand.CONTROL_HZ,
+        sample_start=sample_start,
+        get_state=get_state,
+        make_start=make_start,
+        control=hand.control,
+        observe=observe,
+        rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
+        success=success,
+    )
+
+
+def _make_visual_model() -> mujoco.MjModel:
+    spec = mujoco.MjSpec.from_file(hand.asset("adroit_hammer.xml"))
+    hand.view_camera(spec, pos=(-0.7, -0.8, 0.7), target=(0.0, -0.1, 0.15))
+    return hand.compile_model(spec)

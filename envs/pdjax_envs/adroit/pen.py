@@ -1,0 +1,119 @@
+"""Pen: turn the pen in the hand until it points as the target does.
+
+The environment AdroitHandPen-v1 of gymnasium-robotics 1.4 (`adroit_hand/adroit_pen.py`): its model,
+observation, spawns, rewards and success, on the native engine bit for bit.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import mujoco
+
+from pdjax_envs.adroit import hand
+from pdjax_envs.physics.engine import PhysicsState
+from pdjax_envs.rotations import quat_from_euler
+from pdjax_envs.task import Episode, Start, Task
+
+PEN_LENGTH = 0.13  # m, between its end sites
+NEAR = 0.075  # m, the pen's distance from its place in the hand
+DROPPED = 0.075  # m, height below which the pen is lost
+
+OBSERVATION = (
+    ("hand_qpos", 24),
+    ("pen_pos", 3),
+    ("pen_qvel", 6),
+    ("pen_direction", 3),
+    ("target_direction", 3),
+    ("pen_minus_place", 3),
+    ("pen_minus_target_direction", 3),
+)
+
+
+def sample_start(key: jax.Array) -> Start:
+    """A target direction, the pen in the resting hand (`reset_model`)."""
+    angles = jax.random.uniform(key, (2,), minval=-1.0, maxval=1.0)  # rad, about x and y
+    return make_start({"desired_orien": quat_from_euler(jnp.append(angles, 0.0))})
+
+
+def get_state(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
+    """As `AdroitHandPenEnv.get_env_state`."""
+    target = episode.overrides["body_quat"][0]
+    return {"qpos": physics.qpos, "qvel": physics.qvel, "desired_orien": target}
+
+
+def make_start(state: Mapping[str, Any]) -> Start:
+    """An episode that starts from such a state; at rest where it has no qpos and qvel."""
+    target = jnp.asarray(state["desired_orien"])
+    episode = Episode({"body_quat": target[None]}, ())
+    return Start(episode, state.get("qpos", jnp.zeros(30)), state.get("qvel", jnp.zeros(30)))
+
+
+def make_task() -> Task:
+    """Builds AdroitPen."""
+    spec = mujoco.MjSpec.from_file(hand.asset("adroit_pen.xml"))
+    model = hand.compile_model(spec)
+    pen_id, place_id = model.body("Object").id, model.site("eps_ball").id
+    ends = [model.site(f"object_{end}").id for end in ("top", "bottom")]
+    target_ends = [model.site(f"target_{end}").id for end in ("top", "bottom")]
+
+    def readings(physics):
+        """The pen's position, its place, and both directions."""
+        sites = physics.fields["site_xpos"]
+        pen = (sites[ends[0]] - sites[ends[1]]) / PEN_LENGTH
+        target = (sites[target_ends[0]] - sites[target_ends[1]]) / PEN_LENGTH
+        return physics.fields["xpos"][pen_id], sites[place_id], pen, target
+
+    def closeness(physics):
+        pos, place, pen, target = readings(physics)
+        return hand.distance(pos, place), jnp.dot(pen, target)
+
+    def observe(episode: Episode, physics: PhysicsState) -> jax.Array:
+        """The 45 numbers of `_get_obs`."""
+        del episode
+        pos, place, pen, target = readings(physics)
+        parts = [physics.qpos[:-6], pos, physics.qvel[-6:], pen, target, pos - place, pen - target]
+        return jnp.hstack(parts)
+
+    def success(episode: Episode, physics: PhysicsState) -> jax.Array:
+        """Whether the pen is in the hand and points the right way."""
+        del episode
+        distance, similarity = closeness(physics)
+        return (distance < NEAR) & (similarity > 0.95)
+
+    def dense_reward(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
+        """The terms of `step`."""
+        distance, similarity = closeness(physics)
+        return {
+            "distance": -distance,
+            "similarity": similarity,
+            "nearly_turned": hand.bonus((distance < NEAR) & (similarity > 0.9), 10.0),
+            "turned": hand.bonus(success(episode, physics), 50.0),
+            "dropped": hand.bonus(physics.fields["xpos"][pen_id][2] < DROPPED, -5.0),
+        }
+
+    return Task(
+        name="AdroitPen",
+        summary="turn the pen in the hand to the target's direction; 24-joint hand",
+        scene=hand.make_scene(model, {"body_quat": ("target",)}, ("site_xpos", "xpos")),
+        make_visual_model=_make_visual_model,
+        observation=OBSERVATION,
+        action=hand.action_parts(model),
+        control_mode=hand.CONTROL_MODE,
+        episode_steps=hand.EPISODE_STEPS,
+        control_hz=hand.CONTROL_HZ,
+        sample_start=sample_start,
+        get_state=get_state,
+        make_start=make_start,
+        control=hand.control,
+        observe=observe,
+        rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
+        success=success,
+    )
+
+
+def _make_visual_model() -> mujoco.MjModel:
+    spec = mujoco.MjSpec.from_file(hand.asset("adroit_pen.xml"))
+    hand.view_camera(spec, pos=(-0.45, -0.75, 0.65), target=(0.05, -0.25, 0.22))
+    return hand.compile_model(spec)

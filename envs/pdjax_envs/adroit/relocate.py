@@ -1,0 +1,125 @@
+"""Relocate: pick up the ball and carry it to the target in the air.
+
+The environment AdroitHandRelocate-v1 of gymnasium-robotics 1.4 (`adroit_hand/adroit_relocate.py`):
+its model, observation, spawns, rewards and success, on the native engine bit for bit.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import mujoco
+
+from pdjax_envs.adroit import hand
+from pdjax_envs.physics.engine import PhysicsState
+from pdjax_envs.task import Episode, Start, Task
+
+BALL_LOW, BALL_HIGH = (-0.15, -0.15), (0.15, 0.3)  # m
+BALL_HEIGHT = 0.035  # m, on the table
+TARGET_LOW, TARGET_HIGH = (-0.2, -0.2, 0.15), (0.2, 0.2, 0.35)  # m
+NEAR = 0.1  # m, the ball's distance from the target at success
+LIFTED = 0.04  # m, height of the ball that counts as lifted
+
+OBSERVATION = (
+    ("hand_qpos", 30),
+    ("palm_minus_ball", 3),
+    ("palm_minus_target", 3),
+    ("ball_minus_target", 3),
+)
+
+
+def sample_start(key: jax.Array) -> Start:
+    """Ball and target somewhere in their boxes, the hand at rest (`reset_model`)."""
+    ball_key, target_key = jax.random.split(key)
+    ball = jax.random.uniform(ball_key, (2,), minval=jnp.array(BALL_LOW),
+                              maxval=jnp.array(BALL_HIGH))  # fmt: skip
+    target = jax.random.uniform(target_key, (3,), minval=jnp.array(TARGET_LOW),
+                                maxval=jnp.array(TARGET_HIGH))  # fmt: skip
+    return make_start({"obj_pos": jnp.append(ball, BALL_HEIGHT), "target_pos": target})
+
+
+def get_state(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
+    """As `set_env_state` takes it: `obj_pos` is where the ball's joints are at zero."""
+    overrides = episode.overrides
+    return {
+        "qpos": physics.qpos,
+        "qvel": physics.qvel,
+        "obj_pos": overrides["body_pos"][0],
+        "target_pos": overrides["site_pos"][0],
+    }
+
+
+def make_start(state: Mapping[str, Any]) -> Start:
+    """An episode that starts from such a state; at rest where it has no qpos and qvel."""
+    overrides = {
+        "body_pos": jnp.asarray(state["obj_pos"])[None],
+        "site_pos": jnp.asarray(state["target_pos"])[None],
+    }
+    qpos, qvel = (state.get(name, jnp.zeros(36)) for name in ("qpos", "qvel"))
+    return Start(Episode(overrides, ()), qpos, qvel)
+
+
+def make_task() -> Task:
+    """Builds AdroitRelocate."""
+    spec = mujoco.MjSpec.from_file(hand.asset("adroit_relocate.xml"))
+    model = hand.compile_model(spec)
+    ball_id = model.body("Object").id
+    palm_id, target_id = model.site("S_grasp").id, model.site("target").id
+
+    def readings(physics):
+        """Positions of palm, ball and target."""
+        sites = physics.fields["site_xpos"]
+        return sites[palm_id], physics.fields["xpos"][ball_id], sites[target_id]
+
+    def observe(episode: Episode, physics: PhysicsState) -> jax.Array:
+        """The 39 numbers of `_get_obs`."""
+        del episode
+        palm, ball, target = readings(physics)
+        return jnp.hstack([physics.qpos[:-6], palm - ball, palm - target, ball - target])
+
+    def success(episode: Episode, physics: PhysicsState) -> jax.Array:
+        """Whether the ball is at the target."""
+        del episode
+        _, ball, target = readings(physics)
+        return hand.distance(ball, target) < NEAR
+
+    def dense_reward(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
+        """The terms of `step`; the first grows with the distance there too."""
+        del episode
+        palm, ball, target = readings(physics)
+        lifted, left = ball[2] > LIFTED, hand.distance(ball, target)
+        return {
+            "reach": 0.1 * hand.distance(palm, ball),
+            "lifted": hand.bonus(lifted, 1.0),
+            "carry": jnp.where(lifted, -0.5 * (hand.distance(palm, target) + left), 0.0),
+            "near": hand.bonus(left < NEAR, 10.0),
+            "very_near": hand.bonus(left < 0.05, 20.0),
+        }
+
+    return Task(
+        name="AdroitRelocate",
+        summary="pick up the ball and carry it to the target; 30-joint arm and hand",
+        scene=hand.make_scene(
+            model, {"body_pos": ("Object",), "site_pos": ("target",)}, ("site_xpos", "xpos")
+        ),
+        make_visual_model=_make_visual_model,
+        observation=OBSERVATION,
+        action=hand.action_parts(model),
+        control_mode=hand.CONTROL_MODE,
+        episode_steps=hand.EPISODE_STEPS,
+        control_hz=hand.CONTROL_HZ,
+        sample_start=sample_start,
+        get_state=get_state,
+        make_start=make_start,
+        control=hand.control,
+        observe=observe,
+        rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
+        success=success,
+    )
+
+
+def _make_visual_model() -> mujoco.MjModel:
+    spec = mujoco.MjSpec.from_file(hand.asset("adroit_relocate.xml"))
+    hand.view_camera(spec, pos=(-0.75, -0.85, 0.75), target=(0.0, 0.0, 0.15))
+    return hand.compile_model(spec)
