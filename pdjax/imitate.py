@@ -12,8 +12,9 @@ import numpy as np
 
 from pdjax import evaluation, report
 from pdjax.base_policies import imitation
+from pdjax.decision import Frozen
 from pdjax.outputs import check_directory, check_file, new_directory
-from pdjax.rollout import Frozen, make_rollout
+from pdjax.rollout import make_rollout
 from pdjax.types import BasePolicy
 from pdjax_envs import demonstrations, registry
 from pdjax_envs.task import Env

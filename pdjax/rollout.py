@@ -6,71 +6,16 @@ replay holds one observation. Evaluation has its own result type and never touch
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from pdjax.base_policies.chunking import push_history, start_history
+from pdjax.base_policies.chunking import push_history
+from pdjax.decision import Frozen, RolloutState, base_actions, play_chunk, start_episode
 from pdjax.decorator import clip_action, decorate, normalize
-from pdjax.types import Array, BasePolicy, Key, Metrics, Params, Transition
-from pdjax_envs.task import Env, EnvState, select
-
-
-class Frozen(NamedTuple):
-    """What no training step changes: an argument of every jitted program, never donated.
-
-    Attributes:
-      model: the physics engine's model.
-      base_params: the base policy's parameters.
-      obs_mean: (obs_dim,) subtracted from observations before the learner sees them.
-      obs_std: (obs_dim,) by which they are then divided.
-    """
-
-    model: Any
-    base_params: Params
-    obs_mean: Array
-    obs_std: Array
-
-
-class RolloutState(NamedTuple):
-    """One environment between two decisions (leaves get a leading num_envs axis).
-
-    Attributes:
-      env: the environment.
-      history: (obs_horizon, obs_dim) latest observations.
-      carry: the base policy's own state.
-      done: () bool, the last decision ended the episode; the next one starts a new one.
-      succeeded: () bool, the task was solved at some control step of the episode so far.
-    """
-
-    env: EnvState
-    history: Array
-    carry: Any
-    done: Array
-    succeeded: Array
-
-
-class Outcome(NamedTuple):
-    """What one decision brought.
-
-    Attributes:
-      reward: () summed over its control steps.
-      terminated: () bool.
-      truncated: () bool.
-      success: () bool, at any of its control steps.
-      steps: () int32, control steps taken.
-      bad_actions: () int32, of them with an action that was not in [-1, 1].
-      overflows: () int32, of them with contacts or constraints left out.
-    """
-
-    reward: Array
-    terminated: Array
-    truncated: Array
-    success: Array
-    steps: Array
-    bad_actions: Array
-    overflows: Array
+from pdjax.types import Array, BasePolicy, Key, Metrics, Transition
+from pdjax_envs.task import Env, select
 
 
 class Rollout(NamedTuple):
@@ -134,7 +79,9 @@ def make_rollout(env: Env, base: BasePolicy, task_features: bool = False) -> Rol
         return lambda obs, *rest: choose(see(frozen, obs), *rest)
 
     def init(frozen: Frozen, key: Key, num_envs: int) -> RolloutState:
-        return jax.vmap(lambda k: _start(env, base, frozen, k))(jax.random.split(key, num_envs))
+        return jax.vmap(lambda k: start_episode(env, base, frozen, k))(
+            jax.random.split(key, num_envs)
+        )
 
     def collect(frozen: Frozen, state: RolloutState, choose_residual, keys: Array):
         def decide(state, inputs):
@@ -154,48 +101,6 @@ def make_rollout(env: Env, base: BasePolicy, task_features: bool = False) -> Rol
     return Rollout(init, collect, evaluation, see, view_dim)
 
 
-def base_actions(base: BasePolicy, frozen: Frozen, carry: Any, history: Array, key: Key):
-    """Chunks (num_envs, act_horizon, act_dim) of the base policy, and its next carry."""
-    keys = jax.random.split(key, len(history))
-    return jax.vmap(base.apply, (None, 0, 0, 0))(frozen.base_params, carry, history, keys)
-
-
-def _start(env: Env, base: BasePolicy, frozen: Frozen, key: Key) -> RolloutState:
-    """A fresh episode of one environment."""
-    reset_key, carry_key = jax.random.split(key)
-    state, obs = env.reset(frozen.model, reset_key)
-    history = start_history(obs, base.obs_horizon)
-    no = jnp.zeros((), bool)
-    return RolloutState(state, history, base.init_carry(carry_key), done=no, succeeded=no)
-
-
-def _play_chunk(env: Env, frozen: Frozen, state: EnvState, history: Array, chunk: Array):
-    """Executes a chunk in one environment; after the episode's end the rest is not played."""
-
-    def step(carry, action):
-        state, history, outcome = carry
-        next_state, out = env.step(frozen.model, state, action)
-        over = outcome.terminated | outcome.truncated
-        played = (
-            next_state,
-            push_history(history, out.obs),
-            Outcome(
-                reward=outcome.reward + out.reward,
-                terminated=out.terminated,
-                truncated=out.truncated,
-                success=outcome.success | out.success,
-                steps=outcome.steps + 1,
-                bad_actions=outcome.bad_actions + out.bad_action,
-                overflows=outcome.overflows + out.overflow,
-            ),
-        )
-        return select(over, carry, played), None
-
-    no, zero = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
-    nothing = Outcome(jnp.zeros(()), no, no, no, zero, zero, zero)
-    return jax.lax.scan(step, (state, history, nothing), chunk)[0]
-
-
 def _decide(env, base, frozen, choose_residual, state: RolloutState, inputs):
     """One decision of all environments: base, residual, chunk or reset."""
     key, index = inputs
@@ -207,14 +112,14 @@ def _decide(env, base, frozen, choose_residual, state: RolloutState, inputs):
     residual_action, residual_scale = choose_residual(obs, base_action, residual_key, index)
     action = clip_action(decorate(base_action, residual_action, residual_scale))
 
-    played_env, history, outcome = jax.vmap(_play_chunk, (None, None, 0, 0, 0))(
+    played_env, history, outcome = jax.vmap(play_chunk, (None, None, 0, 0, 0))(
         env, frozen, state.env, state.history, action.reshape(chunk.shape)
     )
     succeeded = state.succeeded | outcome.success
     done = outcome.terminated | outcome.truncated
     played = RolloutState(played_env, history, carry, done, succeeded)
     reset_keys = jax.random.split(reset_key, num_envs)
-    fresh = jax.vmap(lambda k: _start(env, base, frozen, k))(reset_keys)
+    fresh = jax.vmap(lambda k: start_episode(env, base, frozen, k))(reset_keys)
     was_done = state.done
     outcome = jax.tree.map(lambda x: jnp.where(was_done, jnp.zeros_like(x), x), outcome)
     row = Transition(
@@ -256,7 +161,7 @@ def evaluate(
     """
     choose, residual_scale = residual
     start_keys, noise_keys = _episode_keys(keys)
-    state = jax.vmap(lambda k: _start(env, base, frozen, k))(start_keys)
+    state = jax.vmap(lambda k: start_episode(env, base, frozen, k))(start_keys)
 
     def control_step(carry, action):
         state, history = carry
@@ -297,7 +202,7 @@ def _episode_keys(keys: Array) -> tuple[Array, Array]:
 def episode_overrides(env: Env, keys: Array) -> dict[str, Array]:
     """Model overrides (episodes, rows, ...) of the episodes that `evaluate` plays for these."""
     start_keys, _ = _episode_keys(keys)
-    # `_start` splits once more, between the environment and the base policy.
+    # `start_episode` splits once more, between the environment and the base policy.
     reset_keys = jax.vmap(lambda key: jax.random.split(key)[0])(start_keys)
     return jax.device_get(
         jax.vmap(lambda key: env.task.sample_start(key).episode.overrides)(reset_keys)

@@ -23,8 +23,9 @@ from pdjax import config as configs
 from pdjax import render as rendering
 from pdjax.base_policies import imitation
 from pdjax.config import Config, ConfigError
+from pdjax.decision import Frozen
 from pdjax.outputs import check_directory, check_file, new_directory, write_result
-from pdjax.rollout import Evaluation, Frozen, Rollout, episode_overrides, make_rollout
+from pdjax.rollout import Evaluation, Rollout, episode_overrides, make_rollout
 from pdjax.sac import SAC, make_hyperparams, make_sac
 from pdjax.train import Trainer, TrainState, make_trainer, residual_dim
 from pdjax.types import BasePolicy, Params

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 
 from pdjax import decorator
 from pdjax.config import Config, ConfigError, DecoratorConfig
+from pdjax.decision import Frozen, RolloutState
 from pdjax.replay import ReplayState, make_replay
-from pdjax.rollout import Frozen, Rollout, RolloutState
+from pdjax.rollout import Rollout
 from pdjax.sac import SAC, Hyperparams, SACState
 from pdjax.types import Array, BasePolicy, Batch, Key, Metrics, Transition
 

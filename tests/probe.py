@@ -10,10 +10,11 @@ from pdjax_envs.task import Episode, Start, Task, make_env
 SPEED = 0.1  # position per control step at action 1
 
 
-def make_point_env(episode_steps=8, tolerance=0.05, goal=0.5):
+def make_point_env(episode_steps=8, tolerance=0.05, goal=0.5, **kinds):
     """A point on a line: starts at a random place in [-0.1, 0.1], succeeds near the goal.
 
-    Observation: (position, goal, steps taken); action: (velocity,).
+    Observation: (position, goal, steps taken); action: (velocity,); dense reward: the position.
+    `kinds` go to `task.make_env`.
     """
 
     def sample_start(key):
@@ -56,10 +57,10 @@ def make_point_env(episode_steps=8, tolerance=0.05, goal=0.5):
         make_start=make_start,
         control=lambda episode, physics, action: action,
         observe=observe,
-        rewards={},
+        rewards={"dense": lambda episode, physics: {"position": physics.qpos[0]}},
         success=success,
     )
-    return make_env(task, Engine("probe", (), reset, step))
+    return make_env(task, Engine("probe", (), reset, step), **kinds)
 
 
 def make_constant_policy(velocity=0.0, act_horizon=2, obs_horizon=2):

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from probe import SPEED, make_constant_policy, make_counting_policy, make_point_env
 
-from pdjax.rollout import Frozen, _summarize, make_rollout
+from pdjax.decision import Frozen
+from pdjax.rollout import _summarize, make_rollout
 
 
 def frozen_of(env, base):
@@ -160,3 +161,34 @@ def test_scan_equals_a_python_loop_of_control_steps():
         for step in range(6):
             state, _ = env.step(env.model, state, jnp.array([0.4]))
             np.testing.assert_allclose(result.qpos[step, index], state.physics.qpos, rtol=1e-6)
+
+
+def test_success_need_not_end_an_episode():
+    env = make_point_env(episode_steps=8, terminate_on_success=False)
+    # At the goal after 4 to 6 steps of 0.1, beyond it at the end of the episode.
+    rows, metrics = collect(env, make_constant_policy(velocity=1.0, act_horizon=1), 9)
+    assert not rows.terminated.any()
+    np.testing.assert_array_equal(rows.truncated, np.arange(9)[:, None] == [7, 7, 7])
+    np.testing.assert_array_equal(rows.reward.sum(axis=0), [1, 1, 1])  # solved for one step each
+    assert metrics["episodes"] == metrics["successes"] == 3
+    assert metrics["control_steps"] == 24
+
+
+def test_another_reward_than_success():
+    env = make_point_env(episode_steps=3, reward="dense")
+    rows, _ = collect(env, make_constant_policy(velocity=1.0, act_horizon=2), 1)
+    start = rows.obs[0, :, 0]
+    np.testing.assert_allclose(rows.reward[0], 2 * start + 0.1 + 0.2, rtol=1e-6)
+
+
+def test_actions_out_of_range_are_clipped_and_counted():
+    env = make_point_env(episode_steps=8)
+    state, _ = env.reset(env.model, jax.random.key(0))
+    for action, moved, bad in ((1.0, 0.1, False), (1.5, 0.1, True), (-jnp.inf, -0.1, True),
+                               (jnp.nan, 0.0, True)):  # fmt: skip
+        after, out = env.step(env.model, state, jnp.array([action]))
+        np.testing.assert_allclose(after.physics.qpos - state.physics.qpos, moved, atol=1e-7)
+        assert out.bad_action == bad
+    rows, metrics = collect(env, make_constant_policy(velocity=jnp.nan), 2)
+    del rows
+    assert metrics["bad_actions"] == metrics["control_steps"] == 12

@@ -14,7 +14,7 @@ SHIPPED = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in ("pdja
 ROOMS = [
     {"schema", "types", "startup", "checkpoint", "render", "presets"},
     {"config", "outputs", "guard", "base_policies.chunking"},
-    {"decorator", "networks", "losses", "report", "sharding", "base_policies.mlp",
+    {"decision", "decorator", "networks", "losses", "report", "sharding", "base_policies.mlp",
      "base_policies.diffusion", "base_policies.behavior_transformer", "base_policies.act"},
     {"rollout", "sac", "replay", "base_policies.imitation", "base_policies.importers"},
     {"train", "evaluation"},

@@ -9,7 +9,8 @@ import pytest
 from probe import make_constant_policy, make_point_env
 
 from pdjax.config import Config, ConfigError, preset
-from pdjax.rollout import Frozen, make_rollout
+from pdjax.decision import Frozen
+from pdjax.rollout import make_rollout
 from pdjax.sac import make_hyperparams, make_sac
 from pdjax.train import make_schedule, make_trainer, residual_dim
 

@@ -1,0 +1,112 @@
+"""One decision: what an environment carries between two of them, and how a chunk is played.
+
+Kept apart because collecting for the replay and evaluating start episodes and play chunks the same
+way. Owns RolloutState.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pdjax.base_policies.chunking import push_history, start_history
+from pdjax.types import Array, BasePolicy, Key, Params
+from pdjax_envs.task import Env, EnvState, select
+
+
+class Frozen(NamedTuple):
+    """What no training step changes: an argument of every jitted program, never donated.
+
+    Attributes:
+      model: the physics engine's model.
+      base_params: the base policy's parameters.
+      obs_mean: (obs_dim,) subtracted from observations before the learner sees them.
+      obs_std: (obs_dim,) by which they are then divided.
+    """
+
+    model: Any
+    base_params: Params
+    obs_mean: Array
+    obs_std: Array
+
+
+class RolloutState(NamedTuple):
+    """One environment between two decisions (leaves get a leading num_envs axis).
+
+    Attributes:
+      env: the environment.
+      history: (obs_horizon, obs_dim) latest observations.
+      carry: the base policy's own state.
+      done: () bool, the last decision ended the episode; the next one starts a new one.
+      succeeded: () bool, the task was solved at some control step of the episode so far.
+    """
+
+    env: EnvState
+    history: Array
+    carry: Any
+    done: Array
+    succeeded: Array
+
+
+class Outcome(NamedTuple):
+    """What one decision brought.
+
+    Attributes:
+      reward: () summed over its control steps.
+      terminated: () bool.
+      truncated: () bool.
+      success: () bool, at any of its control steps.
+      steps: () int32, control steps taken.
+      bad_actions: () int32, of them with an action that was not in [-1, 1].
+      overflows: () int32, of them with contacts or constraints left out.
+    """
+
+    reward: Array
+    terminated: Array
+    truncated: Array
+    success: Array
+    steps: Array
+    bad_actions: Array
+    overflows: Array
+
+
+def base_actions(base: BasePolicy, frozen: Frozen, carry: Any, history: Array, key: Key):
+    """Chunks (num_envs, act_horizon, act_dim) of the base policy, and its next carry."""
+    keys = jax.random.split(key, len(history))
+    return jax.vmap(base.apply, (None, 0, 0, 0))(frozen.base_params, carry, history, keys)
+
+
+def start_episode(env: Env, base: BasePolicy, frozen: Frozen, key: Key) -> RolloutState:
+    """A fresh episode of one environment."""
+    reset_key, carry_key = jax.random.split(key)
+    state, obs = env.reset(frozen.model, reset_key)
+    history = start_history(obs, base.obs_horizon)
+    no = jnp.zeros((), bool)
+    return RolloutState(state, history, base.init_carry(carry_key), done=no, succeeded=no)
+
+
+def play_chunk(env: Env, frozen: Frozen, state: EnvState, history: Array, chunk: Array):
+    """Executes a chunk in one environment; after the episode's end the rest is not played."""
+
+    def step(carry, action):
+        state, history, outcome = carry
+        next_state, out = env.step(frozen.model, state, action)
+        over = outcome.terminated | outcome.truncated
+        played = (
+            next_state,
+            push_history(history, out.obs),
+            Outcome(
+                reward=outcome.reward + out.reward,
+                terminated=out.terminated,
+                truncated=out.truncated,
+                success=outcome.success | out.success,
+                steps=outcome.steps + 1,
+                bad_actions=outcome.bad_actions + out.bad_action,
+                overflows=outcome.overflows + out.overflow,
+            ),
+        )
+        return select(over, carry, played), None
+
+    no, zero = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
+    nothing = Outcome(jnp.zeros(()), no, no, no, zero, zero, zero)
+    return jax.lax.scan(step, (state, history, nothing), chunk)[0]
