@@ -1,43 +1,46 @@
-"""How much of MuJoCo C's speed is left once physics runs inside a jitted rollout.
+"""How fast environments step: our jitted rollout against everything it could be replaced by.
 
-    python benchmarks/physics.py            # 64 and 1,024 environments, native engine
-    python benchmarks/physics.py --mjx      # MJX instead (compiles for a minute on a CPU)
+    python benchmarks/physics.py                          # every task: rollout and raw MuJoCo
+    python benchmarks/physics.py --peers --tasks AdroitDoor   # Gymnasium and MJX too
 
-For each number of environments it measures, alternately in the same process:
+In turns in the same process, at each number of environments:
 
-- rollout: jit + scan + vmap of the task's whole control step (inverse kinematics, physics,
-  observation, success) under uniformly random actions from fresh initial states;
+- rollout: jit + scan + vmap of the task's whole control step (control, physics, observation,
+  reward, success) under uniformly random actions from fresh starts, on the native engine;
 - raw: `mujoco.batch` alone, from Python, replaying the controls that the rollout produced from the
   same states with the same overrides, substeps and threads - so both do identical physics, which
   is checked bit by bit.
 
-The figures are medians over the repeats; the ratio is the median of the repeats' ratios. Where
-others use the machine too, the ratio of the best repeats says more. One row per run is appended to
-`benchmarks/results/physics.jsonl`.
+With `--peers` also, for the Adroit tasks, `gymnasium.vector.AsyncVectorEnv` over the environments
+of gymnasium-robotics, at the number of processes that is fastest here, under the same kind of
+actions; and the same rollout on MJX on this CPU, in a process of its own, since it needs other XLA
+options.
+
+Rates are medians over the turns, ratios medians of the turns' ratios. Where others use the machine
+too, the ratio of the best turns says more. A row is appended to `benchmarks/results/physics.jsonl`.
 """
 
 import argparse
 import json
-import os
-import platform
-import statistics
 import subprocess
+import sys
 import time
-from datetime import UTC, datetime
-from pathlib import Path
+from typing import Any
 
 import jax
 import mujoco
 import mujoco.batch
 import numpy as np
+from harness import alternate, append_row, median, ratio, timed
 
 from pdjax_envs import registry
 from pdjax_envs.physics import mjx_flags
 from pdjax_envs.physics.engine import Scene, row_ids
 from pdjax_envs.task import Env, EnvState
 
-RESULTS = Path(__file__).parent / "results" / "physics.jsonl"
-TASK = "PegInsertionSide"
+PROCESSES = (2, 3, 4, 8)  # of AsyncVectorEnv; more were never faster on 2 cores
+MJX_ENVS, MJX_STEPS = 64, 2
+MJX_LIMIT = 900  # s
 
 
 def make_rollout(env: Env, num_envs: int, num_steps: int, record: bool = False):
@@ -75,13 +78,13 @@ class RawLoop:
 
     def __init__(self, scene: Scene, states: EnvState, num_threads: int = 0):
         num_envs = states.steps.shape[0]
+        self._scene = scene
         self._batch = mujoco.batch.Batch(scene.model, num_envs, num_threads)
         for field, names in scene.override_rows.items():
             rows = row_ids(scene.model, field, names)
             values = np.asarray(states.episode.overrides[field])
             target = self._batch.expand(field)
             target[:, rows] = values.reshape(num_envs, len(rows), *target.shape[2:])
-        self._n_substeps = scene.n_substeps
         self._start = (np.asarray(states.physics.qpos), np.asarray(states.physics.qvel))
         self.num_threads = self._batch.nthread
 
@@ -89,27 +92,67 @@ class RawLoop:
         """Seconds to replay controls (num_steps, num_envs, nu) from the start, and final qpos."""
         self._batch.reset(stage=mujoco.mjtStage.mjSTAGE_NONE.value)
         self._batch.qpos, self._batch.qvel = self._start
+        if not self._scene.fresh_fields:  # resets compute forward dynamics, see native.py
+            self._batch.forward()
         target = self._batch.bind("ctrl")
         began = time.perf_counter()
         for row in ctrl:
             target[:] = row
-            self._batch.step(nstep=self._n_substeps)
+            self._batch.step(nstep=self._scene.n_substeps)
         return time.perf_counter() - began, self._batch.qpos.astype(np.float32)
 
 
-def timed(function, *args):
-    """Seconds until the result is there, and the result."""
-    began = time.perf_counter()
-    result = jax.block_until_ready(function(*args))
-    return time.perf_counter() - began, result
+class AsyncLoop:
+    """gymnasium-robotics' own environments in processes."""
+
+    def __init__(self, name: str, processes: int, num_steps: int):
+        import gymnasium
+        import gymnasium_robotics
+
+        gymnasium.register_envs(gymnasium_robotics)
+        env_id = f"gymnasium_robotics:AdroitHand{name.removeprefix('Adroit')}Sparse-v1"
+        # Spawned: a forked process would inherit JAX's threads in an unknown state.
+        self._env = gymnasium.make_vec(
+            env_id, processes, "async", vector_kwargs={"context": "spawn"}
+        )
+        self._env.reset(seed=0)
+        rng = np.random.default_rng(0)
+        shape = (num_steps, *self._env.action_space.shape)
+        self._actions = rng.uniform(-1, 1, shape).astype(np.float32)
+
+    def rate(self) -> float:
+        """Control steps per second of all environments."""
+        began = time.perf_counter()
+        for action in self._actions:
+            self._env.step(action)
+        return self._actions.shape[0] * self._actions.shape[1] / (time.perf_counter() - began)
+
+    def close(self) -> None:
+        """Ends the processes."""
+        self._env.close()
 
 
-def measure(num_envs: int, num_steps: int, repeats: int, seed: int) -> dict[str, float]:
-    """Control steps per second of both loops, alternately."""
-    env = registry.make(TASK, "native")
-    states, key = reset(env, num_envs, seed)
+def best_async(name: str, samples: int) -> tuple[AsyncLoop, dict[str, float]]:
+    """The loop with the fastest number of processes, and the rates of all tried."""
+    loops = {count: AsyncLoop(name, count, samples // count) for count in PROCESSES}
+    rates = {}
+    for count, loop in loops.items():
+        loop.rate()
+        rates[count] = median([loop.rate() for _ in range(3)])
+    best = max(rates, key=lambda count: rates[count])
+    for count, loop in loops.items():
+        if count != best:
+            loop.close()
+    return loops[best], {str(count): rate for count, rate in rates.items()}
+
+
+def measure(name: str, num_envs: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Control steps per second of all loops of one task, in turns."""
+    env = registry.make(name, "native")
+    num_steps = max(8, args.samples // num_envs)
+    states, key = reset(env, num_envs, args.seed)
     _, (_, ctrl) = make_rollout(env, num_envs, num_steps, record=True)(states, key)
-    ctrl = np.asarray(ctrl)
+    ctrl = env.task.scene.scale_ctrl(np.asarray(ctrl))
     rollout = make_rollout(env, num_envs, num_steps)
     compile_s, (after, _) = timed(rollout, states, key)
     raw = RawLoop(env.task.scene, states)
@@ -117,108 +160,91 @@ def measure(num_envs: int, num_steps: int, repeats: int, seed: int) -> dict[str,
     if not np.array_equal(raw_qpos, np.asarray(after.physics.qpos)):
         raise AssertionError("rollout and raw loop did different physics; the ratio means nothing")
 
-    rollout_rates, raw_rates = [], []
-    for repeat in range(repeats):
-        # Who goes first changes, so that a drift of the machine's speed favours neither.
-        for first in (repeat % 2, 1 - repeat % 2):
-            if first:
-                seconds, _ = timed(rollout, states, key)
-                rollout_rates.append(num_envs * num_steps / seconds)
-            else:
-                seconds, _ = raw.run(ctrl)
-                raw_rates.append(num_envs * num_steps / seconds)
-    ratios = [a / b for a, b in zip(rollout_rates, raw_rates, strict=True)]
+    count = num_envs * num_steps
+    loops = {
+        "rollout": lambda: count / timed(rollout, states, key)[0],
+        "raw": lambda: count / raw.run(ctrl)[0],
+    }
+    peers = {}
+    if args.peers and name.startswith("Adroit"):
+        theirs, tried = best_async(name, args.samples)
+        loops["gymnasium_async"] = theirs.rate
+        peers["gymnasium_async_by_processes"] = tried
+    rates = alternate(loops, args.repeats)
+    if peers:
+        theirs.close()
     return {
+        "task": name,
         "num_envs": num_envs,
         "num_steps": num_steps,
-        "repeats": repeats,
+        "repeats": args.repeats,
         "threads": raw.num_threads,
         "first_call_s": round(compile_s, 2),
-        "rollout_steps_per_s": round(statistics.median(rollout_rates)),
-        "raw_steps_per_s": round(statistics.median(raw_rates)),
-        "ratio": round(statistics.median(ratios), 3),
-        "ratio_of_best": round(max(rollout_rates) / max(raw_rates), 3),
-        "ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
+        "control_steps_per_s": {loop: median(found) for loop, found in rates.items()},
+        "rollout_over": {
+            loop: ratio(rates["rollout"], found)
+            for loop, found in rates.items()
+            if loop != "rollout"
+        },
+        **peers,
     }
 
 
-def measure_mjx(num_envs: int, num_steps: int, repeats: int, seed: int) -> dict[str, float]:
-    """Control steps per second of the same rollout on MJX."""
-    env = registry.make(TASK, "mjx")
-    states, key = reset(env, num_envs, seed)
-    rollout = make_rollout(env, num_envs, num_steps)
-    compile_s, _ = timed(rollout, states, key)
-    rates = [num_envs * num_steps / timed(rollout, states, key)[0] for _ in range(repeats)]
-    return {
-        "num_envs": num_envs,
-        "num_steps": num_steps,
-        "repeats": repeats,
-        "first_call_s": round(compile_s, 2),
-        "rollout_steps_per_s": round(statistics.median(rates), 1),
-    }
+def measure_mjx(name: str, seed: int) -> float:
+    """Control steps per second of the same rollout on MJX on a CPU; in a process of its own."""
+    mjx_flags.prepare()
+    env = registry.make(name, "mjx")
+    states, key = reset(env, MJX_ENVS, seed)
+    rollout = make_rollout(env, MJX_ENVS, MJX_STEPS)
+    timed(rollout, states, key)
+    return median([MJX_ENVS * MJX_STEPS / timed(rollout, states, key)[0] for _ in range(3)])
 
 
-def describe_machine() -> dict[str, object]:
-    """What the figures depend on: device, versions, commit."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].split(":")[1].strip() if names else cpu
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True, text=True, check=False, cwd=Path(__file__).parent,
-    )  # fmt: skip
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": jax.devices()[0].device_kind,
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "mujoco": mujoco.__version__,
-        "commit": git.stdout.strip() or None,
-    }
+def measure_mjx_apart(name: str, seed: int) -> float:
+    """`measure_mjx` in a fresh process."""
+    command = [sys.executable, __file__, "--tasks", name, "--seed", str(seed), "--only-mjx"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=MJX_LIMIT)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def show(row: dict[str, Any]) -> None:
+    """Prints one measurement for people."""
+    rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in row["control_steps_per_s"].items())
+    print(f"{row['task']}, {row['num_envs']} environments, control steps/s: {rates}")
+    for name, found in row["rollout_over"].items():
+        low, high = found["range"]
+        print(f"    rollout / {name}: {found['median']} ({low} to {high}; of the best turns"
+              f" {found['of_best']})", flush=True)  # fmt: skip
 
 
 def main() -> None:
-    """Measures, prints and appends one row."""
+    """Measures, prints and appends a row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", nargs="+", default=registry.task_names())
     parser.add_argument("--num-envs", type=int, nargs="+", default=[64, 1024])
-    parser.add_argument("--samples", type=int, default=4096, help="control steps per repeat")
-    parser.add_argument("--repeats", type=int, default=25)
+    parser.add_argument("--samples", type=int, default=4096, help="control steps per turn")
+    parser.add_argument("--repeats", type=int, default=15, help="turns")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--mjx", action="store_true", help="measure MJX instead")
-    parser.add_argument("--mjx-envs", type=int, default=64)
+    parser.add_argument("--peers", action="store_true", help="measure Gymnasium and MJX too")
+    parser.add_argument("--only-mjx", action="store_true", help="print MJX's rate alone")
     parser.add_argument("--dry", action="store_true", help="append no row")
     args = parser.parse_args()
-
-    rows = {}
-    if args.mjx:
-        # Not beside native in one process: on a CPU, MJX needs XLA options that change its figures.
-        mjx_flags.prepare()
-        row = measure_mjx(args.mjx_envs, num_steps=5, repeats=3, seed=args.seed)
-        print(
-            f"mjx, {args.mjx_envs} environments: rollout {row['rollout_steps_per_s']:,} control"
-            f" steps/s, first call {row['first_call_s']} s"
-        )
-        rows[f"mjx_{args.mjx_envs}"] = row
-        args.num_envs = []
-    for num_envs in args.num_envs:
-        num_steps = max(8, args.samples // num_envs)
-        row = measure(num_envs, num_steps, args.repeats, args.seed)
-        print(
-            f"native, {num_envs} environments: rollout {row['rollout_steps_per_s']:,} control"
-            f" steps/s, raw {row['raw_steps_per_s']:,}, ratio {row['ratio']}"
-            f" ({row['ratio_range'][0]} to {row['ratio_range'][1]}; of the best repeats"
-            f" {row['ratio_of_best']})",
-            flush=True,
-        )
-        rows[f"native_{num_envs}"] = row
+    if args.only_mjx:
+        print(json.dumps(measure_mjx(args.tasks[0], args.seed)))
+        return
+    rows = []
+    for name in args.tasks:
+        mjx_rate = measure_mjx_apart(name, args.seed) if args.peers else None
+        for num_envs in args.num_envs:
+            row = measure(name, num_envs, args)
+            if mjx_rate:
+                row["control_steps_per_s"]["mjx_on_cpu"] = mjx_rate
+                fast = [row["control_steps_per_s"]["rollout"]]
+                row["rollout_over"]["mjx_on_cpu"] = ratio(fast, [mjx_rate])
+            show(row)
+            rows.append(row)
     if not args.dry:
-        RESULTS.parent.mkdir(exist_ok=True)
-        with RESULTS.open("a") as file:
-            file.write(json.dumps({**describe_machine(), "task": TASK, **rows}) + "\n")
+        append_row("physics", {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -102,8 +102,11 @@ class MetricsLog:
             if isinstance(value, int | float) and not isinstance(value, bool):
                 self._writer.add_scalar(f"{group}/{name}", value, step)
 
-    def close(self) -> None:
-        """Flushes both."""
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Flushes both, however the block ends."""
         self._file.close()
         self._writer.close()
 
@@ -173,6 +176,7 @@ def plot_learning_curve(directory: Path, summary: Mapping[str, Any]) -> Path:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     evaluations, epochs = read_metrics(directory, "eval"), read_metrics(directory, "train")
     figure, axis = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
@@ -189,6 +193,8 @@ def plot_learning_curve(directory: Path, summary: Mapping[str, Any]) -> Path:
                       label=f"refined, final ({summary['episodes']} paired episodes)")  # fmt: skip
         minutes = [e["wall_s"] / 60 for e in epochs]
         top = axis.secondary_xaxis("top", functions=_time_axis(epochs, minutes))
+        ticks = MaxNLocator(6).tick_values(0, minutes[-1])
+        top.set_xticks([tick for tick in ticks if tick <= minutes[-1]])  # others would pile up
         top.set_xlabel("training wall-clock (minutes)")
     axis.set(xlabel="decision steps", ylabel="success_once", ylim=(-0.02, 1.02))
     axis.set_title(f"{summary['task']}, seed {summary['seed']}: gain {summary['gain']:+.1%}",

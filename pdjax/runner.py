@@ -139,9 +139,11 @@ def _train(built: Run, directory: Path) -> tuple[TrainState, Params]:
     train_epoch = jax.jit(built.trainer.train_epoch, donate_argnums=1)
     assess = make_assess(built)
     best_actor, best = state.sac.actor, -1.0
-    log = report.MetricsLog(directory)
     start, since_eval, note = time.monotonic(), 0, ""
-    with report.progress("refining", config.train.total_decisions, "decisions") as bar:
+    with (
+        report.MetricsLog(directory) as log,
+        report.progress("refining", config.train.total_decisions, "decisions") as bar,
+    ):
         bar.update(0, "compiling")
         done = 0
         while done < config.train.total_decisions:
@@ -161,11 +163,21 @@ def _train(built: Run, directory: Path) -> tuple[TrainState, Params]:
                 note = f"evaluated {score:.0%}, "
                 if score >= best:
                     best_actor, best = jax.tree.map(jnp.copy, state.sac.actor), score
-            bar.update(done, f"{note}exploring {values['train_success']:.0%}")
-    log.close()
+            bar.update(done, f"{note}exploring {values['train_success']:.0%}{_alarm(values)}")
     if not config.eval.interim_episodes:
         best_actor = state.sac.actor
     return state, best_actor
+
+
+def _alarm(values: dict[str, float]) -> str:
+    """What must not go unseen in an epoch's metrics."""
+    alarms = {
+        "overflows": "overflowed the engine's buffers",
+        "bad_actions": "had a bad base action",
+    }
+    found = [f", {values[name]:,.0f} control steps {what}!" for name, what in alarms.items()
+             if values[name]]  # fmt: skip
+    return "".join(found)
 
 
 def _eval_metrics(result: Evaluation, wall_s: float) -> dict[str, Any]:

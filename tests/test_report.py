@@ -22,19 +22,19 @@ def strict(text):
 
 
 def write_run(directory):
-    log = report.MetricsLog(directory)
-    for index in range(1, 5):
-        steps, wall = 1_000 * index, 30.0 * index
-        log.write("train", steps, {"train_success": 0.2 * index, "wall_s": wall})
-        log.write("eval", steps, {"success_once": 0.2 * index, "wall_s": wall})
-    log.close()
+    with report.MetricsLog(directory) as log:
+        for index in range(1, 5):
+            steps, wall = 1_000 * index, 30.0 * index
+            log.write("train", steps, {"train_success": 0.2 * index, "wall_s": wall})
+            log.write("eval", steps, {"success_once": 0.2 * index, "wall_s": wall})
 
 
 def test_metrics_are_lines_of_strict_json(tmp_path):
-    log = report.MetricsLog(tmp_path)
-    log.write("train", 10, {"loss": jnp.float32(0.5), "bad": np.float32(np.nan), "worse": np.inf})
-    log.write("eval", 20, {"success_once": 1, "note": "text", "last": None})
-    log.close()
+    bad = {"loss": jnp.float32(0.5), "bad": np.float32(np.nan), "worse": np.inf}
+    with pytest.raises(KeyboardInterrupt), report.MetricsLog(tmp_path) as log:
+        log.write("train", 10, bad)
+        log.write("eval", 20, {"success_once": 1, "note": "text", "last": None})
+        raise KeyboardInterrupt  # nothing written is lost
     lines = [strict(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [
         {"group": "train", "decision_steps": 10, "loss": 0.5, "bad": None, "worse": None},

@@ -33,6 +33,7 @@ BOX_XY = ((-0.05, 0.2), (0.05, 0.4))  # m
 BOX_YAW_SPREAD = np.pi / 8  # rad about pi/2
 ROBOT_NOISE = 0.02  # rad, standard deviation of each arm joint at the start
 SUCCESS_DEPTH = (-0.015, 0.075)  # m, the peg's head along the hole, from the middle of the box
+SET_BACK = 2e-4  # m, see `_walls`
 DENSITY = 1000.0  # kg/m^3, SAPIEN's default
 REST_ARM = panda.REST_ARM * np.array([1, 1, 1, 1, 1, 1, -1])  # the hand is turned by 90 degrees
 
@@ -189,18 +190,19 @@ def _box_inertia(half_length, half_width):
 def _walls(outer, inner, center, xp):
     """Half sizes and centres (4, 3) of the four walls around the hole; `xp` is numpy or jax.numpy.
 
-    Source: mani_skill2 `_build_box_with_hole`; `center` (2,) is the hole's offset in y and z.
+    Source: mani_skill2 `_build_box_with_hole`; `center` (2,) is the hole's offset in y and z. Where
+    walls overlap at the box's edges one is set back a little: faces in one plane flicker.
     """
     thickness = (outer - inner) * 0.5
     y, z = center[0] * 0.5, center[1] * 0.5
     offset = thickness + inner
     zero = xp.zeros_like(thickness + y)
-    full = outer + zero
+    full, back = outer + zero, outer - SET_BACK + zero
     sizes = [
-        [full, thickness - y, full],
-        [full, thickness + y, full],
-        [full, full, thickness - z],
-        [full, full, thickness + z],
+        [back, thickness - y, back],
+        [back, thickness + y, back],
+        [full, back, thickness - z],
+        [full, back, thickness + z],
     ]
     positions = [
         [zero, offset + y, zero],

@@ -1,0 +1,88 @@
+"""What every benchmark shares: timing, the machine's description, committed rows.
+
+A row is one JSON object of one run in `benchmarks/results/NAME.jsonl`; figures of different rows
+are of different machines or moments, so only ratios within a row compare.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+import mujoco
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def timed(function: Callable, *args: Any) -> tuple[float, Any]:
+    """Seconds until the result is there, and the result."""
+    began = time.perf_counter()
+    result = jax.block_until_ready(function(*args))
+    return time.perf_counter() - began, result
+
+
+def alternate(loops: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Rates of loops that take turns, so that a drift of the machine's speed favours none.
+
+    Args:
+      loops: name -> () -> rate of one repeat.
+      repeats: turns of each; who goes first changes from turn to turn.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in loops}
+    for repeat in range(repeats):
+        names = list(loops)
+        for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
+            rates[name].append(loops[name]())
+    return rates
+
+
+def ratio(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
+    """first / second: the median of the turns' ratios, their range, and that of the best turns."""
+    ratios = [a / b for a, b in zip(first, second, strict=True)]
+    return {
+        "median": round(statistics.median(ratios), 3),
+        "range": [round(min(ratios), 3), round(max(ratios), 3)],
+        "of_best": round(max(first) / max(second), 3),
+    }
+
+
+def median(rates: Sequence[float]) -> float:
+    """Median rate, rounded to four digits."""
+    return float(f"{statistics.median(rates):.4g}")
+
+
+def describe_machine() -> dict[str, Any]:
+    """What the figures depend on: device, versions, commit."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0].split(":")[1].strip() if names else cpu
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True, text=True, check=False, cwd=RESULTS.parent,
+    )  # fmt: skip
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": jax.devices()[0].device_kind,
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "mujoco": mujoco.__version__,
+        "commit": git.stdout.strip() or None,
+    }
+
+
+def append_row(name: str, row: Mapping[str, Any]) -> None:
+    """Appends the machine and a row to `benchmarks/results/NAME.jsonl`."""
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / f"{name}.jsonl").open("a") as file:
+        file.write(json.dumps({**describe_machine(), **row}) + "\n")
