@@ -27,6 +27,7 @@ CONSTANT = {
     ("AdroitDoor", "door_is_open"): (0,),  # it is not
     ("AdroitHammer", "nail_depth"): (0,),  # nothing touches the nail
     ("AdroitHammer", "nail_force"): (0,),
+    ("AdroitHammer", "nail_pos"): (0, 1),  # the board moves up and down only
 }
 # Between batch sizes: XLA orders sums differently; MJX's solver stops elsewhere.
 ROUNDING = 1e-5 if PHYSICS == "native" else 1e-3

@@ -93,7 +93,9 @@ def make_task() -> Task:
         name="AdroitDoor",
         summary="undo the latch and open the door; 28-joint arm and hand",
         scene=hand.make_scene(model, {"body_pos": ("frame",)}, ("site_xpos",)),
-        make_visual_model=_make_visual_model,
+        make_visual_model=lambda: hand.visual_model(
+            "adroit_door.xml", eye=(-0.95, -0.75, 0.75), target=(0.05, 0.05, 0.15)
+        ),
         observation=OBSERVATION,
         action=hand.action_parts(model),
         control_mode=hand.CONTROL_MODE,
@@ -107,9 +109,3 @@ def make_task() -> Task:
         rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
         success=success,
     )
-
-
-def _make_visual_model() -> mujoco.MjModel:
-    spec = mujoco.MjSpec.from_file(hand.asset("adroit_door.xml"))
-    hand.view_camera(spec, pos=(-0.75, -0.9, 0.8), target=(0.0, 0.05, 0.2))
-    return hand.compile_model(spec)

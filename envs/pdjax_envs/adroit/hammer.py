@@ -106,7 +106,9 @@ def make_task() -> Task:
         name="AdroitHammer",
         summary="pick up the hammer and drive the nail in; 26-joint arm and hand",
         scene=hand.make_scene(model, {"body_pos": ("nail_board",)}, fields),
-        make_visual_model=_make_visual_model,
+        make_visual_model=lambda: hand.visual_model(
+            "adroit_hammer.xml", eye=(-0.6, -0.75, 0.6), target=(0.0, -0.15, 0.12)
+        ),
         observation=OBSERVATION,
         action=hand.action_parts(model),
         control_mode=hand.CONTROL_MODE,
@@ -120,9 +122,3 @@ def make_task() -> Task:
         rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
         success=success,
     )
-
-
-def _make_visual_model() -> mujoco.MjModel:
-    spec = mujoco.MjSpec.from_file(hand.asset("adroit_hammer.xml"))
-    hand.view_camera(spec, pos=(-0.7, -0.8, 0.7), target=(0.0, -0.1, 0.15))
-    return hand.compile_model(spec)

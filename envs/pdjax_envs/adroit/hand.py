@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
+from pdjax_envs.looks import add_looks
 from pdjax_envs.physics.engine import PhysicsState, Scene
 from pdjax_envs.task import Episode
 
@@ -49,6 +50,17 @@ def compile_model(spec: mujoco.MjSpec) -> mujoco.MjModel:
         model.actuator_gainprm[rows, :3] = (gain, 0, 0)
         model.actuator_biasprm[rows, :3] = (0, -gain, 0)
     return model
+
+
+def visual_model(
+    name: str, eye: tuple[float, float, float], target: tuple[float, float, float]
+) -> mujoco.MjModel:
+    """The model to draw, seen from `eye` towards `target` (m), in our light instead of its own."""
+    spec = mujoco.MjSpec.from_file(asset(name))
+    for light in spec.lights:
+        spec.delete(light)
+    add_looks(spec, eye, target)
+    return compile_model(spec)
 
 
 def make_scene(
@@ -90,13 +102,3 @@ def sparse(success: jax.Array) -> dict[str, jax.Array]:
 def distance(a: jax.Array, b: jax.Array) -> jax.Array:
     """Distance of two points (3,), m."""
     return jnp.linalg.norm(a - b)
-
-
-def view_camera(spec: mujoco.MjSpec, pos: tuple[float, ...], target: tuple[float, ...]) -> None:
-    """Adds the camera `view` that videos are drawn from, at `pos` looking at `target`, in m."""
-    back = np.subtract(pos, target)
-    back /= np.linalg.norm(back)
-    right = np.cross([0, 0, 1], back)
-    right /= np.linalg.norm(right)
-    camera = spec.worldbody.add_camera(name="view", pos=pos, fovy=40)
-    camera.alt.xyaxes = [*right, *np.cross(back, right)]

@@ -97,7 +97,9 @@ def make_task() -> Task:
         name="AdroitPen",
         summary="turn the pen in the hand to the target's direction; 24-joint hand",
         scene=hand.make_scene(model, {"body_quat": ("target",)}, ("site_xpos", "xpos")),
-        make_visual_model=_make_visual_model,
+        make_visual_model=lambda: hand.visual_model(
+            "adroit_pen.xml", eye=(-0.35, -0.75, 0.6), target=(0.05, -0.28, 0.2)
+        ),
         observation=OBSERVATION,
         action=hand.action_parts(model),
         control_mode=hand.CONTROL_MODE,
@@ -111,9 +113,3 @@ def make_task() -> Task:
         rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
         success=success,
     )
-
-
-def _make_visual_model() -> mujoco.MjModel:
-    spec = mujoco.MjSpec.from_file(hand.asset("adroit_pen.xml"))
-    hand.view_camera(spec, pos=(-0.45, -0.75, 0.65), target=(0.05, -0.25, 0.22))
-    return hand.compile_model(spec)

@@ -103,7 +103,9 @@ def make_task() -> Task:
         scene=hand.make_scene(
             model, {"body_pos": ("Object",), "site_pos": ("target",)}, ("site_xpos", "xpos")
         ),
-        make_visual_model=_make_visual_model,
+        make_visual_model=lambda: hand.visual_model(
+            "adroit_relocate.xml", eye=(-0.8, -0.9, 0.75), target=(0.0, -0.05, 0.12)
+        ),
         observation=OBSERVATION,
         action=hand.action_parts(model),
         control_mode=hand.CONTROL_MODE,
@@ -117,9 +119,3 @@ def make_task() -> Task:
         rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
         success=success,
     )
-
-
-def _make_visual_model() -> mujoco.MjModel:
-    spec = mujoco.MjSpec.from_file(hand.asset("adroit_relocate.xml"))
-    hand.view_camera(spec, pos=(-0.75, -0.85, 0.75), target=(0.0, 0.0, 0.15))
-    return hand.compile_model(spec)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
+from pdjax_envs.looks import add_looks
 from pdjax_envs.maniskill import panda
 from pdjax_envs.maniskill.experts.peg_insertion_side import make_expert
 from pdjax_envs.physics.engine import PhysicsState, Scene
@@ -102,7 +103,8 @@ def _make_model(visual: bool) -> mujoco.MjModel:
     _add_peg(spec)
     _add_box(spec)
     if visual:
-        _add_looks(spec)
+        # mani_skill2's render camera, from (0.5, -0.5, 0.8) at (0.05, -0.1, 0.4), drawn closer
+        add_looks(spec, eye=(0.75, -0.35, 0.62), target=(-0.1, 0.08, 0.12))
     return spec.compile()
 
 
@@ -149,34 +151,6 @@ def _add_box(spec: mujoco.MjSpec) -> None:
             conaffinity=0,
             rgba=(1.0, 0.82, 0.54, 1),
         )
-
-
-def _add_looks(spec: mujoco.MjSpec) -> None:
-    spec.visual.headlight.ambient, spec.visual.headlight.diffuse = [0.35] * 3, [0.35] * 3
-    spec.visual.global_.offwidth, spec.visual.global_.offheight = 1280, 960
-    # Cheap enough for drawing without a graphics card.
-    spec.visual.quality.shadowsize, spec.visual.quality.offsamples = 1024, 2
-    spec.worldbody.add_light(pos=(0.6, -0.6, 1.6), dir=(-0.4, 0.4, -1), diffuse=[0.6] * 3)
-    spec.add_texture(
-        name="sky",
-        type=mujoco.mjtTexture.mjTEXTURE_SKYBOX,
-        builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
-        rgb1=(0.85, 0.9, 0.95),
-        rgb2=(0.55, 0.62, 0.7),
-        width=256,
-        height=256,
-    )
-    # mani_skill2's render camera, from (0.5, -0.5, 0.8) at (0.05, -0.1, 0.4), drawn closer.
-    spec.worldbody.add_camera(name="view", pos=(0.75, -0.35, 0.62), xyaxes=_look_at(
-        np.array([0.75, -0.35, 0.62]), np.array([-0.1, 0.08, 0.12])), fovy=42)  # fmt: skip
-
-
-def _look_at(eye: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """MuJoCo's `xyaxes` of a camera at `eye` that looks at `target` with z up."""
-    back = (eye - target) / np.linalg.norm(eye - target)
-    right = np.cross([0, 0, 1], back)
-    right /= np.linalg.norm(right)
-    return np.concatenate([right, np.cross(back, right)])
 
 
 def _box_inertia(half_length, half_width):

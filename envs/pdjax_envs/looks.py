@@ -1,0 +1,44 @@
+"""How scenes look in pictures: light, sky and the camera that videos are drawn from.
+
+Apart from the tasks because all scenes should look alike. Changes models that are drawn only.
+"""
+
+import mujoco
+import numpy as np
+
+Point = tuple[float, float, float]
+
+
+def add_looks(spec: mujoco.MjSpec, eye: Point, target: Point, fovy: float = 42) -> None:
+    """Adds light, a sky and the camera `view`.
+
+    Args:
+      spec: the model under construction.
+      eye: where the camera is, m in the world.
+      target: the point that it looks at.
+      fovy: its vertical field of view, degrees.
+    """
+    spec.visual.headlight.ambient, spec.visual.headlight.diffuse = [0.35] * 3, [0.35] * 3
+    spec.visual.global_.offwidth, spec.visual.global_.offheight = 1280, 960
+    # Cheap enough for drawing without a graphics card.
+    spec.visual.quality.shadowsize, spec.visual.quality.offsamples = 1024, 2
+    spec.worldbody.add_light(pos=(0.6, -0.6, 1.6), dir=(-0.4, 0.4, -1), diffuse=[0.6] * 3)
+    spec.add_texture(
+        name="sky",
+        type=mujoco.mjtTexture.mjTEXTURE_SKYBOX,
+        builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
+        rgb1=(0.85, 0.9, 0.95),
+        rgb2=(0.55, 0.62, 0.7),
+        width=256,
+        height=256,
+    )
+    xyaxes = _look_at(np.array(eye), np.array(target))
+    spec.worldbody.add_camera(name="view", pos=eye, xyaxes=xyaxes, fovy=fovy)
+
+
+def _look_at(eye: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """MuJoCo's `xyaxes` of a camera at `eye` that looks at `target` with z up."""
+    back = (eye - target) / np.linalg.norm(eye - target)
+    right = np.cross([0, 0, 1], back)
+    right /= np.linalg.norm(right)
+    return np.concatenate([right, np.cross(back, right)])
