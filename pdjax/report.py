@@ -147,7 +147,7 @@ def show_comparison(summary: Mapping[str, Any]) -> None:
 
     def rate(name: str) -> str:
         low, high = summary[f"{name}_ci"]
-        return f"{summary[f'{name}_success']:.1%}  [{low:.1%}, {high:.1%}]"
+        return f"{summary[f'{name}_success']:.1%} [{low:.0%}, {high:.0%}]"
 
     def steps(name: str) -> str:
         value = summary[f"{name}_steps_to_success"]

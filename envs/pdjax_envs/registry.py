@@ -22,7 +22,7 @@ class UnknownName(ValueError):  # noqa: N818 (a mistake, not a failure)
 
 
 # Task -> module with its `make_task`; imported when it is asked for.
-_BUILT_IN = {
+BUILT_IN = {
     "AdroitDoor": "pdjax_envs.adroit.door",
     "AdroitHammer": "pdjax_envs.adroit.hammer",
     "AdroitPen": "pdjax_envs.adroit.pen",
@@ -33,7 +33,7 @@ _BUILT_IN = {
 
 def task_names() -> list[str]:
     """Names of all tasks, those of installed third parties included."""
-    return sorted({*_BUILT_IN, *(entry.name for entry in entry_points(group="pdjax_envs.tasks"))})
+    return sorted({*BUILT_IN, *(entry.name for entry in entry_points(group="pdjax_envs.tasks"))})
 
 
 @cache
@@ -43,8 +43,8 @@ def make_task(name: str) -> Task:
     Raises:
       UnknownName: no such task.
     """
-    if name in _BUILT_IN:
-        return importlib.import_module(_BUILT_IN[name]).make_task()
+    if name in BUILT_IN:
+        return importlib.import_module(BUILT_IN[name]).make_task()
     for entry in entry_points(group="pdjax_envs.tasks"):
         if entry.name == name:
             return entry.load()()

@@ -1,0 +1,149 @@
+"""Writes one page a task to `docs/tasks/`, from the tasks themselves.
+
+    MUJOCO_GL=egl python docs/make_task_pages.py             # pages and pictures
+    python docs/make_task_pages.py --no-pictures
+
+What a page says about a task is its module's docstring, so that code and page cannot disagree; a
+test compares the committed pages with what this writes.
+"""
+
+import argparse
+import importlib
+import inspect
+import json
+from pathlib import Path
+
+import jax
+
+from pdjax_envs import registry
+from pdjax_envs.physics.engine import PhysicsState
+from pdjax_envs.task import Task
+
+ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "docs" / "tasks"
+SPEED = ROOT / "benchmarks" / "results" / "physics.jsonl"
+WIDTH, HEIGHT = 640, 480  # pixels
+
+
+def page(task: Task) -> str:
+    """The Markdown page of a task."""
+    module = importlib.import_module(registry.BUILT_IN[task.name])
+    scene = task.scene
+    lines = [
+        f"# {task.name}",
+        "",
+        f"![{task.summary}]({task.name}.jpg)",
+        "",
+        inspect.cleandoc(module.__doc__ or ""),
+        "",
+        "## Episode",
+        "",
+        f"- {task.episode_steps} control steps at {task.control_hz:g} Hz, each {scene.n_substeps}"
+        f" physics steps of {1000 * scene.model.opt.timestep:g} ms.",
+        f"- Start: {_doc(module.sample_start)}",
+        f"- State (`get_state`, `make_start`): {_state(task)}.",
+        f"- Rewards: {', '.join(f'`{kind}`' for kind in ('success', *task.rewards))}.",
+        f"- Differs between environments of a batch: {_overrides(task)}.",
+        f"- Scripted expert: {'yes' if task.expert else 'no'}.",
+        "",
+        f"## Observation: {task.obs_dim} numbers",
+        "",
+        *_table(task.observation),
+        "",
+        f"## Action: {task.act_dim} numbers in [-1, 1], `{task.control_mode}`",
+        "",
+        *_actions(task),
+        "",
+        *_speed(task),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _doc(function) -> str:
+    return " ".join(inspect.cleandoc(function.__doc__).split())
+
+
+def _state(task: Task) -> str:
+    start = jax.eval_shape(task.sample_start, jax.random.key(0))
+
+    def state(start):
+        return task.get_state(start.episode, PhysicsState(start.qpos, start.qvel, {}, False, ()))
+
+    shapes = jax.eval_shape(state, start)
+    return ", ".join(f"`{name}` {tuple(leaf.shape)}" for name, leaf in shapes.items())
+
+
+def _overrides(task: Task) -> str:
+    rows = task.scene.override_rows
+    return ", ".join(f"`{field}` of {', '.join(names)}" for field, names in rows.items())
+
+
+def _table(parts: tuple[tuple[str, int], ...]) -> list[str]:
+    lines, begin = ["| numbers | part |", "|---|---|"], 0
+    for name, size in parts:
+        span = str(begin) if size == 1 else f"{begin} - {begin + size - 1}"
+        lines.append(f"| {span} | {name} |")
+        begin += size
+    return lines
+
+
+def _actions(task: Task) -> list[str]:
+    if all(size == 1 for _, size in task.action):  # one an actuator
+        return ["Targets of the actuators, in order: " + ", ".join(n for n, _ in task.action) + "."]
+    return _table(task.action)
+
+
+def _speed(task: Task) -> list[str]:
+    """The newest row of the physics benchmark, where it has the task."""
+    rows = [json.loads(line) for line in SPEED.read_text().splitlines()] if SPEED.is_file() else []
+    for row in reversed(rows):
+        found = [entry for entry in row["rows"] if entry["task"] == task.name]
+        if not found:
+            continue
+        lines = [
+            "## Speed",
+            "",
+            f"{row['cores']} cores ({row['cpu']}), commit {row['commit']}, control steps/s:",
+            "",
+            "| environments | " + " | ".join(found[0]["control_steps_per_s"]) + " |",
+            "|---|" + "---|" * len(found[0]["control_steps_per_s"]),
+        ]
+        for entry in found:
+            rates = " | ".join(f"{rate:,.0f}" for rate in entry["control_steps_per_s"].values())
+            lines.append(f"| {entry['num_envs']} | {rates} |")
+        return lines
+    return []
+
+
+def draw(task: Task, path: Path) -> None:
+    """Draws a fresh start."""
+    import mujoco
+    from PIL import Image
+
+    from pdjax_envs.physics.engine import apply_overrides
+
+    model, start = task.make_visual_model(), task.sample_start(jax.random.key(1))
+    apply_overrides(model, task.scene, start.episode.overrides)
+    data = mujoco.MjData(model)
+    data.qpos[:] = start.qpos
+    mujoco.mj_forward(model, data)
+    with mujoco.Renderer(model, HEIGHT, WIDTH) as renderer:
+        renderer.update_scene(data, camera="view")
+        Image.fromarray(renderer.render()).save(path, quality=85)
+
+
+def main() -> None:
+    """Writes all pages."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--no-pictures", action="store_true")
+    args = parser.parse_args()
+    PAGES.mkdir(exist_ok=True)
+    for name in registry.BUILT_IN:
+        task = registry.make_task(name)
+        (PAGES / f"{name}.md").write_text(page(task))
+        if not args.no_pictures:
+            draw(task, PAGES / f"{name}.jpg")
+
+
+if __name__ == "__main__":
+    main()
