@@ -36,6 +36,10 @@ def task_names() -> list[str]:
     return sorted({*_BUILT_IN, *(entry.name for entry in entry_points(group="pdjax_envs.tasks"))})
 
 
+# Names such as `brax:ant` are environments of another library, see `from_brax`.
+_FOREIGN = ("brax:", "playground:")
+
+
 @cache
 def make_task(name: str) -> Task:
     """Builds a task by name.
@@ -43,6 +47,8 @@ def make_task(name: str) -> Task:
     Raises:
       UnknownName: no such task.
     """
+    if name.startswith(_FOREIGN):
+        return _make_foreign(name).task
     if name in _BUILT_IN:
         return importlib.import_module(_BUILT_IN[name]).make_task()
     for entry in entry_points(group="pdjax_envs.tasks"):
@@ -85,5 +91,16 @@ def make(
     if reward != "success" and reward not in task.rewards:
         kinds = ", ".join(["success", *task.rewards])
         raise UnknownName(f"task {name} has no reward {reward!r}; choose one of: {kinds}")
+    if name.startswith(_FOREIGN):
+        if physics != "auto":
+            raise UnknownName(f"{name} brings its own physics, got {physics!r}; choose auto")
+        return _make_foreign(name, reward, terminate_on_success)
     engine = make_engine(task.adapt(task.scene, resolve_engine(physics)), physics)
     return make_env(task, engine, reward, terminate_on_success)
+
+
+def _make_foreign(name: str, reward: str = "success", terminate_on_success: bool = True) -> Env:
+    from pdjax_envs import from_brax
+
+    theirs, episode_steps = from_brax.load(name)
+    return from_brax.from_brax(theirs, name, episode_steps, reward, terminate_on_success)
