@@ -4,16 +4,20 @@ Apart from the environments because it alone needs Brax to be installed. Holds n
 way, their environments for our trainer, is `from_brax`.
 """
 
+import contextlib
 import dataclasses
+import io
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from brax.envs import base
 from flax import struct
 
 from pdjax_envs import registry
 from pdjax_envs.task import ControlStep, Env, EnvState
+
+with contextlib.redirect_stdout(io.StringIO()):  # MJX prints that Warp is not installed
+    from brax.envs import base
 
 
 @struct.dataclass
@@ -23,6 +27,8 @@ class State(base.State):
     What Brax calls `pipeline_state` is `data` in Playground: both names read it, and `replace`
     takes either.
     """
+
+    pipeline_state: Any
 
     @property
     def data(self) -> EnvState:

@@ -5,6 +5,8 @@ with `obs`, `reward`, `done`, `metrics` and `info`. Their physics is their own, 
 is involved; kept apart for that. Holds no state.
 """
 
+import contextlib
+import io
 import math
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -168,9 +170,12 @@ def load(name: str) -> tuple[Any, int]:
     """
     library, _, theirs = name.partition(":")
     try:
-        return _LOADERS[library](theirs)
+        with contextlib.redirect_stdout(io.StringIO()):  # MJX prints that Warp is not installed
+            return _LOADERS[library](theirs)
     except ModuleNotFoundError as error:
-        raise UnknownName(f"{name} needs the package {error.name}, which is not installed") from None
+        raise UnknownName(
+            f"{name} needs the package {library} ({error}); pip install 'pdjax[interop]'"
+        ) from None
     except (KeyError, ValueError) as error:
         raise UnknownName(f"{library} has no environment {theirs!r} ({error})") from None
 
@@ -185,7 +190,7 @@ def _load_playground(name: str) -> tuple[Any, int]:
     from pdjax_envs.physics import mjx_flags
 
     mjx_flags.prepare()
-    from mujoco_playground import registry
+    from mujoco_playground import registry  # pyright: ignore[reportMissingImports]
 
     config = registry.get_default_config(name)
     return registry.load(name, config), config.episode_length

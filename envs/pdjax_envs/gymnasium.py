@@ -1,9 +1,8 @@
 """Our environments as Gymnasium's: one jitted program steps them all, NumPy goes in and comes out.
 
-Importing this registers every task, so `gymnasium.make_vec("pdjax_envs.gymnasium:pdjax/AdroitDoor-v0",
-num_envs=64)` works on its own. Apart from the environments because those are pure functions, while
-Gymnasium's objects remember: each holds the state of its environments and how many episodes they
-have played.
+Importing this registers every task; `gymnasium.make_vec("pdjax_envs.gymnasium:pdjax/AdroitDoor-v0",
+64)` does so itself. Apart from the environments because those are pure functions, while Gymnasium's
+objects remember: each holds the state of its environments and how many episodes they have played.
 """
 
 from collections.abc import Sequence
@@ -144,8 +143,8 @@ def _make_programs(env: Env):
     """(start, step) of many environments, jitted.
 
     start: (model, keys, episodes) -> (_Running, obs); step: (model, _Running, actions) ->
-    (_Running, ControlStep), where an environment that was done has its new episode's observation and
-    zeros beside it.
+    (_Running, ControlStep), where an environment that was done has its new episode's first
+    observation, and zeros beside it.
     """
 
     def fresh(model, keys, episodes):
