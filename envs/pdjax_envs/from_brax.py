@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from pdjax_envs.physics.engine import Array, PhysicsState, Scene
-from pdjax_envs.registry import UnknownName
+from pdjax_envs.registry import UnknownName, unknown
 from pdjax_envs.task import ControlStep, Env, EnvState, Episode, Start, Task, select
 
 EPISODE_STEPS = 1000  # Brax's default, `brax.envs.create`
@@ -61,11 +61,14 @@ def from_brax(theirs: Any, name: str, episode_steps: int = EPISODE_STEPS,
         after = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), before, after)
         physics = _physics(select(before.done > 0.5, before, after))
         success = task.success(_NO_EPISODE, physics)
+        terms = {"success": success} if reward == "success" else task.rewards[reward](
+            _NO_EPISODE, physics
+        )  # fmt: skip
         terminated = (physics.raw.done > 0.5) | (success & terminate_on_success)
         state = EnvState(physics, _NO_EPISODE, state.steps + 1)
         outcome = ControlStep(
             obs=task.observe(_NO_EPISODE, physics),
-            reward=success.astype(jnp.float32) if reward == "success" else physics.raw.reward,
+            reward=sum(terms.values(), start=jnp.zeros(())),
             terminated=terminated,
             truncated=~terminated & (state.steps >= episode_steps),
             success=success,
@@ -176,13 +179,13 @@ def load(name: str) -> tuple[Any, int]:
         raise UnknownName(
             f"{name} needs the package {library} ({error}); pip install 'pdjax[interop]'"
         ) from None
-    except (KeyError, ValueError) as error:
-        raise UnknownName(f"{library} has no environment {theirs!r} ({error})") from None
 
 
 def _load_brax(name: str) -> tuple[Any, int]:
     from brax import envs
 
+    if name not in envs._envs:  # Brax lists them nowhere else
+        raise unknown("environment of Brax", name, envs._envs)
     return envs.get_environment(name), EPISODE_STEPS
 
 
@@ -192,6 +195,8 @@ def _load_playground(name: str) -> tuple[Any, int]:
     mjx_flags.prepare()
     from mujoco_playground import registry  # pyright: ignore[reportMissingImports]
 
+    if name not in registry.ALL_ENVS:
+        raise unknown("environment of Playground", name, registry.ALL_ENVS)
     config = registry.get_default_config(name)
     return registry.load(name, config), config.episode_length
 

@@ -90,10 +90,11 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             if seed is None:
                 seed = int(self.np_random.integers(2**32))
         if seed is not None:
-            seeds = range(seed, seed + self.num_envs) if isinstance(seed, int) else seed
+            one = isinstance(seed, int | np.integer)
+            seeds = range(seed, seed + self.num_envs) if one else seed
             if len(seeds) != self.num_envs:
                 raise ValueError(f"got {len(seeds)} seeds, expected num_envs={self.num_envs}")
-            super().reset(seed=seeds[0])
+            super().reset(seed=int(seeds[0]))
             words = np.array([seed % 2**32 for seed in seeds], np.uint32)
             keys, episodes = jax.vmap(jax.random.key)(words), jnp.zeros(self.num_envs, jnp.int32)
         else:

@@ -1,11 +1,13 @@
 """Task names and physics engines, and how a program gets an environment by name.
 
 Third parties add tasks through the entry-point group `pdjax_envs.tasks`: each entry names a
-function () -> Task.
+function () -> Task. Names such as `brax:ant` and `playground:CartpoleBalance` are environments of
+those libraries, see `from_brax`.
 """
 
 import difflib
 import importlib
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import entry_points
 
@@ -36,7 +38,6 @@ def task_names() -> list[str]:
     return sorted({*_BUILT_IN, *(entry.name for entry in entry_points(group="pdjax_envs.tasks"))})
 
 
-# Names such as `brax:ant` are environments of another library, see `from_brax`.
 _FOREIGN = ("brax:", "playground:")
 
 
@@ -54,9 +55,15 @@ def make_task(name: str) -> Task:
     for entry in entry_points(group="pdjax_envs.tasks"):
         if entry.name == name:
             return entry.load()()
-    close = difflib.get_close_matches(name, task_names(), n=1)
-    hint = f"did you mean {close[0]}?" if close else f"choose one of: {', '.join(task_names())}"
-    raise UnknownName(f"unknown task {name!r}; {hint}")
+    raise unknown("task", name, task_names())
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownName:
+    """The error for a name that is none of those known; says which one was meant."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"choose one of: {', '.join(known)}"
+    return UnknownName(f"unknown {kind} {name!r}; {hint}")
 
 
 def resolve_engine(physics: str) -> str:

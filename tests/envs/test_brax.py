@@ -95,6 +95,11 @@ def test_our_environment_under_playgrounds_own_wrappers():
         state = wrapped.step(state, jnp.ones((2, 1)))
         np.testing.assert_array_equal(state.obs[:, 2], count)
         np.testing.assert_allclose(state.obs[:, 0], first[:, 0] + 0.1 * count, atol=1e-6)
+    # Playground can draw fresh starts too.
+    wrapped = wrapper.wrap_for_brax_training(ours.BraxEnv(env), episode_length=1, full_reset=True)
+    state = wrapped.reset(jax.random.split(jax.random.PRNGKey(0), 2))
+    starts = [state.obs] + [(state := wrapped.step(state, jnp.ones((2, 1)))).obs for _ in range(3)]
+    assert len(np.unique(np.stack(starts)[:, :, 0])) == 8 and not np.stack(starts)[:, :, 2].any()
 
 
 def test_there_and_back_is_the_same_environment():
@@ -231,7 +236,7 @@ def test_an_episode_starts_from_any_state():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("brax:fats",), "brax has no environment 'fats'"),
+        (("brax:fats",), "unknown environment of Brax 'fats'; did you mean fast"),
         (("brax:fast", "native"), "brings its own physics, got 'native'; choose auto"),
         (("brax:fast", "auto", "sparse"), "no reward 'sparse'; choose one of: success, dense"),
     ],
@@ -260,6 +265,8 @@ def test_observations_that_are_no_vector_are_refused():
 def _child_playground():
     """A real one of Playground, through the registry, against Playground itself."""
     env = registry.make("playground:CartpoleBalance", reward="dense")
+    with pytest.raises(UnknownName, match="'CartpoleBalanc'; did you mean CartpoleBalance"):
+        registry.make("playground:CartpoleBalanc")
     from mujoco_playground import registry as playground
 
     theirs = playground.load("CartpoleBalance")

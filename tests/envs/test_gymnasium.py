@@ -106,6 +106,16 @@ def test_a_step_after_the_end_starts_a_fresh_episode_and_ignores_the_action():
     assert steps[2][3].all()
 
 
+def test_gymnasiums_own_wrappers_count_episodes():
+    vector = ours.VectorEnv(make_point_env(episode_steps=2, goal=9.0, reward="dense"), 2)
+    steps = play(gymnasium.wrappers.vector.RecordEpisodeStatistics(vector), np.ones((5, 2, 1)))
+    for end in (2, 5):  # the reset at step 3 counts for nothing
+        np.testing.assert_array_equal(steps[end][4]["episode"]["l"], 2)
+        np.testing.assert_allclose(
+            steps[end][4]["episode"]["r"], steps[end - 1][1] + steps[end][1], rtol=1e-6
+        )
+
+
 def test_seeds_reproduce_and_differ():
     vector = ours.VectorEnv(make_point_env(), 3)
     actions = actions_of(2, 12, 3)
@@ -115,7 +125,7 @@ def test_seeds_reproduce_and_differ():
     # Environment i has seed + i; a list names each; large seeds are taken too.
     np.testing.assert_array_equal(vector.reset(seed=2)[0][:2], first[0][0][1:])
     np.testing.assert_array_equal(vector.reset(seed=[3, 2, 1])[0], first[0][0][::-1])
-    np.testing.assert_array_equal(vector.reset(seed=2**32 + 1)[0], first[0][0])
+    np.testing.assert_array_equal(vector.reset(seed=np.int64(2**32 + 1))[0], first[0][0])
 
 
 def test_a_reset_without_a_seed_goes_on_to_other_episodes():
@@ -159,8 +169,9 @@ def test_a_registered_task_is_made_as_one_vector_program():
     assert isinstance(vector, ours.VectorEnv)
     obs, _ = vector.reset(seed=0)
     env = registry.make("AdroitDoor", "native", "dense")
-    keys = [jax.random.fold_in(jax.random.key(seed), 0) for seed in (0, 1)]
-    _, starts = jax.vmap(env.reset, (None, 0))(env.model, jnp.stack(keys))
+    keys = jax.vmap(jax.random.key)(jnp.arange(2, dtype=jnp.uint32))
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 0)
+    _, starts = jax.vmap(env.reset, (None, 0))(env.model, keys)
     np.testing.assert_array_equal(obs, starts)
     _, reward, *_ = vector.step(vector.action_space.sample())
     assert (reward != 0).all()  # dense, as asked for
