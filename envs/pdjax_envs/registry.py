@@ -1,11 +1,13 @@
 """Task names and physics engines, and how a program gets an environment by name.
 
 Third parties add tasks through the entry-point group `pdjax_envs.tasks`: each entry names a
-function () -> Task.
+function () -> Task. Names such as `brax:ant` and `playground:CartpoleBalance` are environments of
+those libraries, see `from_brax`.
 """
 
 import difflib
 import importlib
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import entry_points
 
@@ -36,6 +38,9 @@ def task_names() -> list[str]:
     return sorted({*BUILT_IN, *(entry.name for entry in entry_points(group="pdjax_envs.tasks"))})
 
 
+_FOREIGN = ("brax:", "playground:")
+
+
 @cache
 def make_task(name: str) -> Task:
     """Builds a task by name.
@@ -43,14 +48,22 @@ def make_task(name: str) -> Task:
     Raises:
       UnknownName: no such task.
     """
+    if name.startswith(_FOREIGN):
+        return _make_foreign(name).task
     if name in BUILT_IN:
         return importlib.import_module(BUILT_IN[name]).make_task()
     for entry in entry_points(group="pdjax_envs.tasks"):
         if entry.name == name:
             return entry.load()()
-    close = difflib.get_close_matches(name, task_names(), n=1)
-    hint = f"did you mean {close[0]}?" if close else f"choose one of: {', '.join(task_names())}"
-    raise UnknownName(f"unknown task {name!r}; {hint}")
+    raise unknown("task", name, task_names())
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownName:
+    """The error for a name that is none of those known; says which one was meant."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"choose one of: {', '.join(known)}"
+    return UnknownName(f"unknown {kind} {name!r}; {hint}")
 
 
 def resolve_engine(physics: str) -> str:
@@ -85,5 +98,16 @@ def make(
     if reward != "success" and reward not in task.rewards:
         kinds = ", ".join(["success", *task.rewards])
         raise UnknownName(f"task {name} has no reward {reward!r}; choose one of: {kinds}")
+    if name.startswith(_FOREIGN):
+        if physics != "auto":
+            raise UnknownName(f"{name} brings its own physics, got {physics!r}; choose auto")
+        return _make_foreign(name, reward, terminate_on_success)
     engine = make_engine(task.adapt(task.scene, resolve_engine(physics)), physics)
     return make_env(task, engine, reward, terminate_on_success)
+
+
+def _make_foreign(name: str, reward: str = "success", terminate_on_success: bool = True) -> Env:
+    from pdjax_envs import from_brax
+
+    theirs, episode_steps = from_brax.load(name)
+    return from_brax.from_brax(theirs, name, episode_steps, reward, terminate_on_success)

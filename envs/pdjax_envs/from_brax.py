@@ -1,0 +1,207 @@
+"""Environments of Brax and MuJoCo Playground as ours: `brax:ant`, `playground:CartpoleBalance`.
+
+Both libraries speak nearly the same protocol: reset(key) -> state, step(state, action) -> state,
+with `obs`, `reward`, `done`, `metrics` and `info`. Their physics is their own, so no engine of ours
+is involved; kept apart for that. Holds no state.
+"""
+
+import contextlib
+import io
+import math
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, NoReturn, cast
+
+import jax
+import jax.numpy as jnp
+
+from pdjax_envs.physics.engine import Array, PhysicsState, Scene
+from pdjax_envs.registry import UnknownName, unknown
+from pdjax_envs.task import ControlStep, Env, EnvState, Episode, Start, Task, select
+
+EPISODE_STEPS = 1000  # Brax's default, `brax.envs.create`
+_NO_EPISODE = Episode({}, ())  # what theirs draw is part of their state
+
+
+def from_brax(theirs: Any, name: str, episode_steps: int = EPISODE_STEPS,
+              reward: str = "dense", terminate_on_success: bool = True) -> Env:  # fmt: skip
+    """Turns a Brax or Playground environment into ours.
+
+    Success is `metrics["success"]`, else `info["success"]`, else never. Their `done` terminates an
+    episode, and the ended episode stays as it ended; the time limit truncates it.
+
+    Args:
+      theirs: the environment itself, without their wrappers for episodes, resets and batches.
+      name: of the task.
+      episode_steps: time limit in control steps.
+      reward: `dense`, theirs; or `success`.
+      terminate_on_success: whether success ends the episode too.
+
+    Raises:
+      registry.UnknownName: its observations are no vector and have no vector `state`.
+    """
+    task = _make_task(theirs, name, episode_steps)
+
+    def reset(model: Any, key: Array) -> tuple[EnvState, Array]:
+        return start_from(model, task.sample_start(key))
+
+    def start_from(model: Any, start: Start) -> tuple[EnvState, Array]:
+        del model
+        physics = _physics(start.episode.params)
+        state = EnvState(physics, _NO_EPISODE, jnp.zeros((), jnp.int32))
+        return state, task.observe(_NO_EPISODE, physics)
+
+    def step(model: Any, state: EnvState, action: Array) -> tuple[EnvState, ControlStep]:
+        del model
+        bad_action = ~jnp.all(jnp.abs(action) <= 1)  # also where it is NaN
+        action = jnp.clip(jnp.where(jnp.isnan(action), 0, action), -1, 1)
+        before = state.physics.raw
+        # A copy, since many of theirs write into the dicts of the state that they are given.
+        after = theirs.step(jax.tree.map(lambda x: x, before), action)
+        after = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), before, after)
+        physics = _physics(select(before.done > 0.5, before, after))
+        success = task.success(_NO_EPISODE, physics)
+        terms = {"success": success} if reward == "success" else task.rewards[reward](
+            _NO_EPISODE, physics
+        )  # fmt: skip
+        terminated = (physics.raw.done > 0.5) | (success & terminate_on_success)
+        state = EnvState(physics, _NO_EPISODE, state.steps + 1)
+        outcome = ControlStep(
+            obs=task.observe(_NO_EPISODE, physics),
+            reward=sum(terms.values(), start=jnp.zeros(())),
+            terminated=terminated,
+            truncated=~terminated & (state.steps >= episode_steps),
+            success=success,
+            bad_action=bad_action,
+            overflow=physics.overflow,
+        )
+        return state, outcome
+
+    engine = getattr(theirs, "backend", "mjx")  # Playground's environments all run on MJX
+    return Env(task, engine, (), reset, start_from, step)
+
+
+def _make_task(theirs: Any, name: str, episode_steps: int) -> Task:
+    example = jax.eval_shape(theirs.reset, jax.random.PRNGKey(0))
+    shape = _observation(name, example.obs).shape
+
+    def sample_start(key: Array) -> Start:
+        # Raw keys are what both libraries' trainers hand out; some states store them.
+        return _start(_strong(theirs.reset(jax.random.key_data(key))))
+
+    def get_state(episode: Episode, physics: PhysicsState) -> dict[str, Array]:
+        del episode
+        leaves = jax.tree_util.tree_leaves_with_path(physics.raw)
+        named = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+        return {**named, "qpos": physics.qpos, "qvel": physics.qvel}
+
+    def make_start(state: Mapping[str, Any]) -> Start:
+        leaf = lambda path, like: jnp.asarray(state[jax.tree_util.keystr(path)], like.dtype)  # noqa: E731
+        return _start(jax.tree_util.tree_map_with_path(leaf, example))
+
+    def no_picture() -> NoReturn:
+        raise NotImplementedError(f"{name} is drawn by its own library's renderer, not by ours")
+
+    return Task(
+        name=name,
+        summary=f"{type(theirs).__name__} with its own physics",
+        scene=cast(Scene, None),  # nothing here to simulate with an engine of ours
+        make_visual_model=no_picture,
+        observation=(("state", shape[0]),),
+        action=(("action", theirs.action_size),),
+        control_mode="own",
+        episode_steps=episode_steps,
+        control_hz=1.0 / float(getattr(theirs, "dt", math.nan)),
+        sample_start=sample_start,
+        get_state=get_state,
+        make_start=make_start,
+        control=lambda episode, physics, action: action,
+        observe=lambda episode, physics: _observation(name, physics.raw.obs),
+        rewards={"dense": lambda episode, physics: {"reward": physics.raw.reward}},
+        success=lambda episode, physics: _success(physics.raw),
+    )
+
+
+def _observation(name: str, obs: Any) -> Any:
+    """The vector among their observations."""
+    if isinstance(obs, Mapping):
+        if "state" not in obs:
+            raise UnknownName(f"{name} observes {sorted(obs)}, expected `state` among them")
+        obs = obs["state"]
+    if len(obs.shape) != 1:
+        raise UnknownName(f"{name} observes an array of shape {obs.shape}, expected a vector")
+    return obs
+
+
+def _success(state: Any) -> Array:
+    for named in (state.metrics, state.info):
+        if "success" in named:
+            return named["success"] > 0.5
+    return jnp.zeros((), bool)
+
+
+def _strong(state: Any) -> Any:
+    """Their state with leaves of fixed types, as loops need it: no Python numbers, no weak ones."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.asarray(x).dtype), state)
+
+
+def _start(state: Any) -> Start:
+    physics = _physics(state)
+    return Start(Episode({}, state), physics.qpos, physics.qvel)
+
+
+def _physics(state: Any) -> PhysicsState:
+    """Our view of their state; positions are empty where its physics has no joints."""
+    data = state.data if hasattr(state, "data") else state.pipeline_state
+    qpos, qvel = (
+        getattr(data, theirs, getattr(data, brax, jnp.zeros(0)))
+        for theirs, brax in (("qpos", "q"), ("qvel", "qd"))
+    )
+    return PhysicsState(qpos, qvel, {}, jnp.zeros((), bool), state)
+
+
+@cache
+def load(name: str) -> tuple[Any, int]:
+    """Builds an environment of theirs, and its time limit in control steps.
+
+    Args:
+      name: library and its name there, as in `brax:ant`.
+
+    Raises:
+      registry.UnknownName: no such environment, or its library is not installed.
+      RuntimeError: JAX's CPU backend started without options that MJX needs.
+    """
+    library, _, theirs = name.partition(":")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # MJX prints that Warp is not installed
+            return _LOADERS[library](theirs)
+    except ModuleNotFoundError as error:
+        raise UnknownName(
+            f"{name} needs the package {library} ({error}); pip install 'pdjax[interop]'"
+        ) from None
+
+
+def _load_brax(name: str) -> tuple[Any, int]:
+    from brax import envs
+
+    if name not in envs._envs:  # Brax lists them nowhere else
+        raise unknown("environment of Brax", name, envs._envs)
+    return envs.get_environment(name), EPISODE_STEPS
+
+
+def _load_playground(name: str) -> tuple[Any, int]:
+    from pdjax_envs.physics import mjx_flags
+
+    mjx_flags.prepare()
+    from mujoco_playground import registry  # pyright: ignore[reportMissingImports]
+
+    if name not in registry.ALL_ENVS:
+        raise unknown("environment of Playground", name, registry.ALL_ENVS)
+    config = registry.get_default_config(name)
+    return registry.load(name, config), config.episode_length
+
+
+_LOADERS: dict[str, Callable[[str], tuple[Any, int]]] = {
+    "brax": _load_brax,
+    "playground": _load_playground,
+}
