@@ -182,4 +182,4 @@ def test_stable_baselines_checker_passes():
         "stable_baselines3.common.env_checker",
         reason="needs Stable-Baselines3: pip install -e '.[interop]'",
     )
-    checker.check_env(ours.SingleEnv(make_point_env()))
+    checker.check_env(ours.make("AdroitDoor", "native"))
