@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pdjax_envs import registry
 from pdjax_envs.task import Env, Task
 
 ACTION_SLACK = 1e-3  # rounding of normalised actions beyond [-1, 1]
@@ -241,7 +242,7 @@ def _read_sidecar(sidecar: Path, path: Path, task: Task) -> dict[int, int]:
         seeds = {e["episode_id"]: e.get("episode_seed", -1) for e in content.get("episodes", [])}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{sidecar} is not ManiSkill's JSON sidecar; remove or repair it") from None
-    if env_id != task.name:
+    if env_id != task.name and registry.family(env_id) != task.family:
         raise DataError(
             f"{path} holds demonstrations of {env_id}, expected {task.name}; pass --task"
         )

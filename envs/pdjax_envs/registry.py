@@ -31,6 +31,8 @@ BUILT_IN = {
     "AdroitRelocate": "pdjax_envs.adroit.relocate",
     "PegInsertionSide": "pdjax_envs.maniskill.peg_insertion_side",
     "StackCube": "pdjax_envs.maniskill.stack_cube",
+    "TurnFaucet": "pdjax_envs.maniskill.turn_faucet",
+    "TurnFaucetHeldOut": "pdjax_envs.maniskill.turn_faucet_held_out",
 }
 
 
@@ -57,6 +59,14 @@ def make_task(name: str) -> Task:
         if entry.name == name:
             return entry.load()()
     raise unknown("task", name, task_names())
+
+
+def family(name: str) -> str:
+    """The family of a task by name, see `Task.family`; an unknown task is a family of its own."""
+    try:
+        return make_task(name).family
+    except UnknownName:
+        return name
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownName:
