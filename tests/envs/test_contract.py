@@ -24,6 +24,8 @@ NUM_ENVS, STEPS = 4, 12
 CONSTANT = {
     ("PegInsertionSide", "base_pose"): range(7),  # the robot is bolted down
     ("StackCube", "base_pose"): range(7),
+    ("TurnFaucet", "base_pose"): range(7),
+    ("TurnFaucetHeldOut", "base_pose"): range(7),
     ("PegInsertionSide", "box_hole_pose"): (4, 5),  # the box stands upright
     ("AdroitDoor", "door_is_open"): (0,),  # it is not
     ("AdroitHammer", "nail_depth"): (0,),  # nothing touches the nail

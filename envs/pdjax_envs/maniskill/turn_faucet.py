@@ -36,8 +36,8 @@ FAUCET_XY = 0.05  # m, largest distance from the origin along x and y
 FAUCET_YAW = np.pi / 12  # rad, largest
 DENSITY = 8000.0  # kg/m^3
 HANDLE_DAMPING = 2.0  # N m s/rad
-# kg m^2. Rotor inertia for the same reason as the arm's, see `panda.py`; the handle's own is 0.001
-# and damping * time step 0.01. With it the handle comes to rest within 15 ms.
+# kg m^2. Rotor inertia for the same reason as the arm's, see `panda.py`: damping * time step is
+# 0.01, a handle's own inertia 0.0008-0.0056. It still stops within some hundredths of a second.
 HANDLE_ARMATURE = 0.03
 FRICTION = 1.5  # the mean of the fingers' (2) and SAPIEN's default (1), as SAPIEN mixes them
 HANDLE = panda.NUM_JOINTS  # index in qpos and qvel
