@@ -148,7 +148,7 @@ def _make_model(visual: bool) -> mujoco.MjModel:
         )
         for name in _SHAPES:
             spec.geom(name).material = "grip" if name in faucets.MOVING else "chrome"
-        add_looks(spec, eye=(-0.45, -0.75, 0.6), target=(-0.16, 0.0, 0.17))
+        add_looks(spec, eye=(0.4, -0.9, 0.75), target=(-0.2, 0.0, 0.2))
     return spec.compile()
 
 
