@@ -21,7 +21,7 @@ from pdjax_envs import importers
 from pdjax_envs.adroit import rewards
 from pdjax_envs.importers import Recording
 from pdjax_envs.task import Env, Expert, Task
-from pdjax_envs.trajectory import DataError, Trajectory, check
+from pdjax_envs.trajectory import DataError, Trajectory, check, episode_keys
 
 DISTURBANCE_STEPS = 4  # control steps that one disturbance lasts
 
@@ -87,8 +87,7 @@ def _make_attempt(env: Env, expert: Expert, noise: float) -> Callable[..., Any]:
         return (state, out.obs, memory), (out.obs, action, executed, out.success, snapshot(state))
 
     def attempt(model, keys):
-        split = jax.vmap(lambda key: tuple(jax.random.split(key, 4)))
-        reset_keys, memory_keys, act_keys, noise_keys = split(keys)
+        reset_keys, memory_keys, act_keys, noise_keys = jax.vmap(episode_keys)(keys)
         state, obs = jax.vmap(env.reset, (None, 0))(model, reset_keys)
         init_state = jax.vmap(env.task.get_state)(state.episode, state.physics)
         first = (obs, jax.vmap(snapshot)(state), init_state)

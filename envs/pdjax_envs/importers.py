@@ -14,7 +14,9 @@ One reader a layout, told apart by what is in the file, not by its name:
 - DAPG, a pickle: a list of dicts with `observations`, `actions`, `rewards`, `init_state_dict`.
   Source: hand_dapg `dapg/demonstrations`.
 
-The last two hold no observation after the last action, so that action is dropped. Adroit's
+The last two hold no observation after the last action, so that action is dropped, and with it a
+success that only it brought. D4RL's Relocate files hold the same places of ball and target for all
+episodes (D4RL issue 196), so their replays start elsewhere than the recordings. Adroit's
 environments clip actions to [-1, 1], so the last three layouts may go beyond; the numbers clipped
 are counted. Success is what the file's flags say (`success`, `infos/success`,
 `infos/goal_achieved`); where there are none, what Adroit's rewards say, see `adroit.rewards`; else

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pdjax_envs.task import Env, Start, Task
-from pdjax_envs.trajectory import DataError, Trajectory
+from pdjax_envs.trajectory import DataError, Trajectory, episode_keys
 
 _WIDTH = 64  # episodes that step in parallel
 
@@ -64,7 +64,7 @@ def make_start(task: Task, trajectory: Trajectory) -> Start:
     if not can_start(trajectory):
         raise DataError("the episode's initial state is unknown; it cannot be replayed")
     if trajectory.init_state is None:
-        return task.sample_start(jax.random.key(trajectory.seed))
+        return task.sample_start(episode_keys(jax.random.key(trajectory.seed))[0])
     state = {name: jnp.asarray(a, jnp.float32) for name, a in trajectory.init_state.items()}
     expected = jax.eval_shape(task.sample_start, jax.random.key(0))
     try:

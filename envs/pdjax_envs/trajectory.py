@@ -5,6 +5,7 @@ Kept apart from recording and reading because both need it. Holds no state.
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from pdjax_envs.task import Task
@@ -25,7 +26,7 @@ class Trajectory:
       actions: (T, act_dim) float32 in [-1, 1], what the demonstrator wanted.
       success: (T,) bool, after each action; None where the file does not tell.
       env_states: (T + 1, nq + nv) float32, or of width 0 where unknown.
-      seed: of the initial state, whose key is `jax.random.key(seed)`; -1 where unknown.
+      seed: of the initial state, see `episode_keys`; -1 where unknown.
       executed: (T, act_dim) float32, the actions that were carried out where they differ from the
         ones wanted (disturbances); else None.
       rewards: (T,) float32, or None.
@@ -83,6 +84,15 @@ def check(trajectory: Trajectory, task: Task, where: str, obs_name: str = "obs")
                          ("executed actions", trajectory.executed)):  # fmt: skip
         if values is not None and len(values) != steps:
             raise DataError(f"{where} has {len(values)} {name} for {steps} actions")
+
+
+def episode_keys(key: jax.Array) -> tuple[jax.Array, ...]:
+    """What an episode's key, `jax.random.key(seed)`, becomes.
+
+    Returns:
+      Keys of the initial state, the expert's memory, its actions, and the disturbances.
+    """
+    return tuple(jax.random.split(key, 4))
 
 
 def column_names(parts: tuple[tuple[str, int], ...]) -> list[str]:
