@@ -77,6 +77,11 @@ BROKEN = {
         h5_with(write_minari, act_dim=8),
         "episode_0/actions has shape (3, 8), expected (T, 7)",
     ),
+    "wrong dims, D4RL": (
+        h5_with(write_d4rl, "observations", np.zeros(7)),
+        "observations has shape (3,), expected (T + 1, 50)",
+    ),
+    "no dims, D4RL": (h5_with(write_d4rl, "observations", 0.5), "is not a readable demonstration"),
     "not numbers": (
         dapg_with(actions=np.array(["a"] * 4)),
         "found an array of 'U1', expected one of numbers",

@@ -159,7 +159,8 @@ def file(tmp_path):
 
 
 def replace(group, name, value):
-    del group[name]
+    if name in group:
+        del group[name]
     if value is not None:
         group[name] = value
 
@@ -184,7 +185,14 @@ def refuse(path, message):
         ("actions", np.full((5, 1), 1.5), r"traj_1/actions reach 1.5, expected \[-1, 1\]"),
         ("actions", np.full((5, 1), np.inf), "traj_1 holds NaN or infinite"),
         ("actions", [b"text"] * 5, "is not a readable demonstration file"),
-        ("success", np.ones(3, bool), "traj_1 has 3 success flags for 5 actions"),
+        ("success", True, r"traj_1 has success of shape \(\), expected \(5,\)"),
+        (
+            "executed_actions",
+            np.ones((5, 2)),
+            r"executed actions of shape \(5, 2\), expected \(5, 1",
+        ),
+        ("actions", 0.5, r"traj_1/actions has shape \(\), expected \(T, 1\)"),
+        ("success", np.ones(3, bool), r"traj_1 has success of shape \(3,\), expected \(5,\)"),
     ],
 )
 @pytest.mark.parametrize("with_sidecar", [True, False])

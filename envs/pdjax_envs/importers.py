@@ -73,7 +73,7 @@ def load(path: Path) -> Recording:
             f"{path} is a pickle that names {error}, which demonstrations do not need; nothing of"
             " it was run; expected DAPG's list of episodes"
         ) from None
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError,
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError,
             pickles.Damaged) as error:  # fmt: skip
         raise DataError(
             f"{path} is not a readable demonstration file ({_first_line(error)}); it may be cut"
@@ -131,6 +131,10 @@ def _arrays(group: Any, *names: str) -> dict[str, np.ndarray | None]:
     return {name: _optional(group, name) for name in names}
 
 
+def _no_states(obs: np.ndarray) -> np.ndarray:
+    return np.zeros((len(obs), 0), np.float32)
+
+
 def _clip(actions: np.ndarray) -> tuple[np.ndarray, int]:
     """Actions as the environment carries them out, and how many numbers were beyond its range."""
     beyond = np.isfinite(actions) & (np.abs(actions) > 1)
@@ -153,7 +157,7 @@ def _load_maniskill(path: Path, groups: Mapping[int, Any]) -> Recording:
             obs=obs,
             actions=actions,
             success=_optional(group, "success", bool),
-            env_states=obs[:, :0] if states is None else states,
+            env_states=_no_states(obs) if states is None else states,
             seed=seeds.get(number, -1),
             executed=_optional(group, "executed_actions"),
             rewards=_optional(group, "rewards"),
@@ -171,10 +175,10 @@ def _read_sidecar(sidecar: Path) -> tuple[str | None, str | None, dict[int, int]
         content = json.loads(sidecar.read_text())
         task = re.sub(r"-v\d+$", "", content["env_info"]["env_id"])
         mode = content["env_info"].get("env_kwargs", {}).get("control_mode")
-        seeds = {e["episode_id"]: e.get("episode_seed", -1) for e in content.get("episodes", [])}
+        told = {e["episode_id"]: e.get("episode_seed") for e in content.get("episodes", [])}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{sidecar} is not ManiSkill's JSON sidecar; remove or repair it") from None
-    return task, mode, seeds
+    return task, mode, {n: seed for n, seed in told.items() if isinstance(seed, int)}
 
 
 def _load_minari(path: Path, groups: Mapping[int, Any]) -> Recording:
@@ -195,7 +199,7 @@ def _load_minari(path: Path, groups: Mapping[int, Any]) -> Recording:
             success = success[1:]  # the first is the reset's
         actions, clipped = _clip(actions)
         rewards = _optional(group, "rewards")
-        trajectory = Trajectory(obs, actions, success, obs[:, :0], rewards=rewards,
+        trajectory = Trajectory(obs, actions, success, _no_states(obs), rewards=rewards,
                                 init_state=state or None, clipped=clipped)  # fmt: skip
         episodes.append((where, trajectory))
     return Recording("Minari", episodes)
@@ -276,5 +280,5 @@ def _without_last_action(
     """An episode whose last action led to an observation that the file does not hold."""
     actions, clipped = _clip(actions[:-1])
     success = None if success is None else success[:-1]
-    return Trajectory(obs, actions, success, obs[:, :0], rewards=rewards[:-1],
+    return Trajectory(obs, actions, success, _no_states(obs), rewards=rewards[:-1],
                       init_state=init_state or None, clipped=clipped)  # fmt: skip

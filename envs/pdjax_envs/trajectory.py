@@ -58,13 +58,14 @@ def check(trajectory: Trajectory, task: Task, where: str, obs_name: str = "obs")
     Raises:
       DataError: the first thing that is wrong with it.
     """
-    obs, actions, steps = trajectory.obs, trajectory.actions, len(trajectory.actions)
+    obs, actions = trajectory.obs, trajectory.actions
     if obs.ndim != 2 or obs.shape[1] != task.obs_dim:
         raise DataError(f"{where}/{obs_name} has shape {obs.shape}, expected"
                         f" (T + 1, {task.obs_dim}) for {task.name}")  # fmt: skip
     if actions.ndim != 2 or actions.shape[1] != task.act_dim:
         raise DataError(f"{where}/actions has shape {actions.shape}, expected (T, {task.act_dim})"
                         f" for {task.name}")  # fmt: skip
+    steps = len(actions)
     if steps == 0 or len(obs) != steps + 1:
         raise DataError(f"{where} has {len(obs)} observations for {steps} actions, expected T + 1"
                         " for T >= 1")  # fmt: skip
@@ -80,10 +81,13 @@ def check(trajectory: Trajectory, task: Task, where: str, obs_name: str = "obs")
     if np.abs(actions).max() > 1 + ACTION_SLACK:
         raise DataError(f"{where}/actions reach {np.abs(actions).max():.3g}, expected [-1, 1];"
                         " normalise the actions")  # fmt: skip
-    for name, values in (("success flags", trajectory.success), ("rewards", trajectory.rewards),
-                         ("executed actions", trajectory.executed)):  # fmt: skip
-        if values is not None and len(values) != steps:
-            raise DataError(f"{where} has {len(values)} {name} for {steps} actions")
+    for name, values, shape in (
+        ("success", trajectory.success, (steps,)),
+        ("rewards", trajectory.rewards, (steps,)),
+        ("executed actions", trajectory.executed, actions.shape),
+    ):
+        if values is not None and values.shape != shape:
+            raise DataError(f"{where} has {name} of shape {values.shape}, expected {shape}")
 
 
 def episode_keys(key: jax.Array) -> tuple[jax.Array, ...]:
