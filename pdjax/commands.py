@@ -1,12 +1,13 @@
 """The commands: what each takes, and which function does its work.
 
-A field is a flag; the first field of a command that has no default is its positional argument. Work
-is imported where it is done, so that help and mistakes in flags answer at once.
+A field is a flag; the first field of a command that has no default is its positional argument, or
+as many of them as its `POSITIONALS` says. Work is imported where it is done, so that help and
+mistakes in flags answer at once.
 """
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pdjax.config import Physics
 from pdjax.schema import Count, Natural, Range, Seed
@@ -57,19 +58,23 @@ class Envs:
 
 @dataclasses.dataclass(frozen=True)
 class Demos:
-    """Records successful episodes of a task's scripted expert (ManiSkill HDF5 and JSON sidecar)."""
+    """Records successful episodes of an expert: a task's scripted one or a published policy."""
 
     task: str
     """Task name, see `pdjax envs`."""
     out: Path
-    """HDF5 file to write, .h5 or .hdf5; neither it nor its .json may exist."""
+    """HDF5 file to write, .h5 or .hdf5; neither it nor its .json (ManiSkill's layout) may exist."""
+    expert: str | None = None
+    """Who demonstrates in place of the task's scripted expert: dapg:FILE, a published DAPG policy
+    (an mjrl pickle such as door-v0.pickle, or an .npz), or dapg-noisy:FILE, the same with the
+    action noise that it was trained with."""
     episodes: Count = 100
     """Successful episodes to record."""
     seed: Seed = 0
     """Seed of the first episode; further ones count up."""
     noise: Annotated[float, Range(0, NOISE_LIMIT)] = 0.03
     """Standard deviation of noise on the executed actions, as a share of [-1, 1]; recorded is what
-    the expert wanted."""
+    the expert wanted, beside what was executed."""
     physics: Physics = "auto"
     """Physics engine; auto = native on a CPU, mjx on an accelerator."""
 
@@ -78,7 +83,32 @@ class Demos:
         from pdjax import imitate
 
         return imitate.record_demonstrations(self.task, self.out, self.episodes, self.seed,
-                                             self.noise, self.physics)  # fmt: skip
+                                             self.noise, self.physics, self.expert)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Checks demonstrations: lengths, success, ranges, and whether the simulator replays them."""
+
+    POSITIONALS: ClassVar[int] = 2
+
+    action: Literal["check"]
+    """What to do: check."""
+    file: Path
+    """Demonstrations: HDF5 of `pdjax demos`, ManiSkill, D4RL or Minari, or a pickle of DAPG; told
+    apart by content."""
+    task: str | None = None
+    """Task that they are of; by default what the file says, or the only task of its sizes."""
+    replay: Natural = 10
+    """Episodes to replay from their initial states; 0 = none."""
+    physics: Physics = "auto"
+    """Physics engine of the replay."""
+
+    def run(self) -> dict[str, Any]:
+        """Checks, replays and prints."""
+        from pdjax import data_check
+
+        return data_check.check_demonstrations(self.file, self.task, self.replay, self.physics)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +116,7 @@ class Imitate:
     """Trains a diffusion policy on demonstrations: a base policy to refine."""
 
     demos: Path
-    """HDF5 file of `pdjax demos`, or of ManiSkill."""
+    """Demonstrations: HDF5 of `pdjax demos`, ManiSkill, D4RL or Minari, or a pickle of DAPG."""
     task: str
     """Task that the demonstrations are of."""
     out: Path
@@ -215,6 +245,7 @@ class Quickstart:
 COMMANDS: dict[str, type[Command]] = {
     "envs": Envs,
     "demos": Demos,
+    "data": Data,
     "imitate": Imitate,
     "train": Train,
     "eval": Eval,

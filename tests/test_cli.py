@@ -95,7 +95,7 @@ DEMOS = ["demos", TASK, "--out", "new/x.h5"]
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "no command; choose one of: envs, demos, imitate, train, eval, render, quickstart"),
+        ([], "no command; choose one of: envs, demos, data, imitate, train, eval, render, quick"),
         (["trian"], "invalid choice: 'trian'"),
         (["--json", "envs"], "envs does not take '--json' here; write it after the command"),
         (["envs", "extra"], "envs does not take 'extra' here"),

@@ -18,7 +18,7 @@ ROOMS = [
      "base_policies.diffusion", "base_policies.behavior_transformer", "base_policies.act"},
     {"rollout", "sac", "replay", "base_policies.imitation", "base_policies.importers"},
     {"train", "evaluation"},
-    {"runner", "imitate"},
+    {"runner", "imitate", "data_check"},
     {"quickstart"},
     {"commands"},
     {"cli"},
