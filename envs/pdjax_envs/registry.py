@@ -30,6 +30,7 @@ BUILT_IN = {
     "AdroitPen": "pdjax_envs.adroit.pen",
     "AdroitRelocate": "pdjax_envs.adroit.relocate",
     "PegInsertionSide": "pdjax_envs.maniskill.peg_insertion_side",
+    "StackCube": "pdjax_envs.maniskill.stack_cube",
 }
 
 

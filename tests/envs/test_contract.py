@@ -23,6 +23,7 @@ NUM_ENVS, STEPS = 4, 12
 # Numbers in parts of observations that are the same in all episodes and steps here, and why.
 CONSTANT = {
     ("PegInsertionSide", "base_pose"): range(7),  # the robot is bolted down
+    ("StackCube", "base_pose"): range(7),
     ("PegInsertionSide", "box_hole_pose"): (4, 5),  # the box stands upright
     ("AdroitDoor", "door_is_open"): (0,),  # it is not
     ("AdroitHammer", "nail_depth"): (0,),  # nothing touches the nail

@@ -224,30 +224,3 @@ def test_actions_end_an_episode_only_by_success_or_time(env):
     state, outcome = env.step(env.model, state._replace(steps=jnp.array(199)), jnp.zeros(7))
     assert outcome.truncated and not outcome.terminated
     assert outcome.reward == 0
-
-
-def test_the_demonstrator_succeeds(env):
-    seeds = 200
-    expert = env.task.expert()
-
-    def control_step(carry, key):
-        state, obs, memory, done = carry
-        act = jax.vmap(expert.act)
-        actions, memory = act(memory, obs, jax.random.split(key, seeds))
-        state, outcome = jax.vmap(env.step, (None, 0, 0))(env.model, state, actions)
-        in_range = jnp.all(jnp.abs(actions) <= 1.0)
-        return (state, outcome.obs, memory, done | outcome.terminated), in_range
-
-    @jax.jit
-    def demonstrate(key):
-        reset_key, memory_key, key = jax.random.split(key, 3)
-        state, obs = jax.vmap(env.reset, (None, 0))(env.model, jax.random.split(reset_key, seeds))
-        memory = jax.vmap(expert.init)(jax.random.split(memory_key, seeds))
-        carry = (state, obs, memory, jnp.zeros(seeds, bool))
-        steps = env.task.episode_steps
-        (*_, done), in_range = jax.lax.scan(control_step, carry, jax.random.split(key, steps))
-        return done, in_range.all()
-
-    done, in_range = demonstrate(jax.random.key(3))
-    assert in_range
-    assert done.mean() >= 0.95

@@ -16,15 +16,12 @@ import mujoco
 import numpy as np
 
 from pdjax_envs.looks import add_looks
-from pdjax_envs.maniskill import panda
+from pdjax_envs.maniskill import panda, tabletop
 from pdjax_envs.maniskill.experts.peg_insertion_side import make_expert
 from pdjax_envs.physics.engine import PhysicsState, Scene
 from pdjax_envs.rotations import quat_about_z, quat_conjugate, rotate, to_frame
 from pdjax_envs.task import Episode, Start, Task
 
-CONTROL_HZ = 20.0
-PHYSICS_STEP = 0.005  # s
-EPISODE_STEPS = 200  # control steps
 CLEARANCE = 0.003  # m, hole's half width less the peg's
 PEG_HALF_LENGTH = (0.075, 0.125)  # m
 PEG_HALF_WIDTH = (0.015, 0.025)  # m
@@ -32,17 +29,12 @@ PEG_XY = ((-0.1, -0.3), (0.1, 0.0))  # m, low and high
 PEG_YAW_SPREAD = np.pi / 3  # rad about pi/2
 BOX_XY = ((-0.05, 0.2), (0.05, 0.4))  # m
 BOX_YAW_SPREAD = np.pi / 8  # rad about pi/2
-ROBOT_NOISE = 0.02  # rad, standard deviation of each arm joint at the start
 SUCCESS_DEPTH = (-0.015, 0.075)  # m, the peg's head along the hole, from the middle of the box
 SET_BACK = 2e-4  # m, see `_walls`
-DENSITY = 1000.0  # kg/m^3, SAPIEN's default
 REST_ARM = panda.REST_ARM * np.array([1, 1, 1, 1, 1, 1, -1])  # the hand is turned by 90 degrees
 
 OBSERVATION = (
-    ("qpos", 9),
-    ("qvel", 9),
-    ("base_pose", 7),
-    ("tcp_pose", 7),
+    *tabletop.ROBOT_OBSERVATION,
     ("peg_pose", 7),
     ("peg_half_size", 3),
     ("box_hole_pose", 7),
@@ -78,28 +70,10 @@ class PegParams(NamedTuple):
 
 def _make_model(visual: bool) -> mujoco.MjModel:
     """The scene; peg and walls are compiled at their largest."""
-    spec = mujoco.MjSpec()
-    spec.modelname = "PegInsertionSide"
-    spec.compiler.degree = False
-    option = spec.option
-    option.timestep = PHYSICS_STEP
-    option.integrator = mujoco.mjtIntegrator.mjINT_EULER  # joint damping is implicit
-    # Elliptic cones and stiff friction: with pyramidal ones the peg slips out of the grasp.
-    option.cone, option.impratio = mujoco.mjtCone.mjCONE_ELLIPTIC, 10
-    # Bodies' bounding volume trees would hold the compiled sizes, not the episode's.
-    option.disableflags |= mujoco.mjtDisableBit.mjDSBL_MIDPHASE.value
+    spec = tabletop.make_spec("PegInsertionSide", visual)
     # Only MJX reads this: it would otherwise solve for every possible contact, 216 of them,
     # touching or not. Demonstrations have at most 12 of one kind at a time.
     spec.add_numeric(name="max_contact_points", data=[24], size=1)
-    spec.worldbody.add_geom(
-        name="floor",
-        type=mujoco.mjtGeom.mjGEOM_PLANE,
-        size=(2, 2, 0.1),
-        contype=panda.FLOOR_BIT,
-        conaffinity=0,
-        rgba=(0.55, 0.57, 0.6, 1),
-    )
-    panda.add_panda(spec, visual)
     _add_peg(spec)
     _add_box(spec)
     if visual:
@@ -120,8 +94,7 @@ def _add_peg(spec: mujoco.MjSpec) -> None:
         name="peg",
         type=box,
         size=(length, width, width),
-        contype=0,
-        conaffinity=panda.FLOOR_BIT | panda.ROBOT_BIT | panda.FIXTURE_BIT,
+        **tabletop.OBJECT,
         rgba=(0.93, 0.96, 0.98, 1),
     )
     body.add_geom(
@@ -155,7 +128,7 @@ def _add_box(spec: mujoco.MjSpec) -> None:
 
 def _box_inertia(half_length, half_width):
     """Mass in kg and principal inertias in kg m^2 of the peg; floats or traced scalars."""
-    mass = DENSITY * 8 * half_length * half_width**2
+    mass = tabletop.DENSITY * 8 * half_length * half_width**2
     along = mass / 3 * 2 * half_width**2
     across = mass / 3 * (half_length**2 + half_width**2)
     return mass, (along, across, across)
@@ -202,7 +175,7 @@ def sample_start(key: jax.Array) -> Start:
     box_xy = jax.random.uniform(next(keys), (2,), minval=jnp.array(BOX_XY[0]),
                                 maxval=jnp.array(BOX_XY[1]))  # fmt: skip
     box_yaw = np.pi / 2 + BOX_YAW_SPREAD * jax.random.uniform(next(keys), (), minval=-1.0)
-    arm = REST_ARM + ROBOT_NOISE * jax.random.normal(next(keys), (panda.ARM_JOINTS,))
+    robot = tabletop.sample_robot(next(keys), REST_ARM)
 
     params = PegParams(
         peg_half_length=half_length,
@@ -213,7 +186,7 @@ def sample_start(key: jax.Array) -> Start:
         box_quat=quat_about_z(box_yaw),
     )
     peg = jnp.concatenate([peg_xy, half_width[None], quat_about_z(peg_yaw)])
-    qpos = jnp.concatenate([arm, jnp.full(2, 0.04), peg])
+    qpos = jnp.concatenate([robot, peg])
     return make_start({"qpos": qpos, "qvel": jnp.zeros(panda.NUM_JOINTS + 6), **params._asdict()})
 
 
@@ -263,15 +236,12 @@ def control(episode: Episode, physics: PhysicsState, action: jax.Array) -> jax.A
 
 def observe(episode: Episode, physics: PhysicsState) -> jax.Array:
     """The 50 numbers of ManiSkill2's state mode, in its order (`OBSERVATION`)."""
-    params, robot = episode.params, panda.NUM_JOINTS
+    params = episode.params
     hole_pos = params.box_pos + rotate(params.box_quat, jnp.append(0.0, params.hole_offset))
     width = params.peg_half_width
     parts = [
-        physics.qpos[:robot],
-        physics.qvel[:robot],
-        jnp.array([*panda.BASE_POS, 1.0, 0.0, 0.0, 0.0]),
-        *panda.tcp_pose(physics.qpos[: panda.ARM_JOINTS]),
-        physics.qpos[robot:],
+        *tabletop.observe_robot(physics.qpos, physics.qvel),
+        physics.qpos[panda.NUM_JOINTS :],
         jnp.stack([params.peg_half_length, width, width]),
         hole_pos,
         params.box_quat,
@@ -337,15 +307,15 @@ def make_task() -> Task:
         summary="grasp a peg and insert it sideways into a box (3 mm clearance); Panda",
         scene=Scene(
             _make_model(visual=False),
-            n_substeps=round(1 / (CONTROL_HZ * PHYSICS_STEP)),
+            n_substeps=tabletop.N_SUBSTEPS,
             override_rows=_OVERRIDE_ROWS,
         ),
         make_visual_model=lambda: _make_model(visual=True),
         observation=OBSERVATION,
         action=ACTION,
         control_mode="pd_ee_delta_pose",
-        episode_steps=EPISODE_STEPS,
-        control_hz=CONTROL_HZ,
+        episode_steps=tabletop.EPISODE_STEPS,
+        control_hz=tabletop.CONTROL_HZ,
         sample_start=sample_start,
         get_state=get_state,
         make_start=make_start,

@@ -1,0 +1,190 @@
+"""StackCube: put the red cube on the green one and let go.
+
+Facts from mani-skill2 0.5.3 `envs/pick_and_place/stack_cube.py` (spawns, sizes, observation order,
+success, dense reward) and `agents/controllers/pd_ee_pose.py` (translation in the tool's frame, the
+tool keeps its orientation).
+
+Differences from SAPIEN: MuJoCo contacts at 200 Hz instead of PhysX at 500 Hz; see `panda.py`. A
+cube counts as grasped where both finger pads touch it, by geometry (within 1 mm) instead of by
+contact impulses, so that every engine and every learner's view agrees.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+
+from pdjax_envs.looks import add_looks
+from pdjax_envs.maniskill import panda, tabletop
+from pdjax_envs.maniskill.experts.stack_cube import make_expert
+from pdjax_envs.physics.engine import PhysicsState, Scene
+from pdjax_envs.rotations import quat_about_z, rotate, to_frame
+from pdjax_envs.task import Episode, Start, Task
+
+HALF_SIZE = 0.02  # m
+REGION = ((-0.1, -0.2), (0.1, 0.2))  # m, low and high, of each cube about a common shift
+SHIFT = 0.1  # m
+# Centres are further apart than this: mani_skill2's sampler adds both cubes' radii.
+APART = 2 * (np.sqrt(2) * HALF_SIZE + 0.001)  # m
+TRIALS = 32  # draws for the second cube; all fail in less than one start of 10^20
+ON_TOP = (np.sqrt(2) * HALF_SIZE + 0.005, 0.005)  # m, horizontal and vertical offset at success
+STATIC = (1e-3, 1e-2)  # m/s and rad/s
+TOUCH = 0.001  # m
+PAD = (0.00875, 0.00925)  # m, half size of a finger's pad across and along the finger
+A, B = slice(9, 16), slice(16, 23)  # poses in qpos
+A_VEL, B_VEL = slice(9, 15), slice(15, 21)
+
+OBSERVATION = (
+    *tabletop.ROBOT_OBSERVATION,
+    ("cube_a_pose", 7),
+    ("cube_b_pose", 7),
+    ("tcp_to_cube_a", 3),
+    ("tcp_to_cube_b", 3),
+    ("cube_a_to_cube_b", 3),
+)
+ACTION = (("ee_delta_position", 3), ("gripper", 1))
+
+
+def _make_model(visual: bool) -> mujoco.MjModel:
+    spec = tabletop.make_spec("StackCube", visual)
+    for name, y, color in (("cube_a", -0.1, (0.86, 0.2, 0.18)), ("cube_b", 0.1, (0.2, 0.65, 0.3))):
+        body = spec.worldbody.add_body(name=name, pos=(0, y, HALF_SIZE))
+        body.add_joint(name=f"{name}_joint", type=mujoco.mjtJoint.mjJNT_FREE)
+        body.add_geom(
+            name=name,
+            type=mujoco.mjtGeom.mjGEOM_BOX,
+            size=[HALF_SIZE] * 3,
+            density=tabletop.DENSITY,
+            # The cubes meet each other too.
+            contype=panda.FIXTURE_BIT,
+            conaffinity=tabletop.OBJECT["conaffinity"],
+            rgba=(*color, 1),
+        )
+    if visual:
+        add_looks(spec, eye=(0.7, -0.45, 0.6), target=(-0.08, 0.0, 0.08))
+    return spec.compile()
+
+
+def sample_start(key: jax.Array) -> Start:
+    """Both cubes on the floor, turned anyhow and apart; the robot near its rest pose.
+
+    Source: mani_skill2 `_initialize_actors`, whose sampler draws the second cube until it is clear
+    of the first.
+    """
+    keys = jax.random.split(key, 5)
+    low, high = jnp.array(REGION[0]), jnp.array(REGION[1])
+    shift = jax.random.uniform(keys[0], (2,), minval=-SHIFT, maxval=SHIFT)
+    draws = jax.random.uniform(keys[1], (TRIALS, 2), minval=low, maxval=high)
+    first = jax.random.uniform(keys[2], (2,), minval=low, maxval=high)
+    clear = jnp.linalg.norm(draws - first, axis=1) > APART
+    second = draws[jnp.argmax(clear)]  # the first one that is clear
+    yaws = jax.random.uniform(keys[3], (2,), maxval=2 * np.pi)
+    poses = [
+        jnp.concatenate([shift + place, jnp.array([HALF_SIZE]), quat_about_z(yaw)])
+        for place, yaw in zip((first, second), yaws, strict=True)
+    ]
+    robot = tabletop.sample_robot(keys[4], jnp.array(panda.REST_ARM))
+    return make_start({"qpos": jnp.concatenate([robot, *poses]), "qvel": jnp.zeros(21)})
+
+
+def get_state(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
+    """Positions and velocities: nothing else is drawn."""
+    del episode
+    return {"qpos": physics.qpos, "qvel": physics.qvel}
+
+
+def make_start(state: Mapping[str, Any]) -> Start:
+    """An episode that starts from such a state."""
+    return Start(Episode({}, ()), state["qpos"], state["qvel"])
+
+
+def control(episode: Episode, physics: PhysicsState, action: jax.Array) -> jax.Array:
+    """`pd_ee_delta_pos`: (4,) action to (9,) joint targets; the tool keeps its orientation."""
+    del episode
+    still = jnp.concatenate([action[:3], jnp.zeros(3), action[3:]])
+    return panda.delta_pose_control(physics.qpos[: panda.NUM_JOINTS], still)
+
+
+def observe(episode: Episode, physics: PhysicsState) -> jax.Array:
+    """The 55 numbers of ManiSkill2's state mode, in its order (`OBSERVATION`)."""
+    del episode
+    robot = tabletop.observe_robot(physics.qpos, physics.qvel)
+    tcp, cube_a, cube_b = robot[3], physics.qpos[A], physics.qpos[B]
+    parts = [*robot, cube_a, cube_b, cube_a[:3] - tcp, cube_b[:3] - tcp, cube_b[:3] - cube_a[:3]]
+    return jnp.concatenate(parts)
+
+
+def grasped(physics: PhysicsState) -> jax.Array:
+    """Whether both finger pads touch the red cube."""
+    tcp_pos, tcp_quat = panda.tcp_pose(physics.qpos[: panda.ARM_JOINTS])
+    cube = physics.qpos[A]
+    center = to_frame(tcp_pos, tcp_quat, cube[:3])  # in the tool's frame; the fingers move along y
+    axes = [rotate(cube[3:], axis) for axis in jnp.eye(3)]
+    reach = [HALF_SIZE * sum(jnp.abs(to_frame(jnp.zeros(3), tcp_quat, axis)[i]) for axis in axes)
+             for i in range(3)]  # fmt: skip
+    left, right = physics.qpos[7], physics.qpos[8]
+    touching = (left - (center[1] + reach[1]) <= TOUCH) & (right - (reach[1] - center[1]) <= TOUCH)
+    beside = (jnp.abs(center[0]) <= reach[0] + PAD[0]) & (jnp.abs(center[2]) <= reach[2] + PAD[1])
+    return touching & beside
+
+
+def stacked(physics: PhysicsState) -> jax.Array:
+    """Whether the red cube is on the green one."""
+    offset = physics.qpos[A][:3] - physics.qpos[B][:3]
+    near = jnp.linalg.norm(offset[:2]) <= ON_TOP[0]
+    return near & (jnp.abs(offset[2] - 2 * HALF_SIZE) <= ON_TOP[1])
+
+
+def success(episode: Episode, physics: PhysicsState) -> jax.Array:
+    """Whether the red cube is on the green one, at rest, and let go."""
+    del episode
+    velocity = physics.qvel[A_VEL]
+    static = jnp.linalg.norm(velocity[:3]) <= STATIC[0]
+    static &= jnp.linalg.norm(velocity[3:]) <= STATIC[1]
+    return stacked(physics) & static & ~grasped(physics)
+
+
+def sparse_reward(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
+    """1 at success."""
+    return {"success": success(episode, physics).astype(jnp.float32)}
+
+
+def features(obs: jax.Array) -> jax.Array:
+    """(8,) relations of tool and cubes, from the observation alone; bounded to [-3, 3].
+
+    The tool from the red cube (3, per 2 cm), the red cube from its place on the green one (3, per
+    2 cm), the fingers' opening less the cube (1, per 1 cm) and the red cube's height above the
+    floor (1, per 2 cm).
+    """
+    to_a, a_to_b = obs[46:49], obs[52:55]
+    place = a_to_b + jnp.array([0.0, 0.0, 2 * HALF_SIZE])
+    parts = [-to_a / 0.02, -place / 0.02, (obs[7:8] - HALF_SIZE) / 0.01,
+             (obs[34:35] - HALF_SIZE) / 0.02]  # fmt: skip
+    return jnp.clip(jnp.concatenate(parts), -3.0, 3.0)
+
+
+def make_task() -> Task:
+    """Builds StackCube."""
+    return Task(
+        name="StackCube",
+        summary="put the red cube on the green one and let go; Panda",
+        scene=Scene(_make_model(visual=False), n_substeps=tabletop.N_SUBSTEPS),
+        make_visual_model=lambda: _make_model(visual=True),
+        observation=OBSERVATION,
+        action=ACTION,
+        control_mode="pd_ee_delta_pos",
+        episode_steps=tabletop.EPISODE_STEPS,
+        control_hz=tabletop.CONTROL_HZ,
+        sample_start=sample_start,
+        get_state=get_state,
+        make_start=make_start,
+        control=control,
+        observe=observe,
+        rewards={"sparse": sparse_reward},
+        success=success,
+        features=features,
+        expert=make_expert,
+    )

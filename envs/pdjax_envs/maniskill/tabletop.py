@@ -1,0 +1,71 @@
+"""The scene that ManiSkill2's tabletop tasks share: floor, Panda, solver settings.
+
+Apart from the robot, which other scenes may use, and from the tasks, which add their objects.
+"""
+
+import jax
+import jax.numpy as jnp
+import mujoco
+
+from pdjax_envs.maniskill import panda
+
+PHYSICS_STEP = 0.005  # s
+CONTROL_HZ = 20.0
+N_SUBSTEPS = round(1 / (CONTROL_HZ * PHYSICS_STEP))
+EPISODE_STEPS = 200  # control steps
+ROBOT_NOISE = 0.02  # rad, standard deviation of each arm joint at the start
+FINGERS_OPEN = 0.04  # m
+DENSITY = 1000.0  # kg/m^3, SAPIEN's default
+# Collision bits of things that lie about; see `panda`.
+OBJECT = {
+    "contype": 0,
+    "conaffinity": panda.FLOOR_BIT | panda.ROBOT_BIT | panda.FIXTURE_BIT,
+}
+
+
+def make_spec(name: str, visual: bool) -> mujoco.MjSpec:
+    """A model under construction with floor and robot.
+
+    Args:
+      name: of the model.
+      visual: whether to add what is only drawn.
+    """
+    spec = mujoco.MjSpec()
+    spec.modelname = name
+    spec.compiler.degree = False
+    option = spec.option
+    option.timestep = PHYSICS_STEP
+    option.integrator = mujoco.mjtIntegrator.mjINT_EULER  # joint damping is implicit
+    # Elliptic cones and stiff friction: with pyramidal ones things slip out of the grasp.
+    option.cone, option.impratio = mujoco.mjtCone.mjCONE_ELLIPTIC, 10
+    # Bodies' bounding volume trees would hold the compiled sizes, not the episode's.
+    option.disableflags |= mujoco.mjtDisableBit.mjDSBL_MIDPHASE.value
+    spec.worldbody.add_geom(
+        name="floor",
+        type=mujoco.mjtGeom.mjGEOM_PLANE,
+        size=(2, 2, 0.1),
+        contype=panda.FLOOR_BIT,
+        conaffinity=0,
+        rgba=(0.55, 0.57, 0.6, 1),
+    )
+    panda.add_panda(spec, visual)
+    return spec
+
+
+def sample_robot(key: jax.Array, rest_arm: jax.Array) -> jax.Array:
+    """(9,) joint positions near `rest_arm` (7,) rad, fingers open."""
+    arm = rest_arm + ROBOT_NOISE * jax.random.normal(key, (panda.ARM_JOINTS,))
+    return jnp.concatenate([arm, jnp.full(2, FINGERS_OPEN)])
+
+
+def observe_robot(qpos: jax.Array, qvel: jax.Array) -> list[jax.Array]:
+    """Joint positions (9,), velocities (9,), the base's pose (7,) and the tool's pose (7,)."""
+    return [
+        qpos[: panda.NUM_JOINTS],
+        qvel[: panda.NUM_JOINTS],
+        jnp.array([*panda.BASE_POS, 1.0, 0.0, 0.0, 0.0]),
+        *panda.tcp_pose(qpos[: panda.ARM_JOINTS]),
+    ]
+
+
+ROBOT_OBSERVATION = (("qpos", 9), ("qvel", 9), ("base_pose", 7), ("tcp_pose", 7))
