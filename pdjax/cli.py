@@ -67,8 +67,10 @@ def _make_parser() -> _Parser:
 
 
 def _is_positional(cls: type[Command], index: int, option: Option) -> bool:
-    required = option.default is dataclasses.MISSING
-    return required and index < getattr(cls, "POSITIONALS", 1)
+    declared = getattr(cls, "POSITIONALS", None)
+    if declared is None:
+        return index == 0 and option.default is dataclasses.MISSING
+    return index < declared
 
 
 def _add(parser: argparse.ArgumentParser, option: Option, positional: bool) -> None:
@@ -80,7 +82,8 @@ def _add(parser: argparse.ArgumentParser, option: Option, positional: bool) -> N
     text = (option.doc + (f" ({', '.join(facts)})" if facts else "")).replace("%", "%%")
     if positional:
         word = _metavar(option.kind) if get_origin(option.kind) is Literal else option.name.upper()
-        parser.add_argument(option.name, metavar=word, help=text)
+        count = {} if required else {"nargs": "?", "default": argparse.SUPPRESS}
+        parser.add_argument(option.name, metavar=word, help=text, **count)
         return
     parser.add_argument(
         _flag(option),

@@ -25,35 +25,49 @@ class Command(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Envs:
-    """Lists the tasks: what they observe, how they act, how long an episode lasts."""
+    """Lists the tasks; with a name, says what its observation and action mean, number by number."""
+
+    POSITIONALS: ClassVar[int] = 1
+
+    task: str | None = None
+    """A task's name."""
 
     def run(self) -> dict[str, Any]:
         """Prints a table."""
         from pdjax import report
         from pdjax_envs import registry
 
+        if self.task is not None:
+            task = registry.make_task(self.task)
+            report.say(f"{task.name}: {task.summary}; {task.episode_steps} control steps at"
+                       f" {task.control_hz:g} Hz, {task.control_mode}")  # fmt: skip
+            report.show_parts(f"observation: {task.obs_dim} numbers", task.observation,
+                              task.meanings)  # fmt: skip
+            report.show_parts(f"action: {task.act_dim} numbers in [-1, 1]", task.action, {})
+            return _describe(task)
         tasks = [registry.make_task(name) for name in registry.task_names()]
-        header = ["task", "observation", "action", "control steps", "expert", "summary"]
+        header = ["task", "obs", "act", "steps", "Hz", "expert"]
         rows = [
-            [t.name, str(t.obs_dim), str(t.act_dim), f"{t.episode_steps} at {t.control_hz:g} Hz",
+            [t.name, str(t.obs_dim), str(t.act_dim), str(t.episode_steps), f"{t.control_hz:g}",
              "yes" if t.expert else "no", t.summary]
             for t in tasks
         ]  # fmt: skip
-        report.show_table("Tasks", header, rows)
-        return {
-            "tasks": [
-                {
-                    "name": t.name,
-                    "summary": t.summary,
-                    "observation": dict(t.observation),
-                    "action": dict(t.action),
-                    "episode_steps": t.episode_steps,
-                    "control_hz": t.control_hz,
-                    "expert": t.expert is not None,
-                }
-                for t in tasks
-            ]
-        }
+        report.show_table("Tasks", header, rows, text="summary")
+        return {"tasks": [_describe(task) for task in tasks]}
+
+
+def _describe(task: Any) -> dict[str, Any]:
+    return {
+        "name": task.name,
+        "summary": task.summary,
+        "observation": dict(task.observation),
+        "meanings": dict(task.meanings),
+        "action": dict(task.action),
+        "rewards": ["success", *task.rewards],
+        "episode_steps": task.episode_steps,
+        "control_hz": task.control_hz,
+        "expert": task.expert is not None,
+    }
 
 
 @dataclasses.dataclass(frozen=True)

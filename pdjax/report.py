@@ -6,7 +6,7 @@ The only file that imports trackers and plotting. Knows no algorithm, only names
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -131,15 +131,34 @@ def emit_json(values: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def show_table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    """Prints a small table for people, on stderr."""
+def show_table(title: str, header: list[str], rows: list[list[str]], text: str = "") -> None:
+    """Prints a small table for people, on stderr: a name first, then numbers, and `text` last.
+
+    Args:
+      title: above it.
+      header: names of the columns.
+      rows: cells as text.
+      text: name of a last column that is prose, broken where the terminal ends; "" for none.
+    """
     table = Table(title=title, title_justify="left", title_style="bold")
-    for index, name in enumerate(header):
-        first = index == 0
+    for name in header:
+        first = name == header[0]
         table.add_column(name, justify="left" if first else "right", no_wrap=first)
+    if text:
+        table.add_column(text, ratio=1)
     for row in rows:
         table.add_row(*row)
     console.print(table)
+
+
+def show_parts(title: str, parts: Sequence[tuple[str, int]], meanings: Mapping[str, str]) -> None:
+    """Prints which numbers of a vector are what."""
+    rows, begin = [], 0
+    for name, size in parts:
+        span = str(begin) if size == 1 else f"{begin} - {begin + size - 1}"
+        rows.append([name, span, *([meanings[name]] if meanings else [])])
+        begin += size
+    show_table(title, ["part", "numbers"], rows, text="meaning" if meanings else "")
 
 
 def show_comparison(summary: Mapping[str, Any]) -> None:

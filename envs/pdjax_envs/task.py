@@ -49,6 +49,7 @@ class Task:
       scene: model, substeps, overrides and derived fields, as the native engine takes them.
       make_visual_model: () -> model with meshes for rendering; objects keep their names.
       observation: (name, size) of each part of the observation, in order.
+      meanings: part of the observation -> what it is, with unit and frame.
       action: (name, size) of each part of the action, in order; all in [-1, 1].
       control_mode: ManiSkill's name for the meaning of the actions.
       episode_steps: time limit in control steps.
@@ -74,6 +75,7 @@ class Task:
     scene: Scene
     make_visual_model: Callable[[], Any]
     observation: tuple[tuple[str, int], ...]
+    meanings: Mapping[str, str]
     action: tuple[tuple[str, int], ...]
     control_mode: str
     episode_steps: int

@@ -20,14 +20,24 @@ OPEN = 1.35  # rad, hinge angle at success
 HINGE, LATCH = -2, -1  # in qpos
 
 OBSERVATION = (
-    ("hand_qpos", 27),  # arm rotations and hand; the arm's slide is left out
+    ("hand_qpos", 27),
     ("latch_angle", 1),
     ("door_angle", 1),
     ("palm_pos", 3),
     ("handle_pos", 3),
     ("palm_minus_handle", 3),
-    ("door_is_open", 1),  # 1 beyond 1 rad, else -1
+    ("door_is_open", 1),
 )
+MEANINGS = {
+    "hand_qpos": "joint angles, rad: arm rotations (3), wrist (2), fingers (22); the arm's slide is"
+    " left out",
+    "latch_angle": "rad; the door is held while it is near 0",
+    "door_angle": "of the hinge, rad",
+    "palm_pos": "m, in the world",
+    "handle_pos": "m, in the world",
+    "palm_minus_handle": "m, world axes",
+    "door_is_open": "1 beyond 1 rad, else -1",
+}
 
 
 def sample_start(key: jax.Array) -> Start:
@@ -97,6 +107,7 @@ def make_task() -> Task:
             "adroit_door.xml", eye=(-0.95, -0.75, 0.75), target=(0.05, 0.05, 0.15)
         ),
         observation=OBSERVATION,
+        meanings=MEANINGS,
         action=hand.action_parts(model),
         control_mode=hand.CONTROL_MODE,
         episode_steps=hand.EPISODE_STEPS,

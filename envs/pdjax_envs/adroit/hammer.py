@@ -24,13 +24,23 @@ LIFTED = 0.04  # m, height of the hammer and its head that counts as lifted
 OBSERVATION = (
     ("hand_qpos", 26),
     ("nail_depth", 1),
-    ("hammer_qvel", 6),  # clipped to [-1, 1]
+    ("hammer_qvel", 6),
     ("palm_pos", 3),
     ("hammer_pos", 3),
     ("hammer_euler", 3),
     ("nail_pos", 3),
-    ("nail_force", 1),  # clipped to [-1, 1]
+    ("nail_force", 1),
 )
+MEANINGS = {
+    "hand_qpos": "joint angles, rad: arm (2), wrist (2), fingers (22)",
+    "nail_depth": "of the nail in the board, m",
+    "hammer_qvel": "the hammer's velocity, m/s and rad/s, clipped to [-1, 1]",
+    "palm_pos": "m, in the world",
+    "hammer_pos": "m, in the world",
+    "hammer_euler": "Euler angles, rad, about fixed x, y, z",
+    "nail_pos": "the nail's head, m, in the world",
+    "nail_force": "on the nail's head, N, clipped to [-1, 1]",
+}
 
 
 def sample_start(key: jax.Array) -> Start:
@@ -110,6 +120,7 @@ def make_task() -> Task:
             "adroit_hammer.xml", eye=(-0.6, -0.75, 0.6), target=(0.0, -0.15, 0.12)
         ),
         observation=OBSERVATION,
+        meanings=MEANINGS,
         action=hand.action_parts(model),
         control_mode=hand.CONTROL_MODE,
         episode_steps=hand.EPISODE_STEPS,

@@ -29,6 +29,15 @@ OBSERVATION = (
     ("pen_minus_place", 3),
     ("pen_minus_target_direction", 3),
 )
+MEANINGS = {
+    "hand_qpos": "joint angles, rad: wrist (2), fingers (22)",
+    "pen_pos": "m, in the world",
+    "pen_qvel": "the pen's velocity, m/s and rad/s",
+    "pen_direction": "unit vector along the pen, world axes",
+    "target_direction": "unit vector along the target",
+    "pen_minus_place": "the pen from its place in the hand, m",
+    "pen_minus_target_direction": "difference of the two directions",
+}
 
 
 def sample_start(key: jax.Array) -> Start:
@@ -101,6 +110,7 @@ def make_task() -> Task:
             "adroit_pen.xml", eye=(-0.35, -0.75, 0.6), target=(0.05, -0.28, 0.2)
         ),
         observation=OBSERVATION,
+        meanings=MEANINGS,
         action=hand.action_parts(model),
         control_mode=hand.CONTROL_MODE,
         episode_steps=hand.EPISODE_STEPS,

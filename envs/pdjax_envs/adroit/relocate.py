@@ -27,6 +27,12 @@ OBSERVATION = (
     ("palm_minus_target", 3),
     ("ball_minus_target", 3),
 )
+MEANINGS = {
+    "hand_qpos": "arm slides (3), m, and rotations (3), wrist (2), fingers (22), rad",
+    "palm_minus_ball": "m, world axes",
+    "palm_minus_target": "m, world axes",
+    "ball_minus_target": "m, world axes",
+}
 
 
 def sample_start(key: jax.Array) -> Start:
@@ -107,6 +113,7 @@ def make_task() -> Task:
             "adroit_relocate.xml", eye=(-0.8, -0.9, 0.75), target=(0.0, -0.05, 0.12)
         ),
         observation=OBSERVATION,
+        meanings=MEANINGS,
         action=hand.action_parts(model),
         control_mode=hand.CONTROL_MODE,
         episode_steps=hand.EPISODE_STEPS,
