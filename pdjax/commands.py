@@ -207,12 +207,20 @@ class Eval:
     """Seed of the episodes."""
     physics: Physics = "auto"
     """Physics engine; auto = native on a CPU, mjx on an accelerator."""
+    shift: str = ""
+    """Perturbations: mass, friction, sensor_noise, camera, action_delay; joined by + to meet
+    together; `none`; `all` = none and each by itself. Default as in training."""
 
     def run(self) -> dict[str, Any]:
         """Evaluates and prints."""
         from pdjax import report, runner
 
-        summary = runner.evaluate_run(self.run_directory, self.episodes, self.seed, self.physics)
+        where = (self.run_directory, self.episodes, self.seed, self.physics)
+        if self.shift == "all":
+            found = runner.evaluate_shifts(*where)
+            report.show_shifts(found)
+            return {"shifts": found}
+        summary = runner.evaluate_run(*where, self.shift)
         report.show_comparison(summary)
         return summary
 

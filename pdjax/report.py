@@ -164,16 +164,12 @@ def show_parts(title: str, parts: Sequence[tuple[str, int]], meanings: Mapping[s
 def show_comparison(summary: Mapping[str, Any]) -> None:
     """Prints base against refined, see `evaluation.summarize`."""
 
-    def rate(name: str) -> str:
-        low, high = summary[f"{name}_ci"]
-        return f"{summary[f'{name}_success']:.1%} [{low:.0%}, {high:.0%}]"
-
     def steps(name: str) -> str:
         value = summary[f"{name}_steps_to_success"]
         return "-" if value is None else f"{value:.0f}"
 
     rows = [
-        ["success_once", rate("base"), rate("refined")],
+        ["success_once", *(_rate(summary, name) for name in ("base", "refined"))],
         ["success_at_end", *(f"{summary[f'{n}_success_at_end']:.1%}" for n in ("base", "refined"))],
         ["control steps to success", steps("base"), steps("refined")],
         ["smoothness (lower is smoother)",
@@ -181,8 +177,27 @@ def show_comparison(summary: Mapping[str, Any]) -> None:
     ]  # fmt: skip
     title = f"{summary['task']}: {summary['episodes']} paired episodes, 95 % intervals"
     show_table(title, ["", "base policy", "refined"], rows)
+    say(f"gain: {_gain(summary)}")
+
+
+def show_shifts(summaries: Sequence[Mapping[str, Any]]) -> None:
+    """Prints success_once under each shift, see `runner.evaluate_shifts`."""
+    first = summaries[0]
+    title = f"{first['task']}: {first['episodes']} paired episodes under each shift, success_once"
+    rows = [
+        [s["shift"] or "none", _rate(s, "base"), _rate(s, "refined"), _gain(s)] for s in summaries
+    ]
+    show_table(title, ["shift", "base policy", "refined", "gain"], rows)
+
+
+def _rate(summary: Mapping[str, Any], name: str) -> str:
+    low, high = summary[f"{name}_ci"]
+    return f"{summary[f'{name}_success']:.1%} [{low:.0%}, {high:.0%}]"
+
+
+def _gain(summary: Mapping[str, Any]) -> str:
     low, high = summary["gain_ci"]
-    say(f"gain: {summary['gain']:+.1%}  [{low:+.1%}, {high:+.1%}]")
+    return f"{summary['gain']:+.1%} [{low:+.0%}, {high:+.0%}]"
 
 
 def plot_learning_curve(directory: Path, summary: Mapping[str, Any]) -> Path:

@@ -29,7 +29,7 @@ from pdjax.rollout import Evaluation, Rollout, episode_overrides, make_rollout
 from pdjax.sac import SAC, make_hyperparams, make_sac
 from pdjax.train import Trainer, TrainState, make_trainer, residual_dim
 from pdjax.types import BasePolicy, Params
-from pdjax_envs import registry
+from pdjax_envs import registry, shifts
 from pdjax_envs.task import Env
 
 INTERIM_SEED_OFFSET = 1_000_000  # interim and final evaluations never share episodes
@@ -73,7 +73,7 @@ def build(config: Config) -> Run:
     """
     configs.validate(config)
     task = config.task
-    env = registry.make(task.name, task.physics, task.reward, task.terminate_on_success)
+    env = registry.make(task.name, task.physics, task.reward, task.terminate_on_success, task.shift)
     if not config.base_policy.path:
         raise ConfigError("base_policy.path is empty; set it to a directory of `pdjax imitate`")
     base, trained_for = imitation.load(
@@ -224,8 +224,13 @@ def _compare(built: Run, actor: Params, episodes: int, seed: int) -> dict[str, A
     return {"task": built.env.task.name} | evaluation.summarize(base, refined)
 
 
-def load_run(directory: Path, physics: str = "") -> tuple[Run, Params]:
+def load_run(directory: Path, physics: str = "", shift: str = "") -> tuple[Run, Params]:
     """Reads a finished run back: the built run and its residual policy's parameters.
+
+    Args:
+      directory: of the run.
+      physics: another engine than in training; "" = the same.
+      shift: other perturbations than in training, `none` for none; "" = the same.
 
     Raises:
       ConfigError, checkpoint.CheckpointError: the directory is no finished run.
@@ -234,15 +239,36 @@ def load_run(directory: Path, physics: str = "") -> tuple[Run, Params]:
         raise ConfigError(f"{directory} is no run: expected config.yaml as `pdjax train` writes it")
     overrides = [f"base_policy.path={json.dumps(str(directory / 'base_policy'))}"]
     overrides += [f"task.physics={physics}"] if physics else []
+    overrides += [f"task.shift={'' if shift == 'none' else shift!r}"] if shift else []
     built = build(configs.load(str(directory / "config.yaml"), overrides))
     like = jax.eval_shape(built.sac.init, jax.random.key(0)).actor
     return built, checkpoint.restore(directory / "residual", like)
 
 
-def evaluate_run(directory: Path, episodes: int, seed: int, physics: str = "") -> dict[str, Any]:
-    """Paired evaluation of a finished run on other episodes than its training saw."""
-    built, actor = load_run(directory, physics)
-    return _compare(built, actor, episodes, seed) | {"run": str(directory), "seed": seed}
+def evaluate_run(
+    directory: Path, episodes: int, seed: int, physics: str = "", shift: str = ""
+) -> dict[str, Any]:
+    """Paired evaluation of a finished run on other episodes than its training saw.
+
+    Args:
+      directory: of the run.
+      episodes: played by both policies.
+      seed: of the episodes; the same with and without a shift.
+      physics: engine; "" = as in training.
+      shift: see `registry.make`; "" = as in training.
+    """
+    built, actor = load_run(directory, physics, shift)
+    summary = _compare(built, actor, episodes, seed)
+    return summary | {"run": str(directory), "seed": seed, "shift": built.config.task.shift}
+
+
+def evaluate_shifts(
+    directory: Path, episodes: int, seed: int, physics: str = ""
+) -> list[dict[str, Any]]:
+    """`evaluate_run` without a shift and under each that the run's task has, one at a time."""
+    task = load_run(directory, physics)[0].env.task
+    names = [name for name in shifts.SHIFTS if not shifts.needed(name, task)]
+    return [evaluate_run(directory, episodes, seed, physics, name) for name in ["none", *names]]
 
 
 def render_run(directory: Path, out: Path, episodes: int, seed: int) -> dict[str, Any]:

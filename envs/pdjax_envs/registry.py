@@ -13,6 +13,7 @@ from importlib.metadata import entry_points
 
 import jax
 
+from pdjax_envs import shifts
 from pdjax_envs.physics.engine import Engine, Scene
 from pdjax_envs.task import Env, Task, make_env
 
@@ -88,12 +89,23 @@ def make_engine(scene: Scene, physics: str = "auto") -> Engine:
 
 
 def make(
-    name: str, physics: str = "auto", reward: str = "success", terminate_on_success: bool = True
+    name: str,
+    physics: str = "auto",
+    reward: str = "success",
+    terminate_on_success: bool = True,
+    shift: str = "",
 ) -> Env:
-    """Builds an environment by task and engine name; see `task.make_env` for the rest.
+    """Builds an environment by names.
+
+    Args:
+      name: of the task.
+      physics: of the engine, or `auto`.
+      reward: see `task.make_env`.
+      terminate_on_success: see `task.make_env`.
+      shift: perturbations joined by +, see `shifts`; "" for none.
 
     Raises:
-      UnknownName: no such task, engine or reward.
+      UnknownName: no such task, engine, reward or shift.
     """
     task = make_task(name)
     if reward != "success" and reward not in task.rewards:
@@ -102,9 +114,27 @@ def make(
     if name.startswith(_FOREIGN):
         if physics != "auto":
             raise UnknownName(f"{name} brings its own physics, got {physics!r}; choose auto")
-        return _make_foreign(name, reward, terminate_on_success)
+        return _shift(_make_foreign(name, reward, terminate_on_success), shift)
+    for part in _parse_shift(task, shift):
+        task = part.of_task(task)
     engine = make_engine(task.adapt(task.scene, resolve_engine(physics)), physics)
-    return make_env(task, engine, reward, terminate_on_success)
+    return _shift(make_env(task, engine, reward, terminate_on_success), shift)
+
+
+def _parse_shift(task: Task, shift: str) -> list[shifts.Shift]:
+    parts = shift.split("+") if shift else []
+    for part in parts:
+        if part not in shifts.SHIFTS:
+            raise unknown("shift", part, shifts.SHIFTS)
+        if lack := shifts.needed(part, task):
+            raise UnknownName(f"task {task.name} has no shift {part!r}: {lack}")
+    return [shifts.SHIFTS[part] for part in parts]
+
+
+def _shift(env: Env, shift: str) -> Env:
+    for part in _parse_shift(env.task, shift):
+        env = part.of_env(env)
+    return env
 
 
 def _make_foreign(name: str, reward: str = "success", terminate_on_success: bool = True) -> Env:

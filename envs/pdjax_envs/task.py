@@ -64,6 +64,9 @@ class Task:
         the reward as the task's original package defines it.
       success: (episode, physics) -> bool.
       adapt: (scene, engine's name) -> the scene for an engine that lacks a feature of the model.
+      objects: names of the bodies that the robot moves, see `shifts`.
+      camera: parts of the observation whose first three numbers are a position that a camera would
+        measure -> 1, or -1 where it is subtracted, see `shifts`.
       features: observation -> (feature_dim,) about [-3, 3], or None: relations between objects that
         are in the observation, on the scale that decides success. A learner may read them beside
         the observation, in which millimetres drown among metres.
@@ -88,6 +91,8 @@ class Task:
     rewards: Mapping[str, RewardTerms]
     success: Callable[[Episode, PhysicsState], Array]
     adapt: Callable[[Scene, str], Scene] = lambda scene, engine: scene
+    objects: tuple[str, ...] = ()
+    camera: Mapping[str, int] = dataclasses.field(default_factory=dict)
     features: Callable[[Array], Array] | None = None
     expert: Callable[[], "Expert"] | None = None
 
@@ -124,11 +129,13 @@ class EnvState(NamedTuple):
       physics: the engine's state.
       episode: what was drawn at the start of the episode.
       steps: () int32, control steps taken in the episode.
+      extra: what a wrapper around the environment carries, see `shifts`.
     """
 
     physics: PhysicsState
     episode: Episode
     steps: Array
+    extra: Any = ()
 
 
 class ControlStep(NamedTuple):
@@ -199,7 +206,7 @@ def make_env(
         action = jnp.clip(jnp.where(jnp.isnan(action), 0, action), -1, 1)
         ctrl = task.control(state.episode, state.physics, action)
         physics = engine.step(model, state.episode.overrides, state.physics, ctrl)
-        state = EnvState(physics, state.episode, state.steps + 1)
+        state = state._replace(physics=physics, steps=state.steps + 1)
         success = task.success(state.episode, physics)
         terms = {"success": success} if reward == "success" else task.rewards[reward](
             state.episode, physics

@@ -119,4 +119,6 @@ def make_task() -> Task:
         observe=observe,
         rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
         success=success,
+        objects=("door", "latch"),
+        camera={"handle_pos": 1, "palm_minus_handle": -1},
     )

@@ -132,4 +132,6 @@ def make_task() -> Task:
         observe=observe,
         rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
         success=success,
+        objects=("Object",),
+        camera={"hammer_pos": 1, "nail_pos": 1},
     )

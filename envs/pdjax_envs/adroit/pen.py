@@ -122,4 +122,6 @@ def make_task() -> Task:
         observe=observe,
         rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
         success=success,
+        objects=("Object",),
+        camera={"pen_pos": 1, "pen_minus_place": 1},
     )

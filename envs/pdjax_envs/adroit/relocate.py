@@ -125,4 +125,6 @@ def make_task() -> Task:
         observe=observe,
         rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
         success=success,
+        objects=("Object",),
+        camera={"palm_minus_ball": -1, "palm_minus_target": -1},
     )

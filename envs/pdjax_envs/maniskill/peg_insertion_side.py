@@ -330,6 +330,8 @@ def make_task() -> Task:
         observe=observe,
         rewards={"sparse": sparse_reward},
         success=success,
+        objects=("peg",),
+        camera={"peg_pose": 1, "box_hole_pose": 1},
         features=features,
         expert=make_expert,
     )

@@ -193,6 +193,8 @@ def make_task() -> Task:
         observe=observe,
         rewards={"sparse": sparse_reward},
         success=success,
+        objects=("cube_a", "cube_b"),
+        camera={"cube_a_pose": 1, "cube_b_pose": 1, "tcp_to_cube_a": 1, "tcp_to_cube_b": 1},
         features=features,
         expert=make_expert,
     )
