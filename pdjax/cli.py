@@ -82,7 +82,7 @@ def _add(parser: argparse.ArgumentParser, option: Option, positional: bool) -> N
     text = (option.doc + (f" ({', '.join(facts)})" if facts else "")).replace("%", "%%")
     if positional:
         word = _metavar(option.kind) if get_origin(option.kind) is Literal else option.name.upper()
-        count = {} if required else {"nargs": "?", "default": argparse.SUPPRESS}
+        count: dict[str, Any] = {} if required else {"nargs": "?", "default": argparse.SUPPRESS}
         parser.add_argument(option.name, metavar=word, help=text, **count)
         return
     parser.add_argument(

@@ -6,11 +6,12 @@ mistakes in flags answer at once.
 """
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pdjax.config import Physics
-from pdjax.schema import Count, Natural, Range, Seed
+from pdjax.schema import ConfigError, Count, Natural, Range, Seed
 
 NOISE_LIMIT = 1.0  # beyond it noise would always hit the ends of the actions' range
 
@@ -213,14 +214,14 @@ class Eval:
 
     def run(self) -> dict[str, Any]:
         """Evaluates and prints."""
-        from pdjax import report, runner
+        from pdjax import finished, report
 
         where = (self.run_directory, self.episodes, self.seed, self.physics)
         if self.shift == "all":
-            found = runner.evaluate_shifts(*where)
+            found = finished.evaluate_shifts(*where)
             report.show_shifts(found)
             return {"shifts": found}
-        summary = runner.evaluate_run(*where, self.shift)
+        summary = finished.evaluate_run(*where, self.shift)
         report.show_comparison(summary)
         return summary
 
@@ -237,12 +238,18 @@ class Render:
     """Episodes, one after another."""
     seed: Seed = 20_000
     """Seed of the episodes."""
+    grid: str = "1x1"
+    """ROWSxCOLUMNS, such as 4x4: that many episodes of the refined policy at once instead."""
 
     def run(self) -> dict[str, Any]:
         """Plays, draws and writes."""
-        from pdjax import report, runner
+        from pdjax import finished, report
 
-        result = runner.render_run(self.run_directory, self.out, self.episodes, self.seed)
+        match = re.fullmatch(r"([1-9]\d?)x([1-9]\d?)", self.grid)
+        if not match:
+            raise ConfigError(f"--grid got {self.grid!r}, expected ROWSxCOLUMNS such as 4x4")
+        grid = int(match[1]), int(match[2])
+        result = finished.render_run(self.run_directory, self.out, self.episodes, self.seed, grid)
         report.say(f"written {self.out}")
         return result
 

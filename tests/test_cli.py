@@ -211,6 +211,7 @@ def test_demonstrations_that_cannot_be_used_are_refused(capsys, here):
         (["eval", "run", "--episodes", "0"], "--episodes got '0', expected integer >= 1"),
         (["render", "run", "--out", "x.avi"], "x.avi must end in .mp4 or .gif"),
         (["render", "run"], "required: --out"),
+        (["render", "run", "--out", "x.mp4", "--grid", "4"], "--grid got '4', expected ROWSxCOL"),
         (["render", "base", "--out", "new/x.mp4"], "base is no run"),
     ],
 )

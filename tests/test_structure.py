@@ -19,6 +19,7 @@ ROOMS = [
     {"rollout", "sac", "replay", "base_policies.imitation", "base_policies.importers"},
     {"train", "evaluation"},
     {"runner", "imitate", "data_check"},
+    {"finished"},
     {"quickstart"},
     {"commands"},
     {"cli"},
