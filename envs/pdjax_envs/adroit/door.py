@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import mujoco
 
 from pdjax_envs.adroit import hand
-from pdjax_envs.physics.engine import PhysicsState
+from pdjax_envs.physics.engine import Buffers, PhysicsState
 from pdjax_envs.task import Episode, Start, Task
 
 FRAME_LOW, FRAME_HIGH = (-0.3, 0.25, 0.252), (-0.2, 0.35, 0.35)  # m, position of the door's frame
 OPEN = 1.35  # rad, hinge angle at success
 HINGE, LATCH = -2, -1  # in qpos
+BUFFERS = Buffers(48, 256)
+MODEL = "adroit_door.xml"
 
 OBSERVATION = (
     ("hand_qpos", 27),  # arm rotations and hand; the arm's slide is left out
@@ -57,7 +59,7 @@ def success(episode: Episode, physics: PhysicsState) -> jax.Array:
 
 def make_task() -> Task:
     """Builds AdroitDoor."""
-    spec = mujoco.MjSpec.from_file(hand.asset("adroit_door.xml"))
+    spec = mujoco.MjSpec.from_file(hand.asset(MODEL))
     model = hand.compile_model(spec)
     palm_id, handle_id = model.site("S_grasp").id, model.site("S_handle").id
 
@@ -92,7 +94,7 @@ def make_task() -> Task:
     return Task(
         name="AdroitDoor",
         summary="undo the latch and open the door; 28-joint arm and hand",
-        scene=hand.make_scene(model, {"body_pos": ("frame",)}, ("site_xpos",)),
+        scene=hand.make_scene(model, {"body_pos": ("frame",)}, ("site_xpos",), BUFFERS),
         make_visual_model=_make_visual_model,
         observation=OBSERVATION,
         action=hand.action_parts(model),
@@ -106,10 +108,15 @@ def make_task() -> Task:
         observe=observe,
         rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
         success=success,
+        adapt=hand.adapting(MODEL, _edit_for_mjx),
     )
 
 
+def _edit_for_mjx(spec: mujoco.MjSpec) -> None:
+    hand.without_cylinders(spec, "frame", "door", "latch")
+
+
 def _make_visual_model() -> mujoco.MjModel:
-    spec = mujoco.MjSpec.from_file(hand.asset("adroit_door.xml"))
+    spec = mujoco.MjSpec.from_file(hand.asset(MODEL))
     hand.view_camera(spec, pos=(-0.75, -0.9, 0.8), target=(0.0, 0.05, 0.2))
     return hand.compile_model(spec)

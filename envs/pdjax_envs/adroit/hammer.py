@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import mujoco
 
 from pdjax_envs.adroit import hand
-from pdjax_envs.physics.engine import PhysicsState
+from pdjax_envs.physics.engine import Buffers, PhysicsState
 from pdjax_envs.rotations import quat_to_euler
 from pdjax_envs.task import Episode, Start, Task
 
@@ -20,6 +20,8 @@ BOARD_XY = (0.05, 0.0)  # m
 BOARD_HEIGHT = (0.1, 0.25)  # m
 DRIVEN = 0.01  # m, the nail's distance from its goal at success
 LIFTED = 0.04  # m, height of the hammer and its head that counts as lifted
+BUFFERS = Buffers(48, 256)
+MODEL = "adroit_hammer.xml"
 
 OBSERVATION = (
     ("hand_qpos", 26),
@@ -55,7 +57,7 @@ def make_start(state: Mapping[str, Any]) -> Start:
 
 def make_task() -> Task:
     """Builds AdroitHammer."""
-    spec = mujoco.MjSpec.from_file(hand.asset("adroit_hammer.xml"))
+    spec = mujoco.MjSpec.from_file(hand.asset(MODEL))
     model = hand.compile_model(spec)
     hammer_id, force_id = model.body("Object").id, model.sensor("S_nail").id
     palm_id, tool_id, nail_id, goal_id = (
@@ -105,7 +107,7 @@ def make_task() -> Task:
     return Task(
         name="AdroitHammer",
         summary="pick up the hammer and drive the nail in; 26-joint arm and hand",
-        scene=hand.make_scene(model, {"body_pos": ("nail_board",)}, fields),
+        scene=hand.make_scene(model, {"body_pos": ("nail_board",)}, fields, BUFFERS),
         make_visual_model=_make_visual_model,
         observation=OBSERVATION,
         action=hand.action_parts(model),
@@ -119,10 +121,17 @@ def make_task() -> Task:
         observe=observe,
         rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
         success=success,
+        adapt=hand.adapting(MODEL, _edit_for_mjx),
     )
 
 
+def _edit_for_mjx(spec: mujoco.MjSpec) -> None:
+    hand.without_cylinders(spec, "nail", "Object")
+    hand.as_box(spec.site("S_target"))
+    spec.joint("nail_dir").margin = 0
+
+
 def _make_visual_model() -> mujoco.MjModel:
-    spec = mujoco.MjSpec.from_file(hand.asset("adroit_hammer.xml"))
+    spec = mujoco.MjSpec.from_file(hand.asset(MODEL))
     hand.view_camera(spec, pos=(-0.7, -0.8, 0.7), target=(0.0, -0.1, 0.15))
     return hand.compile_model(spec)

@@ -12,13 +12,15 @@ import jax.numpy as jnp
 import mujoco
 
 from pdjax_envs.adroit import hand
-from pdjax_envs.physics.engine import PhysicsState
+from pdjax_envs.physics.engine import Buffers, PhysicsState
 from pdjax_envs.rotations import quat_from_euler
 from pdjax_envs.task import Episode, Start, Task
 
 PEN_LENGTH = 0.13  # m, between its end sites
 NEAR = 0.075  # m, the pen's distance from its place in the hand
 DROPPED = 0.075  # m, height below which the pen is lost
+BUFFERS = Buffers(32, 192)
+MODEL = "adroit_pen.xml"
 
 OBSERVATION = (
     ("hand_qpos", 24),
@@ -52,7 +54,7 @@ def make_start(state: Mapping[str, Any]) -> Start:
 
 def make_task() -> Task:
     """Builds AdroitPen."""
-    spec = mujoco.MjSpec.from_file(hand.asset("adroit_pen.xml"))
+    spec = mujoco.MjSpec.from_file(hand.asset(MODEL))
     model = hand.compile_model(spec)
     pen_id, place_id = model.body("Object").id, model.site("eps_ball").id
     ends = [model.site(f"object_{end}").id for end in ("top", "bottom")]
@@ -96,7 +98,7 @@ def make_task() -> Task:
     return Task(
         name="AdroitPen",
         summary="turn the pen in the hand to the target's direction; 24-joint hand",
-        scene=hand.make_scene(model, {"body_quat": ("target",)}, ("site_xpos", "xpos")),
+        scene=hand.make_scene(model, {"body_quat": ("target",)}, ("site_xpos", "xpos"), BUFFERS),
         make_visual_model=_make_visual_model,
         observation=OBSERVATION,
         action=hand.action_parts(model),
@@ -110,10 +112,15 @@ def make_task() -> Task:
         observe=observe,
         rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
         success=success,
+        adapt=hand.adapting(MODEL, _edit_for_mjx),
     )
 
 
+def _edit_for_mjx(spec: mujoco.MjSpec) -> None:
+    hand.without_cylinders(spec, "Object", "target")
+
+
 def _make_visual_model() -> mujoco.MjModel:
-    spec = mujoco.MjSpec.from_file(hand.asset("adroit_pen.xml"))
+    spec = mujoco.MjSpec.from_file(hand.asset(MODEL))
     hand.view_camera(spec, pos=(-0.45, -0.75, 0.65), target=(0.05, -0.25, 0.22))
     return hand.compile_model(spec)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import mujoco
 
 from pdjax_envs.adroit import hand
-from pdjax_envs.physics.engine import PhysicsState
+from pdjax_envs.physics.engine import Buffers, PhysicsState
 from pdjax_envs.task import Episode, Start, Task
 
 BALL_LOW, BALL_HIGH = (-0.15, -0.15), (0.15, 0.3)  # m
@@ -20,6 +20,8 @@ BALL_HEIGHT = 0.035  # m, on the table
 TARGET_LOW, TARGET_HIGH = (-0.2, -0.2, 0.15), (0.2, 0.2, 0.35)  # m
 NEAR = 0.1  # m, the ball's distance from the target at success
 LIFTED = 0.04  # m, height of the ball that counts as lifted
+BUFFERS = Buffers(48, 256)
+MODEL = "adroit_relocate.xml"
 
 OBSERVATION = (
     ("hand_qpos", 30),
@@ -62,7 +64,7 @@ def make_start(state: Mapping[str, Any]) -> Start:
 
 def make_task() -> Task:
     """Builds AdroitRelocate."""
-    spec = mujoco.MjSpec.from_file(hand.asset("adroit_relocate.xml"))
+    spec = mujoco.MjSpec.from_file(hand.asset(MODEL))
     model = hand.compile_model(spec)
     ball_id = model.body("Object").id
     palm_id, target_id = model.site("S_grasp").id, model.site("target").id
@@ -101,7 +103,10 @@ def make_task() -> Task:
         name="AdroitRelocate",
         summary="pick up the ball and carry it to the target; 30-joint arm and hand",
         scene=hand.make_scene(
-            model, {"body_pos": ("Object",), "site_pos": ("target",)}, ("site_xpos", "xpos")
+            model,
+            {"body_pos": ("Object",), "site_pos": ("target",)},
+            ("site_xpos", "xpos"),
+            BUFFERS,
         ),
         make_visual_model=_make_visual_model,
         observation=OBSERVATION,
@@ -116,10 +121,11 @@ def make_task() -> Task:
         observe=observe,
         rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
         success=success,
+        adapt=hand.adapting(MODEL),
     )
 
 
 def _make_visual_model() -> mujoco.MjModel:
-    spec = mujoco.MjSpec.from_file(hand.asset("adroit_relocate.xml"))
+    spec = mujoco.MjSpec.from_file(hand.asset(MODEL))
     hand.view_camera(spec, pos=(-0.75, -0.85, 0.75), target=(0.0, 0.0, 0.15))
     return hand.compile_model(spec)

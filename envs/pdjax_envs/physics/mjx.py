@@ -160,7 +160,9 @@ def _full(limit: int, data: mjx.Data) -> Array:
     contact = data._impl.contact
     touching = contact.dist < contact.includemargin
     kinds, sizes = np.unique(contact.dim, return_counts=True)
-    full = [touching[contact.dim == kind].all() for kind, size in zip(kinds, sizes) if size == limit]
+    full = [
+        touching[contact.dim == kind].all() for kind, size in zip(kinds, sizes) if size == limit
+    ]
     return jnp.any(jnp.array(full)) if full else jnp.zeros((), bool)
 
 

@@ -48,7 +48,11 @@ def implementation(scene: Scene) -> Implementation:
                 naconmax=count * scene.buffers.contacts,
                 njmax=scene.buffers.constraints,
             )
-        return _place_static_geoms(model, model_now, data) if not _PLACES.isdisjoint(scene.override_rows) else data
+        return (
+            _place_static_geoms(model, model_now, data)
+            if not _PLACES.isdisjoint(scene.override_rows)
+            else data
+        )
 
     # Overflows are reported; Warp need not print them too.
     quiet = nominal.tree_replace({"opt._impl.warn_overflow": 0})
