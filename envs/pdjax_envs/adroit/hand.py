@@ -10,8 +10,8 @@ four are changed as follows, and each task's docstring lists what is changed bes
 
 - `noslip_iterations` 20 to 0: MJX has no solver against slip.
 - A custom number `max_contact_points`: else MJX solves for all contact points that the model could
-  ever have (188 to 499), most of them far apart. It keeps the deepest `MJX_CONTACTS` of each contact
-  dimension; where all of those touch, the engine reports an overflow.
+  ever have (188 to 499), most of them far apart. It keeps the deepest `MJX_CONTACTS` of each
+  contact dimension; where all of those touch, the engine reports an overflow.
 
 Not a change of the model: contacts of boxes have no margin in MJX, so what lies on the table sinks
 in by up to 1 mm.

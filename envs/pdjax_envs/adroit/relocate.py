@@ -2,6 +2,8 @@
 
 The environment AdroitHandRelocate-v1 of gymnasium-robotics 1.4 (`adroit_hand/adroit_relocate.py`):
 its model, observation, spawns, rewards and success, on the native engine bit for bit.
+
+For mjx only what all tasks change is changed (`hand.py`).
 """
 
 from collections.abc import Mapping
@@ -20,8 +22,10 @@ BALL_HEIGHT = 0.035  # m, on the table
 TARGET_LOW, TARGET_HIGH = (-0.2, -0.2, 0.15), (0.2, 0.2, 0.35)  # m
 NEAR = 0.1  # m, the ball's distance from the target at success
 LIFTED = 0.04  # m, height of the ball that counts as lifted
-BUFFERS = Buffers(48, 256)
 MODEL = "adroit_relocate.xml"
+# Seen at most in 60 episodes of experts, disturbed experts and random actions: 12 contacts, 19 near
+# pairs of geoms, 110 constraints.
+BUFFERS = Buffers(contacts=40, constraints=224)
 
 OBSERVATION = (
     ("hand_qpos", 30),

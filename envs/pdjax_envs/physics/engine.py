@@ -87,7 +87,7 @@ class Scene:
     fields: tuple[str, ...] = ()
     fresh_fields: bool = True
     ctrl_scale: tuple[np.ndarray, np.ndarray] | None = None
-    buffers: Buffers = Buffers()
+    buffers: Buffers = dataclasses.field(default_factory=Buffers)
 
     def scale_ctrl(self, ctrl: Any) -> Any:
         """What the simulator gets for a task's ctrl (..., nu)."""

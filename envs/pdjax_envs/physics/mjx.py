@@ -1,8 +1,9 @@
 """MuJoCo in JAX: the engines for accelerators, `mjx` and `warp`.
 
-The same physics as `native.py`, computed by `mujoco.mjx`: by its own implementation in JAX, compiled
-into the program, or by MuJoCo Warp's kernels called from it. In float32, so trajectories follow
-MuJoCo C's only to rounding, and diverge from them where contacts amplify it. Holds no state.
+The same physics as `native.py`, computed by `mujoco.mjx`: by its own implementation in JAX, which
+is compiled into the program, or by MuJoCo Warp's kernels, called from it (`warp.py`). In float32,
+so trajectories follow MuJoCo C's only to rounding, and diverge where contacts amplify it. Holds no
+state.
 """
 
 import contextlib

@@ -8,7 +8,7 @@ Warp's cache (WARP_CACHE_PATH). Holds no state.
 import copy
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from pdjax_envs.rotations import quat_multiply, rotate
 # Iteration limits of the solvers count as overflows in Warp, but nothing is left out there.
 _LEFT_OUT = int(OverflowType.ALL & ~(OverflowType.ITERATIONS | OverflowType.LS_ITERATIONS))
 
-# Model fields that say where a body's geoms are.
+# Model fields that say where geoms are.
 _PLACES = {"body_pos", "body_quat", "geom_pos", "geom_quat"}
 
 
@@ -38,9 +38,13 @@ def implementation(scene: Scene) -> Implementation:
     # In float32 the solver would not reach less and go on to its limit. MuJoCo Warp has the same
     # bound, but MJX passes it the model's own value.
     model.opt.tolerance = max(model.opt.tolerance, 1e-6)
+    # Warp has no midphase and refuses to be told so; it changes no result.
+    model.opt.disableflags &= ~mujoco.mjtDisableBit.mjDSBL_MIDPHASE.value
     nominal = mjx.put_model(model, impl="warp")
 
-    def make_data(model_now: mjx.Model, count: int) -> mjx.Data:
+    fixed = _PLACES.isdisjoint(scene.override_rows)
+
+    def make_data(now: mjx.Model, count: int) -> mjx.Data:
         with jax.ensure_compile_time_eval():
             data = mjx.make_data(
                 model,
@@ -48,14 +52,10 @@ def implementation(scene: Scene) -> Implementation:
                 naconmax=count * scene.buffers.contacts,
                 njmax=scene.buffers.constraints,
             )
-        return (
-            _place_static_geoms(model, model_now, data)
-            if not _PLACES.isdisjoint(scene.override_rows)
-            else data
-        )
+        return data if fixed else _place_static_geoms(model, now, data)
 
     # Overflows are reported; Warp need not print them too.
-    quiet = nominal.tree_replace({"opt._impl.warn_overflow": 0})
+    quiet = cast(mjx.Model, nominal.tree_replace({"opt._impl.warn_overflow": 0}))
     return Implementation(quiet, make_data, mjx.forward, _overflow, _together)
 
 
