@@ -91,7 +91,8 @@ class Demos:
     """Standard deviation of noise on the executed actions, as a share of [-1, 1]; recorded is what
     the expert wanted, beside what was executed."""
     physics: Physics = "auto"
-    """Physics engine; auto = native on a CPU, mjx on an accelerator."""
+    """Physics engine; auto = native on a CPU, warp on an NVIDIA GPU where it is installed, else
+    mjx."""
 
     def run(self) -> dict[str, Any]:
         """Records and writes."""
@@ -207,7 +208,8 @@ class Eval:
     seed: Seed = 20_000
     """Seed of the episodes."""
     physics: Physics = "auto"
-    """Physics engine; auto = native on a CPU, mjx on an accelerator."""
+    """Physics engine; auto = native on a CPU, warp on an NVIDIA GPU where it is installed, else
+    mjx."""
     shift: str = ""
     """Perturbations: mass, friction, sensor_noise, camera, action_delay; joined by + to meet
     together; `none`; `all` = none and each by itself. Default as in training."""

@@ -16,7 +16,7 @@ from pdjax import schema
 from pdjax.presets import PRESETS
 from pdjax.schema import ConfigError, Count, Natural, Positive, Range, Seed, Share
 
-Physics = Literal["auto", "native", "mjx"]
+Physics = Literal["auto", "native", "mjx", "warp"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,8 @@ class TaskConfig:
     name: str = "PegInsertionSide"
     """Task name, one of `pdjax envs`."""
     physics: Physics = "auto"
-    """Physics engine; auto = native without an accelerator, mjx with one."""
+    """Physics engine; auto = native on a CPU, warp on an NVIDIA GPU where it is installed, else
+    mjx."""
     reward: Literal["success", "sparse", "dense"] = "success"
     """What training maximises: success = 1 where the task is solved, else 0; sparse and dense as
     the task's original package defines them, where it does."""
