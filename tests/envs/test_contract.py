@@ -26,6 +26,7 @@ CONSTANT = {
     ("StackCube", "base_pose"): range(7),
     ("TurnFaucet", "base_pose"): range(7),
     ("TurnFaucetHeldOut", "base_pose"): range(7),
+    ("StackCube", "cube_a_to_cube_b"): (2,),  # both lie on the floor
     ("PegInsertionSide", "box_hole_pose"): (4, 5),  # the box stands upright
     ("AdroitDoor", "door_is_open"): (0,),  # it is not
     ("AdroitHammer", "nail_depth"): (0,),  # nothing touches the nail
@@ -75,6 +76,7 @@ def test_specs(played):
     task, scene = played.task, played.task.scene
     assert sum(size for _, size in task.observation) == task.obs_dim
     assert len(dict(task.observation)) == len(task.observation)
+    assert set(task.meanings) == set(dict(task.observation))
     assert sum(size for _, size in task.action) == task.act_dim
     seconds = scene.model.opt.timestep * scene.n_substeps
     np.testing.assert_allclose(seconds * task.control_hz, 1)

@@ -49,6 +49,12 @@ OBSERVATION = (
     ("target_link_pos", 3),
     ("angle_dist", 1),
 )
+MEANINGS = tabletop.ROBOT_MEANINGS | {
+    "target_angle_diff": "the angle that the handle has to pass, rad; it starts at 0",
+    "target_joint_axis": "the handle's axis, about which it turns, a unit vector in the world",
+    "target_link_pos": "where the handle's centre of mass was at the start, in the world, m",
+    "angle_dist": "what is left of the angle, rad; negative at success",
+}
 ACTION = (("ee_delta_position", 3), ("ee_delta_rotation", 3), ("gripper", 1))
 
 _SHAPES = (*faucets.FIXED, *faucets.MOVING)
@@ -178,7 +184,7 @@ def sample_start(key: jax.Array, models: tuple[int, ...] = faucets.TRAINING) -> 
     keys = jax.random.split(key, 4)
     xy = FAUCET_XY * jax.random.uniform(keys[1], (2,), minval=-1.0)
     yaw = FAUCET_YAW * jax.random.uniform(keys[2], (), minval=-1.0)
-    robot = tabletop.sample_robot(keys[3], jnp.array(REST_ARM))
+    robot = tabletop.sample_robot(keys[3], REST_ARM)
     closed = robot.at[panda.ARM_JOINTS :].set(0.0)
     return make_start(
         {
@@ -277,6 +283,7 @@ def make_task() -> Task:
         ),
         make_visual_model=lambda: _make_model(visual=True),
         observation=OBSERVATION,
+        meanings=MEANINGS,
         action=ACTION,
         control_mode="pd_ee_delta_pose",
         episode_steps=tabletop.EPISODE_STEPS,
@@ -288,6 +295,8 @@ def make_task() -> Task:
         observe=observe,
         rewards={"sparse": sparse_reward},
         success=success,
+        objects=("handle",),
+        camera={"target_link_pos": 1},
         features=features,
         expert=make_expert,
     )
