@@ -5,8 +5,7 @@ place and rest pose with closed fingers, observation order, target, success, the
 density, and 1 cm of air below the faucet.
 
 Differences from SAPIEN: PartNet's faucets cannot be had, so a family of our own takes their place
-(`faucets.py`): ten to demonstrate and train on, and four that the task TurnFaucetHeldOut keeps for
-other tests. Each has one handle (a third of PartNet's have two) and a limited joint. MuJoCo
+(`faucets.py`): ten to demonstrate and train on, and four for the task TurnFaucetHeldOut. Each has one handle (a third of PartNet's have two) and a limited joint. MuJoCo
 contacts at 200 Hz instead of PhysX at 500 Hz; see `panda.py`, but without a camera on the hand. The
 joint's small friction is left out: a carried handle with this damping stops by itself. Of the
 rewards there is the sparse one only; the dense one measures distances between points that are
@@ -28,9 +27,7 @@ from pdjax_envs.physics.engine import PhysicsState, Scene, row_ids
 from pdjax_envs.rotations import quat_about_z, rotate
 from pdjax_envs.task import Episode, Start, Task
 
-BASE_POS = np.array(
-    [-0.56, 0.0, 0.0]
-)  # m, the robot's; other tasks of ManiSkill2 have it elsewhere
+BASE_POS = np.array([-0.56, 0.0, 0.0])  # m, the robot's, in place of `panda.BASE_POS`
 REST_ARM = np.array([0, -0.785, 0, -2.356, 0, 1.57, 0.785])  # rad
 FAUCET_XY = 0.05  # m, largest distance from the origin along x and y
 FAUCET_YAW = np.pi / 12  # rad, largest
@@ -75,8 +72,7 @@ _FAUCET_ROWS = {
     "dof_M0": ("handle_joint",),
     "dof_invweight0": ("handle_joint",),
 }
-_POSED = ("body_pos", "body_quat")
-_OVERRIDE_ROWS = _FAUCET_ROWS | {field: ("faucet", "handle") for field in _POSED}
+_OVERRIDE_ROWS = _FAUCET_ROWS | dict.fromkeys(("body_pos", "body_quat"), ("faucet", "handle"))
 
 
 class FaucetParams(NamedTuple):
@@ -125,7 +121,6 @@ def _add_faucet(spec: mujoco.MjSpec, faucet: faucets.Faucet) -> None:
             conaffinity=0,
             priority=1,  # contacts take friction and dimension from the faucet
             friction=(FRICTION, 0.005, 0.0001),
-            rgba=(0.93, 0.45, 0.2, 1) if moving else (0.72, 0.74, 0.77, 1),
         )
 
 
@@ -217,8 +212,7 @@ def make_start(state: Mapping[str, Any]) -> Start:
         target_joint_axis=rotate(quat, rotate(turn, jnp.array([0.0, 0.0, 1.0]))),
         target_link_pos=pos + rotate(quat, pivot + rotate(turn, row["body_ipos"][0])),
     )
-    pose = {"body_pos": pos, "body_quat": quat}
-    overrides = row | {field: jnp.stack([pose[field], row[field][0]]) for field in _POSED}
+    overrides = row | {"body_pos": jnp.stack([pos, pivot]), "body_quat": jnp.stack([quat, turn])}
     return Start(Episode(overrides, params), state["qpos"], state["qvel"])
 
 
