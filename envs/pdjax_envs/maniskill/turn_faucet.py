@@ -7,9 +7,9 @@ density, and 1 cm of air below the faucet.
 Differences from SAPIEN: PartNet's faucets cannot be had, so a family of our own takes their place
 (`faucets.py`): ten to demonstrate and train on, and four for the task TurnFaucetHeldOut. Each has
 one handle (a third of PartNet's have two) and a limited joint. MuJoCo contacts at 200 Hz instead of
-PhysX at 500 Hz; see `panda.py`, but without a camera on the hand. The joint's small friction is left
-out: a carried handle with this damping stops by itself. Of the rewards there is the sparse one only;
-the dense one measures distances between points that are sampled on meshes.
+PhysX at 500 Hz; see `panda.py`, but without a camera on the hand. The joint's small friction is
+left out: a carried handle with this damping stops by itself. Of the rewards there is the sparse one
+only; the dense one measures distances between points that are sampled on meshes.
 """
 
 from collections.abc import Mapping
