@@ -25,6 +25,11 @@ CONSTANT = {
     ("PegInsertionSide", "base_pose"): range(7),  # the robot is bolted down
     ("StackCube", "base_pose"): range(7),
     ("PegInsertionSide", "box_hole_pose"): (4, 5),  # the box stands upright
+    **{
+        (name, part): range(1, 25)  # padding: our chairs have one joint
+        for name in ("PushChair", "PushChairHeldOut")
+        for part in ("chair_qpos", "chair_qvel")
+    },
     ("AdroitDoor", "door_is_open"): (0,),  # it is not
     ("AdroitHammer", "nail_depth"): (0,),  # nothing touches the nail
     ("AdroitHammer", "nail_force"): (0,),

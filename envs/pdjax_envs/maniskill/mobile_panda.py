@@ -2,13 +2,13 @@
 
 Separate from the tasks because those with large objects share it; the arms are those of `panda`.
 Numbers are those of mani-skill2 0.5.3: `assets/descriptions/mobile_panda_dual_arm.urdf` (frames,
-inertias, limits), `agents/configs/mobile_panda/defaults.py` (gains, force limits, action ranges) and
-`agents/robots/mobile_panda.py` (what is observed). Joints are in SAPIEN's order: base x, y and turn,
-lift, right arm and fingers, left arm and fingers.
+inertias, limits), `agents/configs/mobile_panda/defaults.py` (gains, force limits, action ranges)
+and `agents/robots/mobile_panda.py` (what is observed). Joints are in SAPIEN's order: base x, y and
+turn, lift, right arm and fingers, left arm and fingers.
 
 Drives follow velocities by damping alone, within a force limit, as SAPIEN's do; they need an
-integrator that is implicit in the actuators' velocity (`implicitfast`). Where a drive is at its force
-limit MuJoCo C takes its damping out of the implicit part, MJX does not.
+integrator that is implicit in the actuators' velocity (`implicitfast`). At the force limit MuJoCo C
+takes a drive's damping out of the implicit part, MJX does not.
 
 Differences from SAPIEN: collision shapes are primitives of our own; the robot does not collide with
 itself, nor its torso with the floor (through which it reaches in ManiSkill2 too); gravity is

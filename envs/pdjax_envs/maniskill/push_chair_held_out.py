@@ -9,7 +9,7 @@ from functools import partial
 import jax
 
 from pdjax_envs.maniskill import chairs, push_chair
-from pdjax_envs.task import Start, Task
+from pdjax_envs.task import Start
 
 
 def sample_start(key: jax.Array) -> Start:
