@@ -33,6 +33,13 @@ def starts():
     return starts_of("PushChair")
 
 
+def c_scene(scene, episodes, index):
+    """The compiled model and data of one environment."""
+    model = copy.copy(scene.model)
+    apply_overrides(model, scene, jax.tree.map(lambda x: x[index], episodes.overrides))
+    return model, mujoco.MjData(model)
+
+
 def placed(xy=(0.0, 0.0), quat=(1.0, 0, 0, 0), velocity=(0, 0, 0), turning=(0, 0, 0)):
     """The physics of a chair in a place; the robot at the origin."""
     arm = mobile_panda.START_ARM
@@ -66,9 +73,7 @@ def test_observation_is_what_c_computes(env):
     fingers = [f"{side}_panda_{finger}finger" for side in ("right", "left")
                for finger in ("right", "left")]  # fmt: skip
     for index in range(count):
-        model = copy.copy(scene.model)
-        apply_overrides(model, scene, jax.tree.map(lambda x: x[index], states.episode.overrides))
-        data = mujoco.MjData(model)
+        model, data = c_scene(scene, states.episode, index)
         data.qpos[:], data.qvel[:] = states.physics.qpos[index], states.physics.qvel[index]
         mujoco.mj_forward(model, data)
         chair = data.body("chair")
@@ -151,11 +156,8 @@ def test_chairs_of_the_split(name, kinds):
 
 
 def test_nothing_touches_at_the_start(env, starts):
-    scene = env.task.scene
     for index in range(100):
-        model = copy.copy(scene.model)
-        apply_overrides(model, scene, jax.tree.map(lambda x: x[index], starts.episode.overrides))
-        data = mujoco.MjData(model)
+        model, data = c_scene(env.task.scene, starts.episode, index)
         data.qpos[:] = starts.qpos[index]
         mujoco.mj_forward(model, data)
         names = {model.geom(geom).name for pair in data.contact.geom for geom in pair}

@@ -100,7 +100,7 @@ def _make_model(visual: bool) -> mujoco.MjModel:
             conaffinity=0,
             rgba=(0.9, 0.1, 0.1, 1),
         )
-        add_looks(spec, eye=(3.0, -3.2, 2.7), target=(0.0, 0.0, 0.5), size=3)
+        add_looks(spec, eye=(2.6, 3.6, 2.7), target=(0.0, 0.0, 0.5), size=3)
     model = spec.compile()
     chairs.prepare(model)
     return model

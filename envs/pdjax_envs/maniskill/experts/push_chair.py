@@ -23,6 +23,7 @@ FOLDED_ARM = np.array([0, 0.33, 0, -2.4, 0, 3.6, 0.78])  # rad
 GRIPPER = 0.2  # the action that keeps the fingers as they start
 CONTACT = 0.98  # m, distance from the chair at which the hands may touch it
 PUSH_SPEED = 0.4  # m/s
+STEER = 1.5  # rad/s about the chair, and rad of what is missing
 STOP = 0.08  # m from the target
 LINED_UP, SLIPPED = 0.1, 0.9  # rad, target and chair as the robot sees them
 LOWERED, FOLDED = 0.03, 0.1  # m and rad, what is left to go
@@ -75,10 +76,11 @@ def _act(carry: Carry, obs: jax.Array, key: jax.Array) -> tuple[jax.Array, Carry
         jnp.clip(1.2 * (left - STOP), 0.0, PUSH_SPEED),
         jnp.clip(2.0 * (distance - ROUND), -0.4, 0.4),
     )
-    # Hands and seat stick together: from then on the base only translates, and the chair with it.
+    # Hands and seat stick together, so the chair goes where the base goes, and both turn about it;
+    # until at the target its direction means nothing any more.
     stuck = pushing & (distance < CONTACT)
-    around = jnp.clip(-1.5 * angle * distance, -0.5, 0.5)  # m/s, counterclockwise about the chair
-    around = jnp.where(stuck, 0.0, around)
+    around = jnp.clip(-STEER * angle * distance, -0.5, 0.5)  # m/s, counterclockwise
+    around = around * jnp.where(stuck, jnp.clip(left / 0.3, 0.0, 1.0), 1.0)
     velocity = speed * jnp.where(stuck, to_target, ahead) - around * aside
     facing = jnp.stack([jnp.cos(view.turn), jnp.sin(view.turn)])
     error = jnp.arctan2(facing[0] * ahead[1] - facing[1] * ahead[0], facing @ ahead)
