@@ -11,6 +11,7 @@ import argparse
 import importlib
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -48,7 +49,7 @@ def page(task: Task) -> str:
         "",
         f"## Observation: {task.obs_dim} numbers",
         "",
-        *_table(task.observation),
+        *_table(task.observation, task.meanings),
         "",
         f"## Action: {task.act_dim} numbers in [-1, 1], `{task.control_mode}`",
         "",
@@ -78,11 +79,11 @@ def _overrides(task: Task) -> str:
     return ", ".join(f"`{field}` of {', '.join(names)}" for field, names in rows.items())
 
 
-def _table(parts: tuple[tuple[str, int], ...]) -> list[str]:
-    lines, begin = ["| numbers | part |", "|---|---|"], 0
+def _table(parts: tuple[tuple[str, int], ...], meanings: Mapping[str, str]) -> list[str]:
+    lines, begin = ["| numbers | part | meaning |", "|---|---|---|"], 0
     for name, size in parts:
         span = str(begin) if size == 1 else f"{begin} - {begin + size - 1}"
-        lines.append(f"| {span} | {name} |")
+        lines.append(f"| {span} | `{name}` | {meanings[name]} |")
         begin += size
     return lines
 
@@ -90,7 +91,7 @@ def _table(parts: tuple[tuple[str, int], ...]) -> list[str]:
 def _actions(task: Task) -> list[str]:
     if all(size == 1 for _, size in task.action):  # one an actuator
         return ["Targets of the actuators, in order: " + ", ".join(n for n, _ in task.action) + "."]
-    return _table(task.action)
+    return _table(task.action, dict.fromkeys(dict(task.action), ""))
 
 
 def _speed(task: Task) -> list[str]:

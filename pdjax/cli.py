@@ -60,10 +60,17 @@ def _make_parser() -> _Parser:
         command = commands.add_parser(name, help=doc, description=doc,
                                       more=_config_help if name == "train" else None)  # fmt: skip
         for index, option in enumerate(schema.describe(cls)):
-            _add(command, option, positional=index == 0)
+            _add(command, option, positional=_is_positional(cls, index, option))
         command.add_argument("--json", action="store_true",
                              help="Print one JSON object as the last line of stdout.")  # fmt: skip
     return parser
+
+
+def _is_positional(cls: type[Command], index: int, option: Option) -> bool:
+    declared = getattr(cls, "POSITIONALS", None)
+    if declared is None:
+        return index == 0 and option.default is dataclasses.MISSING
+    return index < declared
 
 
 def _add(parser: argparse.ArgumentParser, option: Option, positional: bool) -> None:
@@ -73,8 +80,10 @@ def _add(parser: argparse.ArgumentParser, option: Option, positional: bool) -> N
     if not required and option.default not in (None, ()):
         facts.append(f"default {option.default}")
     text = (option.doc + (f" ({', '.join(facts)})" if facts else "")).replace("%", "%%")
-    if required and positional:
-        parser.add_argument(option.name, metavar=option.name.upper(), help=text)
+    if positional:
+        word = _metavar(option.kind) if get_origin(option.kind) is Literal else option.name.upper()
+        count: dict[str, Any] = {} if required else {"nargs": "?", "default": argparse.SUPPRESS}
+        parser.add_argument(option.name, metavar=word, help=text, **count)
         return
     parser.add_argument(
         _flag(option),
@@ -96,7 +105,7 @@ def _metavar(kind: Any) -> str:
         return "{" + ",".join(get_args(kind)) + "}"
     if get_origin(kind) is tuple:
         return "KEY=VALUE"
-    return {int: "N", float: "X", str: "NAME"}.get(kind, "PATH")
+    return {int: "N", float: "X", str: "NAME", str | None: "NAME"}.get(kind, "PATH")
 
 
 def _config_help() -> str:
@@ -130,11 +139,11 @@ def _parse(argv: list[str]) -> tuple[Command, bool]:
         known = unknown[0] in flags
         hint = "write it after the command" if known else schema.suggest(unknown[0], flags)
         raise ConfigError(f"{found.command} does not take {unknown[0]!r} here; {hint}")
-    values = {
-        name: schema.convert(option, getattr(found, name), _flag(option))
-        for name, option in options.items()
-        if hasattr(found, name)
-    }
+    values = {}
+    for index, (name, option) in enumerate(options.items()):
+        if hasattr(found, name):
+            source = name.upper() if _is_positional(cls, index, option) else _flag(option)
+            values[name] = schema.convert(option, getattr(found, name), source)
     return cls(**values), found.json
 
 

@@ -1,15 +1,17 @@
 """The commands: what each takes, and which function does its work.
 
-A field is a flag; the first field of a command that has no default is its positional argument. Work
-is imported where it is done, so that help and mistakes in flags answer at once.
+A field is a flag; the first field of a command that has no default is its positional argument, or
+as many of them as its `POSITIONALS` says. Work is imported where it is done, so that help and
+mistakes in flags answer at once.
 """
 
 import dataclasses
+import re
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pdjax.config import Physics
-from pdjax.schema import Count, Natural, Range, Seed
+from pdjax.schema import ConfigError, Count, Natural, Range, Seed
 
 NOISE_LIMIT = 1.0  # beyond it noise would always hit the ends of the actions' range
 
@@ -24,61 +26,105 @@ class Command(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Envs:
-    """Lists the tasks: what they observe, how they act, how long an episode lasts."""
+    """Lists the tasks; with a name, says what its observation and action mean, number by number."""
+
+    POSITIONALS: ClassVar[int] = 1
+
+    task: str | None = None
+    """A task's name."""
 
     def run(self) -> dict[str, Any]:
         """Prints a table."""
         from pdjax import report
         from pdjax_envs import registry
 
+        if self.task is not None:
+            task = registry.make_task(self.task)
+            report.say(f"{task.name}: {task.summary}; {task.episode_steps} control steps at"
+                       f" {task.control_hz:g} Hz, {task.control_mode}")  # fmt: skip
+            report.show_parts(f"observation: {task.obs_dim} numbers", task.observation,
+                              task.meanings)  # fmt: skip
+            report.show_parts(f"action: {task.act_dim} numbers in [-1, 1]", task.action, {})
+            return _describe(task)
         tasks = [registry.make_task(name) for name in registry.task_names()]
-        header = ["task", "observation", "action", "control steps", "expert", "summary"]
+        header = ["task", "obs", "act", "steps", "Hz", "expert"]
         rows = [
-            [t.name, str(t.obs_dim), str(t.act_dim), f"{t.episode_steps} at {t.control_hz:g} Hz",
+            [t.name, str(t.obs_dim), str(t.act_dim), str(t.episode_steps), f"{t.control_hz:g}",
              "yes" if t.expert else "no", t.summary]
             for t in tasks
         ]  # fmt: skip
-        report.show_table("Tasks", header, rows)
-        return {
-            "tasks": [
-                {
-                    "name": t.name,
-                    "summary": t.summary,
-                    "observation": dict(t.observation),
-                    "action": dict(t.action),
-                    "episode_steps": t.episode_steps,
-                    "control_hz": t.control_hz,
-                    "expert": t.expert is not None,
-                }
-                for t in tasks
-            ]
-        }
+        report.show_table("Tasks", header, rows, text="summary")
+        return {"tasks": [_describe(task) for task in tasks]}
+
+
+def _describe(task: Any) -> dict[str, Any]:
+    return {
+        "name": task.name,
+        "summary": task.summary,
+        "observation": dict(task.observation),
+        "meanings": dict(task.meanings),
+        "action": dict(task.action),
+        "rewards": ["success", *task.rewards],
+        "episode_steps": task.episode_steps,
+        "control_hz": task.control_hz,
+        "expert": task.expert is not None,
+    }
 
 
 @dataclasses.dataclass(frozen=True)
 class Demos:
-    """Records successful episodes of a task's scripted expert (ManiSkill HDF5 and JSON sidecar)."""
+    """Records successful episodes of an expert: a task's scripted one or a published policy."""
 
     task: str
     """Task name, see `pdjax envs`."""
     out: Path
-    """HDF5 file to write, .h5 or .hdf5; neither it nor its .json may exist."""
+    """HDF5 file to write, .h5 or .hdf5; neither it nor its .json (ManiSkill's layout) may exist."""
+    expert: str | None = None
+    """Who demonstrates in place of the task's scripted expert: dapg:FILE, a published DAPG policy
+    (an mjrl pickle such as door-v0.pickle, or an .npz), or dapg-noisy:FILE, the same with the
+    action noise that it was trained with."""
     episodes: Count = 100
     """Successful episodes to record."""
     seed: Seed = 0
     """Seed of the first episode; further ones count up."""
     noise: Annotated[float, Range(0, NOISE_LIMIT)] = 0.03
     """Standard deviation of noise on the executed actions, as a share of [-1, 1]; recorded is what
-    the expert wanted."""
+    the expert wanted, beside what was executed."""
     physics: Physics = "auto"
-    """Physics engine; auto = native on a CPU, mjx on an accelerator."""
+    """Physics engine; auto = native on a CPU, warp on an NVIDIA GPU where it is installed, else
+    mjx."""
 
     def run(self) -> dict[str, Any]:
         """Records and writes."""
         from pdjax import imitate
 
         return imitate.record_demonstrations(self.task, self.out, self.episodes, self.seed,
-                                             self.noise, self.physics)  # fmt: skip
+                                             self.noise, self.physics, self.expert)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Checks demonstrations: lengths, success, ranges, and whether the simulator replays them."""
+
+    POSITIONALS: ClassVar[int] = 2
+
+    action: Literal["check"]
+    """What to do: check."""
+    file: Path
+    """Demonstrations: HDF5 of `pdjax demos`, ManiSkill, D4RL or Minari, or a pickle of DAPG; told
+    apart by content."""
+    task: str | None = None
+    """Task that they are of; by default what the file says, or the only task of its sizes."""
+    replay: Natural = 10
+    """Episodes to replay from their initial states; 0 = none."""
+    physics: Physics = "auto"
+    """Physics engine of the replay."""
+
+    def run(self) -> dict[str, Any]:
+        """Checks, replays and prints."""
+        from pdjax import data_check
+
+        return data_check.check_demonstrations(self.file, self.task, self.replay, self.physics)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +132,7 @@ class Imitate:
     """Trains a diffusion policy on demonstrations: a base policy to refine."""
 
     demos: Path
-    """HDF5 file of `pdjax demos`, or of ManiSkill."""
+    """Demonstrations: HDF5 of `pdjax demos`, ManiSkill, D4RL or Minari, or a pickle of DAPG."""
     task: str
     """Task that the demonstrations are of."""
     out: Path
@@ -162,13 +208,22 @@ class Eval:
     seed: Seed = 20_000
     """Seed of the episodes."""
     physics: Physics = "auto"
-    """Physics engine; auto = native on a CPU, mjx on an accelerator."""
+    """Physics engine; auto = native on a CPU, warp on an NVIDIA GPU where it is installed, else
+    mjx."""
+    shift: str = ""
+    """Perturbations: mass, friction, sensor_noise, camera, action_delay; joined by + to meet
+    together; `none`; `all` = none and each by itself. Default as in training."""
 
     def run(self) -> dict[str, Any]:
         """Evaluates and prints."""
-        from pdjax import report, runner
+        from pdjax import finished, report
 
-        summary = runner.evaluate_run(self.run_directory, self.episodes, self.seed, self.physics)
+        where = (self.run_directory, self.episodes, self.seed, self.physics)
+        if self.shift == "all":
+            found = finished.evaluate_shifts(*where)
+            report.show_shifts(found)
+            return {"shifts": found}
+        summary = finished.evaluate_run(*where, self.shift)
         report.show_comparison(summary)
         return summary
 
@@ -185,12 +240,18 @@ class Render:
     """Episodes, one after another."""
     seed: Seed = 20_000
     """Seed of the episodes."""
+    grid: str = "1x1"
+    """ROWSxCOLUMNS, such as 4x4: that many episodes of the refined policy at once instead."""
 
     def run(self) -> dict[str, Any]:
         """Plays, draws and writes."""
-        from pdjax import report, runner
+        from pdjax import finished, report
 
-        result = runner.render_run(self.run_directory, self.out, self.episodes, self.seed)
+        match = re.fullmatch(r"([1-9]\d?)x([1-9]\d?)", self.grid)
+        if not match:
+            raise ConfigError(f"--grid got {self.grid!r}, expected ROWSxCOLUMNS such as 4x4")
+        grid = int(match[1]), int(match[2])
+        result = finished.render_run(self.run_directory, self.out, self.episodes, self.seed, grid)
         report.say(f"written {self.out}")
         return result
 
@@ -215,6 +276,7 @@ class Quickstart:
 COMMANDS: dict[str, type[Command]] = {
     "envs": Envs,
     "demos": Demos,
+    "data": Data,
     "imitate": Imitate,
     "train": Train,
     "eval": Eval,

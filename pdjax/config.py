@@ -16,7 +16,7 @@ from pdjax import schema
 from pdjax.presets import PRESETS
 from pdjax.schema import ConfigError, Count, Natural, Positive, Range, Seed, Share
 
-Physics = Literal["auto", "native", "mjx"]
+Physics = Literal["auto", "native", "mjx", "warp"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +26,16 @@ class TaskConfig:
     name: str = "PegInsertionSide"
     """Task name, one of `pdjax envs`."""
     physics: Physics = "auto"
-    """Physics engine; auto = native without an accelerator, mjx with one."""
+    """Physics engine; auto = native on a CPU, warp on an NVIDIA GPU where it is installed, else
+    mjx."""
     reward: Literal["success", "sparse", "dense"] = "success"
     """What training maximises: success = 1 where the task is solved, else 0; sparse and dense as
     the task's original package defines them, where it does."""
     terminate_on_success: bool = True
     """Whether success ends a training episode; evaluation always plays to the time limit."""
+    shift: str = ""
+    """Perturbations drawn anew for each episode, joined by +: mass, friction, sensor_noise, camera,
+    action_delay; empty = none. Evaluation during and after training meets them too."""
 
 
 @dataclasses.dataclass(frozen=True)

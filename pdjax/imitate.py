@@ -15,25 +15,44 @@ from pdjax.base_policies import imitation
 from pdjax.decision import Frozen
 from pdjax.outputs import check_directory, check_file, new_directory
 from pdjax.rollout import make_rollout
+from pdjax.schema import ConfigError
 from pdjax.types import BasePolicy
 from pdjax_envs import demonstrations, registry
-from pdjax_envs.task import Env
+from pdjax_envs.adroit import dapg
+from pdjax_envs.task import Env, Expert, Task
 
 
-def record_demonstrations(task: str, out: Path, episodes: int, seed: int, noise: float,
-                          physics: str = "auto") -> dict[str, Any]:  # fmt: skip
-    """Records a task's expert into an HDF5 file; returns what was written.
+def record_demonstrations(
+    task: str,
+    out: Path,
+    episodes: int,
+    seed: int,
+    noise: float,
+    physics: str = "auto",
+    expert: str | None = None,
+) -> dict[str, Any]:
+    """Records an expert into an HDF5 file; returns what was written.
+
+    Args:
+      task: its name.
+      out: file to write.
+      episodes: successful episodes to record.
+      seed: of the first episode.
+      noise: see `demonstrations.record`.
+      physics: engine.
+      expert: the task's own, or `dapg:FILE` or `dapg-noisy:FILE`, see `adroit.dapg`.
 
     Raises:
-      ConfigError: the file or its sidecar exists, or cannot be written.
-      demonstrations.DataError: the task has no expert.
+      ConfigError: the file or its sidecar exists, or cannot be written; no such expert.
+      demonstrations.DataError: the task has no expert, or the file holds none for it.
       registry.UnknownName: no such task.
     """
     check_file(out, (".h5", ".hdf5"))
     check_file(out.with_suffix(".json"), (".json",))
     env = registry.make(task, physics)
+    chosen = None if expert is None else _load_expert(expert, env.task)
     with report.progress("recording", episodes, "episodes") as bar:
-        found, rate = demonstrations.record(env, episodes, seed, noise, bar.update)
+        found, rate = demonstrations.record(env, episodes, seed, noise, bar.update, chosen)
     out.parent.mkdir(parents=True, exist_ok=True)
     demonstrations.write(out, env.task, found)
     lengths = [len(trajectory.actions) for trajectory in found]
@@ -42,7 +61,15 @@ def record_demonstrations(task: str, out: Path, episodes: int, seed: int, noise:
         f" the expert succeeded in {rate:.1%} of its attempts"
     )
     return {"task": task, "file": str(out), "episodes": episodes, "expert_success": rate,
-            "mean_steps": np.mean(lengths), "seed": seed, "noise": noise}  # fmt: skip
+            "mean_steps": np.mean(lengths), "seed": seed, "noise": noise,
+            "expert": expert or "scripted"}  # fmt: skip
+
+
+def _load_expert(text: str, task: Task) -> Expert:
+    kind, _, file = text.partition(":")
+    if kind not in ("dapg", "dapg-noisy") or not file:
+        raise ConfigError(f"--expert got {text!r}, expected dapg:FILE or dapg-noisy:FILE")
+    return dapg.make_expert(Path(file), task, noisy=kind == "dapg-noisy")
 
 
 def train_base_policy(demos: Path, task: str, out: Path, config: imitation.ImitationConfig,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pdjax import config as configs
-from pdjax import imitate, report, runner
+from pdjax import finished, imitate, report, runner
 from pdjax.base_policies.diffusion import DiffusionConfig
 from pdjax.base_policies.imitation import ImitationConfig
 from pdjax.outputs import new_directory, write_result
@@ -53,7 +53,7 @@ def quickstart(out: Path, seed: int) -> dict[str, Any]:
 def _try_video(run: Path, path: Path) -> str | None:
     """Renders where this machine can; says why where it cannot."""
     try:
-        runner.render_run(run, path, episodes=1, seed=20_000)
+        finished.render_run(run, path, episodes=1, seed=20_000)
     except RenderError as error:
         report.say(f"no video: {error}")
         return None

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import numpy as np
 
 BACKENDS = ("egl", "osmesa")
 WIDTH, HEIGHT = 480, 400  # pixels of one side
+LARGEST = 1280  # pixels; the pictures of a wide grid are smaller
 LINGER = 12  # control steps shown after a success
 
 
@@ -41,19 +42,28 @@ class Side(NamedTuple):
     success: np.ndarray
 
 
-def render(task: str, overrides: Mapping[str, Any], sides: Sequence[Side], path: Path) -> None:
-    """Draws episodes one after another, the sides next to each other.
+def render(
+    task: str,
+    overrides: Mapping[str, Any],
+    sides: Sequence[Side],
+    path: Path,
+    grid: tuple[int, int] = (1, 1),
+    progress: Callable[[int], None] = lambda frames: None,
+) -> None:
+    """Draws episodes as pictures in rows and columns, the sides of each next to each other.
 
     Args:
       task: task name.
       overrides: model field -> (episodes, rows, ...) of the episodes.
       sides: policies that played the same episodes.
       path: video to write, .mp4 or .gif; appears only when it is complete.
+      grid: rows and columns of episodes shown at once; further ones follow.
+      progress: called with the number of frames drawn so far, of `count_frames`.
 
     Raises:
       RenderError: no OpenGL library for drawing without a screen.
     """
-    arrays: dict[str, Any] = {"task": np.array(task)}
+    arrays: dict[str, Any] = {"task": np.array(task), "grid": np.array(grid)}
     arrays |= {f"override/{name}": value for name, value in overrides.items()}
     for index, side in enumerate(sides):
         fields = {"label": np.array(side.label), **side._asdict()}
@@ -64,23 +74,42 @@ def render(task: str, overrides: Mapping[str, Any], sides: Sequence[Side], path:
         np.savez(episodes, **arrays)
         tried = []
         for backend in (chosen,) if chosen else BACKENDS:
-            done = subprocess.run(
-                [sys.executable, "-m", "pdjax.render", str(episodes), str(video)],
-                env=os.environ | {"MUJOCO_GL": backend, "JAX_PLATFORMS": "cpu"},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode == 0:
+            failure = _draw(backend, [str(episodes), str(video)], progress)
+            if failure is None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 shutil.move(video, path)
                 return
-            reason = (done.stderr.strip() or "no message").splitlines()[-1]
-            tried.append(f"{backend}: {reason[:120]}")
+            tried.append(f"{backend}: {failure}")
     raise RenderError(
         f"cannot render without a screen ({'; '.join(tried)}); install EGL (Debian: libegl1) or"
         " OSMesa (Debian: libosmesa6)"
     )
+
+
+def _draw(backend: str, arguments: list[str], progress: Callable[[int], None]) -> str | None:
+    """Runs the drawing process; returns why it failed, or None."""
+    with tempfile.TemporaryFile("w+") as errors:
+        drawing = subprocess.Popen(
+            [sys.executable, "-m", "pdjax.render", *arguments],
+            env=os.environ | {"MUJOCO_GL": backend, "JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE, stderr=errors, text=True,
+        )  # fmt: skip
+        with drawing:
+            for line in drawing.stdout or ():
+                if line.strip().isdigit():
+                    progress(int(line))
+        if drawing.returncode == 0:
+            return None
+        errors.seek(0)
+        return (errors.read().strip() or "no message").splitlines()[-1][:120]
+
+
+def count_frames(sides: Sequence[Side], grid: tuple[int, int] = (1, 1)) -> int:
+    """Frames of the video that `render` makes of these."""
+    limit, count = sides[0].qpos.shape[:2]
+    last = np.max([np.minimum(side.steps + LINGER, limit) for side in sides], axis=0)
+    at_once = grid[0] * grid[1]
+    return int(sum(last[first : first + at_once].max() for first in range(0, count, at_once)))
 
 
 def _main(episodes: Path, video: Path) -> None:
@@ -105,23 +134,47 @@ def _main(episodes: Path, video: Path) -> None:
     options: dict[str, Any] = {"fps": int(task.control_hz)}
     if video.suffix == ".mp4":
         options |= {"codec": "libx264", "quality": 8, "macro_block_size": 8}
+    rows, columns = loaded["grid"]
+    at_once, episodes_in_all = rows * columns, sides[0].qpos.shape[1]
+    scale = min(1.0, LARGEST / (columns * len(sides) * WIDTH))
+    size = (round(scale * HEIGHT / 8) * 8, round(scale * WIDTH / 8) * 8)  # as video encoders want
+    drawn = 0
     with imageio.get_writer(video, **options) as writer:
-        for episode in range(sides[0].qpos.shape[1]):
-            model = copy.copy(compiled)
-            values = {name: value[episode] for name, value in overrides.items()}
-            apply_overrides(model, task.scene, values)
-            with mujoco.Renderer(model, HEIGHT, WIDTH) as renderer:
-                for frame in _frames(model, renderer, sides, episode):
-                    writer.append_data(frame)
+        for first in range(0, episodes_in_all, at_once):
+            shown = range(first, min(first + at_once, episodes_in_all))
+            players = []
+            for episode in shown:
+                model = copy.copy(compiled)
+                apply_overrides(model, task.scene, {k: v[episode] for k, v in overrides.items()})
+                players.append(_frames(model, mujoco.Renderer(model, *size), sides, episode))
+            for frame in _tiled(players, rows, columns):
+                writer.append_data(frame)
+                drawn += 1
+                print(drawn, flush=True)  # for the process that waits
 
 
-def _frames(model: Any, renderer: Any, sides: list[Side], episode: int):
-    """Frames (HEIGHT, sides * WIDTH, 3) uint8 of one episode; a finished side stands still."""
+def _tiled(players: list[Iterator[np.ndarray]], rows: int, columns: int) -> Iterator[np.ndarray]:
+    """Frames of all players in rows and columns; one that has ended stands still."""
+    current: list[Any] = [None] * len(players)
+    while True:
+        new = [next(player, None) for player in players]
+        if all(frame is None for frame in new):
+            return
+        current = [old if frame is None else frame for old, frame in zip(current, new, strict=True)]
+        tiles = current + [np.zeros_like(current[0])] * (rows * columns - len(current))
+        lines = [
+            np.concatenate(tiles[r * columns : (r + 1) * columns], axis=1) for r in range(rows)
+        ]
+        yield np.concatenate(lines, axis=0)
+
+
+def _frames(model: Any, renderer: Any, sides: list[Side], episode: int) -> Iterator[np.ndarray]:
+    """Frames (height, sides * width, 3) uint8 of one episode; a finished side stands still."""
     import mujoco
     from PIL import Image, ImageDraw, ImageFont
 
     data = mujoco.MjData(model)
-    font = ImageFont.load_default(size=17)
+    font = ImageFont.load_default(size=max(10, round(17 * renderer.height / HEIGHT)))
     limit = len(sides[0].qpos)
     ends = [min(int(side.steps[episode]) + LINGER, limit) for side in sides]
     drawn: list[Any] = [None] * len(sides)
@@ -138,7 +191,7 @@ def _frames(model: Any, renderer: Any, sides: list[Side], episode: int):
             state = "  success" if won else "  time is up" if failed else ""
             color = (22, 120, 60) if won else (170, 40, 30) if failed else (30, 30, 30)
             draw = ImageDraw.Draw(picture)
-            draw.text((12, 10), f"{side.label}{state}", fill=color, font=font)
+            draw.text((8, 6), f"{side.label}{state}", fill=color, font=font)
             drawn[index] = np.asarray(picture)
         yield np.concatenate(drawn, axis=1)
 

@@ -6,7 +6,7 @@ The only file that imports trackers and plotting. Knows no algorithm, only names
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -131,30 +131,45 @@ def emit_json(values: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def show_table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    """Prints a small table for people, on stderr."""
+def show_table(title: str, header: list[str], rows: list[list[str]], text: str = "") -> None:
+    """Prints a small table for people, on stderr: a name first, then numbers, and `text` last.
+
+    Args:
+      title: above it.
+      header: names of the columns.
+      rows: cells as text.
+      text: name of a last column that is prose, broken where the terminal ends; "" for none.
+    """
     table = Table(title=title, title_justify="left", title_style="bold")
-    for index, name in enumerate(header):
-        first = index == 0
+    for name in header:
+        first = name == header[0]
         table.add_column(name, justify="left" if first else "right", no_wrap=first)
+    if text:
+        table.add_column(text, ratio=1)
     for row in rows:
         table.add_row(*row)
     console.print(table)
 
 
+def show_parts(title: str, parts: Sequence[tuple[str, int]], meanings: Mapping[str, str]) -> None:
+    """Prints which numbers of a vector are what."""
+    rows, begin = [], 0
+    for name, size in parts:
+        span = str(begin) if size == 1 else f"{begin} - {begin + size - 1}"
+        rows.append([name, span, *([meanings[name]] if meanings else [])])
+        begin += size
+    show_table(title, ["part", "numbers"], rows, text="meaning" if meanings else "")
+
+
 def show_comparison(summary: Mapping[str, Any]) -> None:
     """Prints base against refined, see `evaluation.summarize`."""
-
-    def rate(name: str) -> str:
-        low, high = summary[f"{name}_ci"]
-        return f"{summary[f'{name}_success']:.1%} [{low:.0%}, {high:.0%}]"
 
     def steps(name: str) -> str:
         value = summary[f"{name}_steps_to_success"]
         return "-" if value is None else f"{value:.0f}"
 
     rows = [
-        ["success_once", rate("base"), rate("refined")],
+        ["success_once", *(_rate(summary, name) for name in ("base", "refined"))],
         ["success_at_end", *(f"{summary[f'{n}_success_at_end']:.1%}" for n in ("base", "refined"))],
         ["control steps to success", steps("base"), steps("refined")],
         ["smoothness (lower is smoother)",
@@ -162,8 +177,27 @@ def show_comparison(summary: Mapping[str, Any]) -> None:
     ]  # fmt: skip
     title = f"{summary['task']}: {summary['episodes']} paired episodes, 95 % intervals"
     show_table(title, ["", "base policy", "refined"], rows)
+    say(f"gain: {_gain(summary)}")
+
+
+def show_shifts(summaries: Sequence[Mapping[str, Any]]) -> None:
+    """Prints success_once under each shift, see `runner.evaluate_shifts`."""
+    first = summaries[0]
+    title = f"{first['task']}: {first['episodes']} paired episodes under each shift, success_once"
+    rows = [
+        [s["shift"] or "none", _rate(s, "base"), _rate(s, "refined"), _gain(s)] for s in summaries
+    ]
+    show_table(title, ["shift", "base policy", "refined", "gain"], rows)
+
+
+def _rate(summary: Mapping[str, Any], name: str) -> str:
+    low, high = summary[f"{name}_ci"]
+    return f"{summary[f'{name}_success']:.1%} [{low:.0%}, {high:.0%}]"
+
+
+def _gain(summary: Mapping[str, Any]) -> str:
     low, high = summary["gain_ci"]
-    say(f"gain: {summary['gain']:+.1%}  [{low:+.1%}, {high:+.1%}]")
+    return f"{summary['gain']:+.1%} [{low:+.0%}, {high:+.0%}]"
 
 
 def plot_learning_curve(directory: Path, summary: Mapping[str, Any]) -> Path:

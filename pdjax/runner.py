@@ -1,14 +1,13 @@
 """This file is not pure: it builds runs from configs, drives them and writes their directories.
 
 The single door: everything that a command does to policies goes through `build` and `run`, or
-through `evaluate_run` on a finished run.
+through `finished`, which reads runs back.
 
 A run's directory holds `config.yaml`, `base_policy/` (a copy, so that the directory is complete),
 `residual/` (checkpoint of the best residual policy), `metrics.jsonl`, `tb/`, `learning_curve.png`
 and `result.json`.
 """
 
-import json
 import shutil
 import time
 from pathlib import Path
@@ -16,16 +15,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from pdjax import checkpoint, evaluation, report
 from pdjax import config as configs
-from pdjax import render as rendering
 from pdjax.base_policies import imitation
 from pdjax.config import Config, ConfigError
 from pdjax.decision import Frozen
-from pdjax.outputs import check_directory, check_file, new_directory, write_result
-from pdjax.rollout import Evaluation, Rollout, episode_overrides, make_rollout
+from pdjax.outputs import check_directory, new_directory, write_result
+from pdjax.rollout import Evaluation, Rollout, make_rollout
 from pdjax.sac import SAC, make_hyperparams, make_sac
 from pdjax.train import Trainer, TrainState, make_trainer, residual_dim
 from pdjax.types import BasePolicy, Params
@@ -73,7 +70,7 @@ def build(config: Config) -> Run:
     """
     configs.validate(config)
     task = config.task
-    env = registry.make(task.name, task.physics, task.reward, task.terminate_on_success)
+    env = registry.make(task.name, task.physics, task.reward, task.terminate_on_success, task.shift)
     if not config.base_policy.path:
         raise ConfigError("base_policy.path is empty; set it to a directory of `pdjax imitate`")
     base, trained_for = imitation.load(
@@ -117,7 +114,7 @@ def run(config: Config, directory: Path) -> Result:
     configs.save(config, directory / "config.yaml")
     state, actor = _train(built, directory)
     checkpoint.save(directory / "residual", actor)
-    summary = _compare(built, actor, config.eval.episodes, config.eval.seed)
+    summary = compare(built, actor, config.eval.episodes, config.eval.seed)
     summary |= {
         "seed": config.seed,
         "decision_steps": int(state.decision_steps),
@@ -213,7 +210,7 @@ def make_assess(built: Run):
     return on_host
 
 
-def _compare(built: Run, actor: Params, episodes: int, seed: int) -> dict[str, Any]:
+def compare(built: Run, actor: Params, episodes: int, seed: int) -> dict[str, Any]:
     """Base and refined on the same episodes, as `result.json` keeps it."""
     assess = make_assess(built)
     with report.progress("evaluating", 2 * episodes, "episodes") as bar:
@@ -222,52 +219,3 @@ def _compare(built: Run, actor: Params, episodes: int, seed: int) -> dict[str, A
         refined = assess(actor, built.config.decorator.residual_scale, seed, episodes)
         bar.update(2 * episodes, f"refined {refined.success_once.mean():.1%}")
     return {"task": built.env.task.name} | evaluation.summarize(base, refined)
-
-
-def load_run(directory: Path, physics: str = "") -> tuple[Run, Params]:
-    """Reads a finished run back: the built run and its residual policy's parameters.
-
-    Raises:
-      ConfigError, checkpoint.CheckpointError: the directory is no finished run.
-    """
-    if not (directory / "config.yaml").is_file():
-        raise ConfigError(f"{directory} is no run: expected config.yaml as `pdjax train` writes it")
-    overrides = [f"base_policy.path={json.dumps(str(directory / 'base_policy'))}"]
-    overrides += [f"task.physics={physics}"] if physics else []
-    built = build(configs.load(str(directory / "config.yaml"), overrides))
-    like = jax.eval_shape(built.sac.init, jax.random.key(0)).actor
-    return built, checkpoint.restore(directory / "residual", like)
-
-
-def evaluate_run(directory: Path, episodes: int, seed: int, physics: str = "") -> dict[str, Any]:
-    """Paired evaluation of a finished run on other episodes than its training saw."""
-    built, actor = load_run(directory, physics)
-    return _compare(built, actor, episodes, seed) | {"run": str(directory), "seed": seed}
-
-
-def render_run(directory: Path, out: Path, episodes: int, seed: int) -> dict[str, Any]:
-    """Renders base and refined policy of a run side by side.
-
-    Raises:
-      ConfigError, checkpoint.CheckpointError: no finished run, or the video exists already.
-      rendering.RenderError: nothing to draw with on this machine.
-    """
-    check_file(out, (".mp4", ".gif"))
-    built, actor = load_run(directory)
-    render_comparison(built, actor, out, episodes, seed)
-    return {"video": str(out), "episodes": episodes, "seed": seed}
-
-
-def render_comparison(built: Run, actor: Params, out: Path, episodes: int, seed: int) -> None:
-    """Plays the same episodes with base and refined policy and draws them side by side."""
-    assess = make_assess(built)
-    scale = built.config.decorator.residual_scale
-    sides = []
-    for label, chosen in (("base policy", 0.0), ("refined", scale)):
-        result = assess(actor, chosen, seed, episodes, True)
-        played = (result.qpos, result.steps_to_success, result.success_once)
-        sides.append(rendering.Side(label, *map(np.asarray, played)))
-    overrides = episode_overrides(built.env, jax.random.split(jax.random.key(seed), episodes))
-    with report.progress("rendering", 1, "videos") as bar:
-        rendering.render(built.env.task.name, overrides, sides, out)
-        bar.update(1)

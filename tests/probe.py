@@ -48,6 +48,7 @@ def make_point_env(episode_steps=8, tolerance=0.05, goal=0.5, **kinds):
         scene=Scene(None, 1),
         make_visual_model=lambda: None,
         observation=(("position", 1), ("goal", 1), ("steps", 1)),
+        meanings={"position": "of the point", "goal": "to reach", "steps": "control steps taken"},
         action=(("velocity", 1),),
         control_mode="velocity",
         episode_steps=episode_steps,

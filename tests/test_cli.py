@@ -95,10 +95,11 @@ DEMOS = ["demos", TASK, "--out", "new/x.h5"]
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "no command; choose one of: envs, demos, imitate, train, eval, render, quickstart"),
+        ([], "no command; choose one of: envs, demos, data, imitate, train, eval, render, quick"),
         (["trian"], "invalid choice: 'trian'"),
         (["--json", "envs"], "envs does not take '--json' here; write it after the command"),
-        (["envs", "extra"], "envs does not take 'extra' here"),
+        (["envs", "StackCub"], "unknown task 'StackCub'; did you mean StackCube?"),
+        (["envs", "StackCube", "extra"], "envs does not take 'extra' here"),
         (["demos"], "the following arguments are required: TASK, --out; see `pdjax demos --help`"),
         (["demos", TASK, "--out"], "argument --out: expected one argument"),
         ([*DEMOS, "--episodes", "abc"], "--episodes got 'abc', expected integer >= 1"),
@@ -139,6 +140,8 @@ TRAIN = ["train", "peg_fast", "--out", "new/run", "--set", "base_policy.path=bas
         ([*TRAIN, "--set", "seed"], "--set 'seed' has no value; expected section.key=value"),
         ([*TRAIN, "--set"], "argument --set: expected one argument"),
         ([*TRAIN, "task.name=Foo"], "unknown task 'Foo'"),
+        ([*TRAIN, "task.reward=dense"], "task PegInsertionSide has no reward 'dense'; choose one"),
+        ([*TRAIN, "task.shift=mas"], "unknown shift 'mas'; did you mean mass?"),
         ([*TRAIN, "base_policy.path=nowhere"], "no usable base policy in nowhere: expected"),
         ([*TRAIN, "base_policy.act_horizon=8"], "pred_horizon=8 must be >= obs_horizon - 1 + act"),
         ([*TRAIN, "train.num_envs=7"], "decisions_per_round=256 must be a multiple of train.num_e"),
@@ -208,6 +211,7 @@ def test_demonstrations_that_cannot_be_used_are_refused(capsys, here):
         (["eval", "run", "--episodes", "0"], "--episodes got '0', expected integer >= 1"),
         (["render", "run", "--out", "x.avi"], "x.avi must end in .mp4 or .gif"),
         (["render", "run"], "required: --out"),
+        (["render", "run", "--out", "x.mp4", "--grid", "4"], "--grid got '4', expected ROWSxCOL"),
         (["render", "base", "--out", "new/x.mp4"], "base is no run"),
     ],
 )

@@ -44,10 +44,9 @@ def make_expert_env(start_late=False, succeeds=True):
 
 
 def equal(first, second):
-    return all(
-        np.array_equal(a, b) and np.asarray(a).dtype == np.asarray(b).dtype
-        for a, b in zip(dataclasses.astuple(first), dataclasses.astuple(second), strict=True)
-    )
+    first, second = dataclasses.asdict(first), dataclasses.asdict(second)
+    same = lambda a, b: np.array_equal(a, b) and np.asarray(a).dtype == np.asarray(b).dtype  # noqa: E731
+    return jax.tree.all(jax.tree.map(same, first, second))
 
 
 def test_the_expert_of_peg_insertion_is_recorded_up_to_its_first_success(peg):
@@ -90,16 +89,19 @@ def test_the_layout_is_maniskills(peg, tmp_path):
         assert sorted(file) == [f"traj_{index}" for index in range(EPISODES)]
         group = file["traj_0"]
         steps = len(group["actions"])
-        sizes = {name: group[name].shape for name in group}
-        assert sizes == {
+        arrays = {name: group[name] for name in group if name != "init_state"}
+        assert {name: array.shape for name, array in arrays.items()} == {
             "obs": (steps + 1, task.obs_dim),
             "actions": (steps, task.act_dim),
+            "executed_actions": (steps, task.act_dim),
             "success": (steps,),
             "env_states": (steps + 1, task.scene.model.nq + task.scene.model.nv),
         }
-        assert {name: str(group[name].dtype) for name in group} == {
-            "obs": "float32", "actions": "float32", "success": "bool", "env_states": "float32",
-        }  # fmt: skip
+        dtypes = {name: str(array.dtype) for name, array in arrays.items()}
+        assert dtypes.pop("success") == "bool"
+        assert set(dtypes.values()) == {"float32"}
+        state = np.concatenate([group["init_state/qpos"], group["init_state/qvel"]])
+        np.testing.assert_array_equal(state, group["env_states"][0])
     sidecar = json.loads((tmp_path / "demos.json").read_text())
     assert sidecar["env_info"]["env_id"] == "PegInsertionSide"
     assert sidecar["env_info"]["max_episode_steps"] == task.episode_steps
@@ -157,7 +159,8 @@ def file(tmp_path):
 
 
 def replace(group, name, value):
-    del group[name]
+    if name in group:
+        del group[name]
     if value is not None:
         group[name] = value
 
@@ -182,7 +185,14 @@ def refuse(path, message):
         ("actions", np.full((5, 1), 1.5), r"traj_1/actions reach 1.5, expected \[-1, 1\]"),
         ("actions", np.full((5, 1), np.inf), "traj_1 holds NaN or infinite"),
         ("actions", [b"text"] * 5, "is not a readable demonstration file"),
-        ("success", np.ones(3, bool), "traj_1 has 3 success flags for 5 actions"),
+        ("success", True, r"traj_1 has success of shape \(\), expected \(5,\)"),
+        (
+            "executed_actions",
+            np.ones((5, 2)),
+            r"executed actions of shape \(5, 2\), expected \(5, 1",
+        ),
+        ("actions", 0.5, r"traj_1/actions has shape \(\), expected \(T, 1\)"),
+        ("success", np.ones(3, bool), r"traj_1 has success of shape \(3,\), expected \(5,\)"),
     ],
 )
 @pytest.mark.parametrize("with_sidecar", [True, False])
@@ -214,7 +224,7 @@ def test_a_file_that_is_no_hdf5_is_refused(file):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    refuse(tmp_path / "none.h5", "no demonstrations at .*; write some with `pdjax demos Point`")
+    refuse(tmp_path / "none.h5", "no demonstrations at .*; write some with `pdjax demos TASK`")
     refuse(tmp_path, "no demonstrations at")
 
 

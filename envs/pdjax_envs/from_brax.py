@@ -108,6 +108,7 @@ def _make_task(theirs: Any, name: str, episode_steps: int) -> Task:
         scene=cast(Scene, None),  # nothing here to simulate with an engine of ours
         make_visual_model=no_picture,
         observation=(("state", shape[0]),),
+        meanings={"state": "see its own documentation"},
         action=(("action", theirs.action_size),),
         control_mode="own",
         episode_steps=episode_steps,

@@ -7,20 +7,22 @@ those libraries, see `from_brax`.
 
 import difflib
 import importlib
+import importlib.util
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import entry_points
 
 import jax
 
+from pdjax_envs import shifts
 from pdjax_envs.physics.engine import Engine, Scene
 from pdjax_envs.task import Env, Task, make_env
 
-ENGINES = ("native", "mjx")
+ENGINES = ("native", "mjx", "warp")
 
 
 class UnknownName(ValueError):  # noqa: N818 (a mistake, not a failure)
-    """A task or engine that does not exist; the message lists those that do."""
+    """A task or engine that does not exist here; the message says what does."""
 
 
 # Task -> module with its `make_task`; imported when it is asked for.
@@ -70,32 +72,60 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownName:
 
 
 def resolve_engine(physics: str) -> str:
-    """The engine that `auto` stands for here: native on a CPU, mjx on an accelerator."""
+    """The engine of that name, or the one that `auto` stands for here.
+
+    That is native on a CPU, warp on an NVIDIA GPU where it is installed, else mjx.
+
+    Raises:
+      UnknownName: no such engine, or warp is not installed.
+    """
+    has_warp = importlib.util.find_spec("warp") is not None
     if physics == "auto":
-        return "native" if jax.default_backend() == "cpu" else "mjx"
+        if jax.default_backend() == "cpu":
+            return "native"
+        return "warp" if has_warp and "NVIDIA" in jax.devices()[0].device_kind else "mjx"
     if physics not in ENGINES:
         raise UnknownName(f"unknown physics engine {physics!r}; choose auto, {', '.join(ENGINES)}")
+    if physics == "warp" and not has_warp:
+        raise UnknownName("physics engine 'warp' is not installed; pip install 'mujoco-mjx[warp]'"
+                          ", or choose native or mjx")  # fmt: skip
     return physics
 
 
 def make_engine(scene: Scene, physics: str = "auto") -> Engine:
-    """Binds a physics engine to a scene; a simulator is imported only when it is used."""
-    if resolve_engine(physics) == "native":
+    """Binds a physics engine to a scene; a simulator is imported only when it is used.
+
+    Raises:
+      UnknownName: no such engine, or it is not installed.
+    """
+    engine = resolve_engine(physics)
+    if engine == "native":
         from pdjax_envs.physics import native
 
         return native.make_engine(scene)
     from pdjax_envs.physics import mjx
 
-    return mjx.make_engine(scene)
+    return mjx.make_engine(scene, "warp" if engine == "warp" else "jax")
 
 
 def make(
-    name: str, physics: str = "auto", reward: str = "success", terminate_on_success: bool = True
+    name: str,
+    physics: str = "auto",
+    reward: str = "success",
+    terminate_on_success: bool = True,
+    shift: str = "",
 ) -> Env:
-    """Builds an environment by task and engine name; see `task.make_env` for the rest.
+    """Builds an environment by names.
+
+    Args:
+      name: of the task.
+      physics: of the engine, or `auto`.
+      reward: see `task.make_env`.
+      terminate_on_success: see `task.make_env`.
+      shift: perturbations joined by +, see `shifts`; "" for none.
 
     Raises:
-      UnknownName: no such task, engine or reward.
+      UnknownName: no such task, engine, reward or shift, or the engine is not installed.
     """
     task = make_task(name)
     if reward != "success" and reward not in task.rewards:
@@ -104,9 +134,27 @@ def make(
     if name.startswith(_FOREIGN):
         if physics != "auto":
             raise UnknownName(f"{name} brings its own physics, got {physics!r}; choose auto")
-        return _make_foreign(name, reward, terminate_on_success)
+        return _shift(_make_foreign(name, reward, terminate_on_success), shift)
+    for part in _parse_shift(task, shift):
+        task = part.of_task(task)
     engine = make_engine(task.adapt(task.scene, resolve_engine(physics)), physics)
-    return make_env(task, engine, reward, terminate_on_success)
+    return _shift(make_env(task, engine, reward, terminate_on_success), shift)
+
+
+def _parse_shift(task: Task, shift: str) -> list[shifts.Shift]:
+    parts = shift.split("+") if shift else []
+    for part in parts:
+        if part not in shifts.SHIFTS:
+            raise unknown("shift", part, shifts.SHIFTS)
+        if lack := shifts.needed(part, task):
+            raise UnknownName(f"task {task.name} has no shift {part!r}: {lack}")
+    return [shifts.SHIFTS[part] for part in parts]
+
+
+def _shift(env: Env, shift: str) -> Env:
+    for part in _parse_shift(env.task, shift):
+        env = part.of_env(env)
+    return env
 
 
 def _make_foreign(name: str, reward: str = "success", terminate_on_success: bool = True) -> Env:

@@ -49,6 +49,7 @@ class Task:
       scene: model, substeps, overrides and derived fields, as the native engine takes them.
       make_visual_model: () -> model with meshes for rendering; objects keep their names.
       observation: (name, size) of each part of the observation, in order.
+      meanings: part of the observation -> what it is, with unit and frame.
       action: (name, size) of each part of the action, in order; all in [-1, 1].
       control_mode: ManiSkill's name for the meaning of the actions.
       episode_steps: time limit in control steps.
@@ -63,6 +64,9 @@ class Task:
         the reward as the task's original package defines it.
       success: (episode, physics) -> bool.
       adapt: (scene, engine's name) -> the scene for an engine that lacks a feature of the model.
+      objects: names of the bodies that the robot moves, see `shifts`.
+      camera: parts of the observation whose first three numbers are a position that a camera would
+        measure -> 1, or -1 where it is subtracted, see `shifts`.
       features: observation -> (feature_dim,) about [-3, 3], or None: relations between objects that
         are in the observation, on the scale that decides success. A learner may read them beside
         the observation, in which millimetres drown among metres.
@@ -74,6 +78,7 @@ class Task:
     scene: Scene
     make_visual_model: Callable[[], Any]
     observation: tuple[tuple[str, int], ...]
+    meanings: Mapping[str, str]
     action: tuple[tuple[str, int], ...]
     control_mode: str
     episode_steps: int
@@ -86,6 +91,8 @@ class Task:
     rewards: Mapping[str, RewardTerms]
     success: Callable[[Episode, PhysicsState], Array]
     adapt: Callable[[Scene, str], Scene] = lambda scene, engine: scene
+    objects: tuple[str, ...] = ()
+    camera: Mapping[str, int] = dataclasses.field(default_factory=dict)
     features: Callable[[Array], Array] | None = None
     expert: Callable[[], "Expert"] | None = None
 
@@ -122,11 +129,13 @@ class EnvState(NamedTuple):
       physics: the engine's state.
       episode: what was drawn at the start of the episode.
       steps: () int32, control steps taken in the episode.
+      extra: what a wrapper around the environment carries, see `shifts`.
     """
 
     physics: PhysicsState
     episode: Episode
     steps: Array
+    extra: Any = ()
 
 
 class ControlStep(NamedTuple):
@@ -197,7 +206,7 @@ def make_env(
         action = jnp.clip(jnp.where(jnp.isnan(action), 0, action), -1, 1)
         ctrl = task.control(state.episode, state.physics, action)
         physics = engine.step(model, state.episode.overrides, state.physics, ctrl)
-        state = EnvState(physics, state.episode, state.steps + 1)
+        state = state._replace(physics=physics, steps=state.steps + 1)
         success = task.success(state.episode, physics)
         terms = {"success": success} if reward == "success" else task.rewards[reward](
             state.episode, physics

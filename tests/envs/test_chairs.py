@@ -2,13 +2,12 @@
 
 import copy
 
-import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
 
 from pdjax_envs import registry
-from pdjax_envs.maniskill import chairs
+from pdjax_envs.maniskill import chairs, push_chair
 from pdjax_envs.physics.engine import apply_overrides
 
 ALL = (*chairs.TRAINING, *chairs.HELD_OUT)
@@ -22,8 +21,9 @@ def scene():
 
 def overridden(scene, seed, seat_damping=10.0):
     """The task's model as the chair of a seed."""
+    state = {"qpos": 0, "qvel": 0, "chair": seed, "seat_damping": seat_damping}
     model = copy.copy(scene.model)
-    apply_overrides(model, scene, chairs.overrides(jnp.int32(seed), jnp.float32(seat_damping)))
+    apply_overrides(model, scene, push_chair.make_start(state).episode.overrides)
     return model
 
 

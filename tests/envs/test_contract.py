@@ -24,6 +24,7 @@ NUM_ENVS, STEPS = 4, 12
 CONSTANT = {
     ("PegInsertionSide", "base_pose"): range(7),  # the robot is bolted down
     ("StackCube", "base_pose"): range(7),
+    ("StackCube", "cube_a_to_cube_b"): (2,),  # both lie on the floor
     ("PegInsertionSide", "box_hole_pose"): (4, 5),  # the box stands upright
     **{
         (name, part): range(1, 25)  # padding: our chairs have one joint
@@ -78,6 +79,7 @@ def test_specs(played):
     task, scene = played.task, played.task.scene
     assert sum(size for _, size in task.observation) == task.obs_dim
     assert len(dict(task.observation)) == len(task.observation)
+    assert set(task.meanings) == set(dict(task.observation))
     assert sum(size for _, size in task.action) == task.act_dim
     seconds = scene.model.opt.timestep * scene.n_substeps
     np.testing.assert_allclose(seconds * task.control_hz, 1)

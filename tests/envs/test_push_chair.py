@@ -165,6 +165,14 @@ def test_nothing_touches_at_the_start(env, starts):
         assert np.all(np.abs(data.contact.dist) < 1e-4)  # the casters stand on the floor
 
 
+def test_floor_and_fingers_keep_their_friction(env, starts):
+    scene = env.task.scene
+    found = np.asarray(starts.episode.overrides["geom_friction"][0])
+    named = dict(zip(scene.override_rows["geom_friction"], found, strict=True))
+    for name in ("floor", "right_panda_leftfinger_pad", "left_panda_rightfinger_carriage"):
+        np.testing.assert_allclose(named[name], scene.model.geom(name).friction, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("chair", "expected"),
     [

@@ -4,10 +4,22 @@ The models are those of the gymnasium-robotics package (Apache-2.0), compiled fr
 the changes that its environments make when they start (`adroit_hand/adroit_*.py`): weaker position
 gains of wrist and fingers, and actions in [-1, 1] over each actuator's range. Kept apart from the
 tasks because all of them share it. Holds no state.
+
+The engines native and warp take the models as they are. For mjx, which lacks some features, all
+four are changed as follows, and each task's docstring lists what is changed besides:
+
+- `noslip_iterations` 20 to 0: MJX has no solver against slip.
+- A custom number `max_contact_points`: else MJX solves for all contact points that the model could
+  ever have (188 to 499), most of them far apart. It keeps the deepest `MJX_CONTACTS` of each
+  contact dimension; where all of those touch, the engine reports an overflow.
+
+Not a change of the model: contacts of boxes have no margin in MJX, so what lies on the table sinks
+in by up to 1 mm.
 """
 
+import dataclasses
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +29,7 @@ import mujoco
 import numpy as np
 
 from pdjax_envs.looks import add_looks
-from pdjax_envs.physics.engine import PhysicsState, Scene
+from pdjax_envs.physics.engine import Buffers, PhysicsState, Scene
 from pdjax_envs.task import Episode
 
 CONTROL_HZ = 100.0
@@ -25,6 +37,8 @@ EPISODE_STEPS = 200  # control steps; gymnasium-robotics registers all four task
 N_SUBSTEPS = 5  # of 2 ms
 HAND_JOINTS = 24
 CONTROL_MODE = "joint_position"
+# Most contacts of one dimension that experts and random actions were seen to make in MuJoCo C: 15.
+MJX_CONTACTS = 24
 # (first actuator, last actuator, position gain in N m/rad)
 _GAINS = (("A_WRJ1", "A_WRJ0", 10.0), ("A_FFJ3", "A_THJ0", 1.0))
 
@@ -44,6 +58,8 @@ def asset(name: str) -> str:
 
 def compile_model(spec: mujoco.MjSpec) -> mujoco.MjModel:
     """The model with the gains that the environments set."""
+    for index, geom in enumerate(spec.geoms):
+        geom.name = geom.name or f"geom{index}"  # what has a name can be overridden
     model = spec.compile()
     for first, last, gain in _GAINS:
         rows = slice(model.actuator(first).id, model.actuator(last).id + 1)
@@ -63,8 +79,63 @@ def visual_model(
     return compile_model(spec)
 
 
+def adapting(
+    name: str, edit: Callable[[mujoco.MjSpec], None] = lambda spec: None
+) -> Callable[[Scene, str], Scene]:
+    """A task's `adapt`: the model file as MJX can take it; other engines take it as it is.
+
+    Args:
+      name: of the model file.
+      edit: changes the file's spec in place, for what MJX lacks in this task. Objects keep their
+        names and order, since tasks read derived fields by index; and every body its inertia.
+    """
+
+    def adapt(scene: Scene, engine: str) -> Scene:
+        if engine != "mjx":
+            return scene
+        spec = mujoco.MjSpec.from_file(asset(name))
+        spec.option.noslip_iterations = 0
+        spec.add_numeric(name="max_contact_points", size=1, data=[MJX_CONTACTS])
+        edit(spec)
+        for index, body in enumerate(spec.bodies[1:], start=1):
+            body.explicitinertial = True
+            body.mass, body.inertia = scene.model.body_mass[index], scene.model.body_inertia[index]
+            body.ipos, body.iquat = scene.model.body_ipos[index], scene.model.body_iquat[index]
+        return dataclasses.replace(scene, model=compile_model(spec))
+
+    return adapt
+
+
+def without_cylinders(spec: mujoco.MjSpec, *bodies: str) -> None:
+    """Makes the bodies' colliding cylinders into capsules of the same radius and overall length.
+
+    One that is too flat for that becomes a box, see `as_box`.
+    """
+    for body in bodies:
+        for geom in spec.body(body).geoms:
+            if geom.type != mujoco.mjtGeom.mjGEOM_CYLINDER or not geom.contype | geom.conaffinity:
+                continue
+            radius, half_length, _ = geom.size
+            if half_length > radius:
+                geom.type = mujoco.mjtGeom.mjGEOM_CAPSULE
+                geom.size = (radius, half_length - radius, 0)
+            else:
+                as_box(geom)
+
+
+def as_box(cylinder: Any) -> None:
+    """Makes a geom or site of a spec from a cylinder into a box of the same length and volume."""
+    radius, half_length, _ = cylinder.size
+    side = 0.5 * np.sqrt(np.pi) * radius
+    cylinder.type = mujoco.mjtGeom.mjGEOM_BOX
+    cylinder.size = (side, side, half_length)
+
+
 def make_scene(
-    model: mujoco.MjModel, override_rows: Mapping[str, tuple[str, ...]], fields: tuple[str, ...]
+    model: mujoco.MjModel,
+    override_rows: Mapping[str, tuple[str, ...]],
+    fields: tuple[str, ...],
+    buffers: Buffers,
 ) -> Scene:
     """A scene whose derived fields are as old as those that gymnasium-robotics reads."""
     low, high = model.actuator_ctrlrange.T
@@ -75,6 +146,7 @@ def make_scene(
         fields=fields,
         fresh_fields=False,
         ctrl_scale=(np.mean([low, high], axis=0), 0.5 * (high - low)),
+        buffers=buffers,
     )
 
 

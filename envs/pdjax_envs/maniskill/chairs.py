@@ -93,8 +93,7 @@ _SEAT_GEOMS = ("chair_seat", "chair_back", "chair_spine", "chair_pad_left", "cha
 _GEOMS, _BODIES = (*_BASE_GEOMS, *_SEAT_GEOMS), ("chair", "chair_seat")
 _JOINTS = ("chair_joint", "chair_seat_joint")
 OVERRIDE_ROWS = {
-    **{f"geom_{field}": _GEOMS for field in ("size", "rbound", "pos", "quat")},
-    "geom_friction": _BASE_GEOMS[-LEGS:],
+    **{f"geom_{field}": _GEOMS for field in ("size", "rbound", "pos", "quat", "friction")},
     **{f"body_{field}": _BODIES for field in ("mass", "subtreemass", "inertia", "ipos", "iquat")},
     "body_invweight0": _BODIES,
     **{f"dof_{field}": _JOINTS for field in ("M0", "invweight0", "damping")},

@@ -52,6 +52,22 @@ OBSERVATION = (
     ("base_ang_vel", 1),
 )
 SENSORS = (("fingers_pos", 12), ("fingers_vel", 12))
+MEANINGS = {
+    "qpos": "lift, m; right arm's angles, rad, and fingers' openings, m; left arm's and fingers'",
+    "qvel": "their velocities, m/s and rad/s",
+    "base_pos": "x and y of the base in the world, m",
+    "base_orientation": "where the base faces, rad about z, not wrapped",
+    "base_vel": "the base's velocity, m/s, world axes",
+    "base_ang_vel": "its turning rate, rad/s",
+    "fingers_pos": "tips of the right hand's fingers 2 and 1, then the left's, m in the world",
+    "fingers_vel": "velocities of the right hand's fingers 1 and 2, then the left's, m/s",
+}
+FINGER_GEOMS = tuple(
+    f"{side}_panda_{finger}finger_{part}"
+    for side in ("right", "left")
+    for finger in ("left", "right")
+    for part in ("pad", "carriage")
+)
 
 _SHOULDER = (0.08083, 0.3012, 0.2885)  # m in the chest's frame, of the left arm's first joint
 _CHEST = 0.1315  # m above the lift

@@ -212,8 +212,9 @@ def _add_fingers(hand: mujoco.MjsBody, prefix: str, visual: bool) -> None:
             limited=mujoco.mjtLimited.mjLIMITED_TRUE,
             armature=FINGER_ARMATURE,
         )
-        for pos, size in (_FINGER_PAD, _FINGER_CARRIAGE):
+        for part, (pos, size) in (("pad", _FINGER_PAD), ("carriage", _FINGER_CARRIAGE)):
             finger.add_geom(
+                name=f"{prefix}{side}finger_{part}",
                 type=mujoco.mjtGeom.mjGEOM_BOX,
                 pos=(pos[0], sign * pos[1], pos[2]),
                 size=size,

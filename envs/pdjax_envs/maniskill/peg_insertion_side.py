@@ -40,6 +40,12 @@ OBSERVATION = (
     ("box_hole_pose", 7),
     ("box_hole_radius", 1),
 )
+MEANINGS = tabletop.ROBOT_MEANINGS | {
+    "peg_pose": "the peg's middle in the world: position, m, and quaternion; x points to its head",
+    "peg_half_size": "half the peg's length, width and height, m",
+    "box_hole_pose": "the hole's middle in the world: position, m, and quaternion; x goes into it",
+    "box_hole_radius": "half the hole's width, m",
+}
 ACTION = (("ee_delta_position", 3), ("ee_delta_rotation", 3), ("gripper", 1))
 
 _WALLS = ("wall_left", "wall_right", "wall_top", "wall_bottom")
@@ -312,6 +318,7 @@ def make_task() -> Task:
         ),
         make_visual_model=lambda: _make_model(visual=True),
         observation=OBSERVATION,
+        meanings=MEANINGS,
         action=ACTION,
         control_mode="pd_ee_delta_pose",
         episode_steps=tabletop.EPISODE_STEPS,
@@ -323,6 +330,8 @@ def make_task() -> Task:
         observe=observe,
         rewards={"sparse": sparse_reward},
         success=success,
+        objects=("peg",),
+        camera={"peg_pose": 1, "box_hole_pose": 1},
         features=features,
         expert=make_expert,
     )

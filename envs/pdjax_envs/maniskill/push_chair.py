@@ -5,13 +5,8 @@ observation order, episode length) and `agents/controllers` (velocity drives); t
 `mobile_panda.py`'s. PushChair has five chairs; PushChairHeldOut three others, to ask what a policy
 does with chairs that it has never seen.
 
-Observation: the robot's lift, right arm and fingers, left arm and fingers (`qpos`, `qvel`), the
-base's pose and velocity; then ManiSkill2's `articulations` in parts: pose of the chair's base, its
-linear and angular velocity in the world, and joint positions and velocities padded to 25 each, of
-which the first is the seat's; then positions of the four fingertips, right hand first, and
-velocities of the fingers.
-
-Differences from ManiSkill2: chairs are a procedural family (`chairs.py`), whose frame is where the
+The padding of the chair's joint state to 25 joints is the original's, whose chairs have wheels.
+Differences from it: chairs are a procedural family (`chairs.py`), whose frame is where the
 seat meets its base, instead of PartNet-Mobility's; the seat starts at a random angle to its base
 and turns with viscous friction only; the chair stands still where its velocity at this instant says
 so, instead of its motion over the last control step (the limit of the turning rate, 0.2 in units of
@@ -60,6 +55,20 @@ OBSERVATION = (
     ("chair_qvel", MAX_DOF),
     *mobile_panda.SENSORS,
 )
+MEANINGS = mobile_panda.MEANINGS | {
+    "chair_pose": "the chair's base in the world: where the seat meets it, m, and quaternion",
+    "chair_vel": "its velocity, m/s, world axes",
+    "chair_ang_vel": "its angular velocity, rad/s, world axes",
+    "chair_qpos": "the seat's angle on the base, rad; the rest is padding",
+    "chair_qvel": "the seat's turning rate on the base, rad/s; the rest is padding",
+}
+
+# Floor and fingers keep their friction; it is among the overrides so that shifts can scale all.
+_ROUGH = ("floor", *mobile_panda.FINGER_GEOMS)
+_FRICTION = [(1.0, 0.005, 1e-4)] + [(panda.FINGER_FRICTION, 0.05, 1e-4)] * (len(_ROUGH) - 1)
+_OVERRIDE_ROWS = chairs.OVERRIDE_ROWS | {
+    "geom_friction": (*_ROUGH, *chairs.OVERRIDE_ROWS["geom_friction"])
+}
 
 
 class ChairParams(NamedTuple):
@@ -146,7 +155,10 @@ def get_state(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
 def make_start(state: Mapping[str, Any]) -> Start:
     """An episode that starts from such a state."""
     params = ChairParams(*(jnp.asarray(state[name]) for name in ChairParams._fields))
-    return Start(Episode(chairs.overrides(*params), params), state["qpos"], state["qvel"])
+    overrides = chairs.overrides(*params)
+    friction = jnp.concatenate([jnp.array(_FRICTION), overrides["geom_friction"]])
+    episode = Episode(overrides | {"geom_friction": friction}, params)
+    return Start(episode, state["qpos"], state["qvel"])
 
 
 def control(episode: Episode, physics: PhysicsState, action: jax.Array) -> jax.Array:
@@ -231,11 +243,12 @@ def make_task(
         scene=Scene(
             _make_model(visual=False),
             n_substeps=round(1 / (CONTROL_HZ * PHYSICS_STEP)),
-            override_rows=chairs.OVERRIDE_ROWS,
+            override_rows=_OVERRIDE_ROWS,
             fields=("sensordata",),
         ),
         make_visual_model=lambda: _make_model(visual=True),
         observation=OBSERVATION,
+        meanings=MEANINGS,
         action=mobile_panda.ACTION,
         control_mode="base_pd_joint_vel_arm_pd_joint_vel",
         episode_steps=EPISODE_STEPS,
@@ -247,6 +260,8 @@ def make_task(
         observe=observe,
         rewards={"sparse": sparse_reward},
         success=success,
+        objects=("chair", "chair_seat"),
+        camera={"chair_pose": 1},
         features=features,
         expert=make_expert,
     )

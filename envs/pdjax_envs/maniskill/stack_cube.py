@@ -45,6 +45,13 @@ OBSERVATION = (
     ("tcp_to_cube_b", 3),
     ("cube_a_to_cube_b", 3),
 )
+MEANINGS = tabletop.ROBOT_MEANINGS | {
+    "cube_a_pose": "the red cube in the world: position, m, and quaternion (w, x, y, z)",
+    "cube_b_pose": "the green cube in the world, likewise",
+    "tcp_to_cube_a": "the red cube's position less the tool's, m, world axes",
+    "tcp_to_cube_b": "the green cube's position less the tool's, m, world axes",
+    "cube_a_to_cube_b": "the green cube's position less the red one's, m, world axes",
+}
 ACTION = (("ee_delta_position", 3), ("gripper", 1))
 
 
@@ -174,6 +181,7 @@ def make_task() -> Task:
         scene=Scene(_make_model(visual=False), n_substeps=tabletop.N_SUBSTEPS),
         make_visual_model=lambda: _make_model(visual=True),
         observation=OBSERVATION,
+        meanings=MEANINGS,
         action=ACTION,
         control_mode="pd_ee_delta_pos",
         episode_steps=tabletop.EPISODE_STEPS,
@@ -185,6 +193,8 @@ def make_task() -> Task:
         observe=observe,
         rewards={"sparse": sparse_reward},
         success=success,
+        objects=("cube_a", "cube_b"),
+        camera={"cube_a_pose": 1, "cube_b_pose": 1, "tcp_to_cube_a": 1, "tcp_to_cube_b": 1},
         features=features,
         expert=make_expert,
     )

@@ -69,3 +69,10 @@ def observe_robot(qpos: jax.Array, qvel: jax.Array) -> list[jax.Array]:
 
 
 ROBOT_OBSERVATION = (("qpos", 9), ("qvel", 9), ("base_pose", 7), ("tcp_pose", 7))
+
+ROBOT_MEANINGS = {
+    "qpos": "angles of the seven arm joints, rad, and the two fingers' openings, m",
+    "qvel": "their velocities, rad/s and m/s",
+    "base_pose": "the robot's base in the world: position, m, and quaternion (w, x, y, z)",
+    "tcp_pose": "the tool centre point in the world: position, m, and quaternion with y >= 0",
+}

@@ -48,6 +48,21 @@ class PhysicsState(NamedTuple):
     raw: Any
 
 
+class Buffers(NamedTuple):
+    """Room that an engine must allocate before it knows how much is needed; Warp does.
+
+    Attributes:
+      contacts: contact points of one environment, and also pairs of geoms that come so near that
+        their contacts are computed. Environments share: of n, one may have more while all together
+        have at most n times as many.
+      constraints: rows that contacts, limits and friction take in the constraint solver, in one
+        environment; no environment may have more.
+    """
+
+    contacts: int = 64
+    constraints: int = 256
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scene:
     """What an engine simulates.
@@ -62,6 +77,8 @@ class Scene:
         leaves them one substep old, which costs nothing and is what Gymnasium's tasks read.
       ctrl_scale: (center, half_range), each (nu,) float64, where the task's ctrl is in [-1, 1] and
         the simulator gets center + half_range * ctrl: the native engine does this in float64.
+      buffers: room for contacts and constraints; what does not fit is left out and reported in
+        `PhysicsState.overflow`.
     """
 
     model: mujoco.MjModel
@@ -70,6 +87,7 @@ class Scene:
     fields: tuple[str, ...] = ()
     fresh_fields: bool = True
     ctrl_scale: tuple[np.ndarray, np.ndarray] | None = None
+    buffers: Buffers = dataclasses.field(default_factory=Buffers)
 
     def scale_ctrl(self, ctrl: Any) -> Any:
         """What the simulator gets for a task's ctrl (..., nu)."""
@@ -83,7 +101,7 @@ class Engine(NamedTuple):
     """A simulator bound to a scene; pure functions for one environment.
 
     Attributes:
-      name: `native` or `mjx`.
+      name: `native`, `mjx` or `warp`.
       model: the argument of the functions below: never donated, may be batched by nobody.
       reset: (model, overrides, qpos, qvel) -> PhysicsState at time 0.
       step: (model, overrides, state, ctrl) -> PhysicsState, `n_substeps` later.

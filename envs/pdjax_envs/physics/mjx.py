@@ -1,15 +1,17 @@
-"""MuJoCo in JAX: the engine for accelerators.
+"""MuJoCo in JAX: the engines for accelerators, `mjx` and `warp`.
 
-The same physics as `native.py`, compiled into the program by `mujoco.mjx`. In float32 and with an
-upper bound on solver iterations, so trajectories follow MuJoCo C's only to rounding, and diverge
-from them where contacts amplify it. Holds no state.
+The same physics as `native.py`, computed by `mujoco.mjx`: by its own implementation in JAX, which
+is compiled into the program, or by MuJoCo Warp's kernels, called from it (`warp.py`). In float32,
+so trajectories follow MuJoCo C's only to rounding, and diverge where contacts amplify it. Holds no
+state.
 """
 
 import contextlib
 import copy
 import io
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,8 @@ with contextlib.redirect_stdout(io.StringIO()):  # prints that the optional Warp
 # MJX's line search always runs to its limit, and the solver in float32 seldom reaches MuJoCo's
 # tolerance of 1e-8 before its own. These suffice for grasping and insertion; see test_mjx.py.
 SOLVER_ITERATIONS, LINE_SEARCH_ITERATIONS = 10, 10
+# Name of the custom number by which a model limits MJX's contact points of each dimension.
+CONTACT_LIMIT = "max_contact_points"
 
 
 class Carried(NamedTuple):
@@ -41,7 +45,26 @@ class Carried(NamedTuple):
     qacc_warmstart: Array
 
 
-def make_engine(scene: Scene) -> Engine:
+class Implementation(NamedTuple):
+    """What differs between MJX's implementations.
+
+    Attributes:
+      model: MJX's model of the scene.
+      make_data: (model, number of environments) -> MJX's state of one of them.
+      derive: (model, data) -> data with derived fields at its qpos and qvel.
+      overflow: data after a step -> () bool, whether contacts or constraints were left out.
+      together: (number of environments, arguments of one) -> result, as a function of the
+        arguments of one environment alone.
+    """
+
+    model: mjx.Model
+    make_data: Callable[[mjx.Model, int], mjx.Data]
+    derive: Callable[[mjx.Model, mjx.Data], mjx.Data]
+    overflow: Callable[[mjx.Data], Array]
+    together: Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def make_engine(scene: Scene, impl: Literal["jax", "warp"] = "jax") -> Engine:
     """Binds MJX to a scene.
 
     The functions close over the model instead of taking it as their argument: as constants of the
@@ -54,53 +77,94 @@ def make_engine(scene: Scene) -> Engine:
       NotImplementedError: MJX does not know a feature of the model.
     """
     mjx_flags.prepare()
-    limited = copy.copy(scene.model)
-    limited.opt.iterations = min(limited.opt.iterations, SOLVER_ITERATIONS)
-    limited.opt.ls_iterations = min(limited.opt.ls_iterations, LINE_SEARCH_ITERATIONS)
-    # MJX keeps disable flags that it does not know, such as midphase, and has no use for them.
-    nominal = mjx.put_model(limited, impl="jax")
+    if impl == "warp":
+        from pdjax_envs.physics import warp  # which needs an optional package
+
+        implementation = warp.implementation(scene)
+    else:
+        implementation = _jax_implementation(scene)
+    nominal, make_data, derive, overflow, together = implementation
     rows = {f: row_ids(scene.model, f, names) for f, names in scene.override_rows.items()}
     shapes = _check(scene, nominal)
 
     def read(data: mjx.Data) -> PhysicsState:
         fields = {name: getattr(data, name).reshape(shape) for name, shape in shapes.items()}
         carried = Carried(data.time, data.act, data.qacc_warmstart)
-        return PhysicsState(data.qpos, data.qvel, fields, jnp.zeros((), bool), carried)
+        return PhysicsState(data.qpos, data.qvel, fields, overflow(data), carried)
 
-    def refreshed(model: mjx.Model, state: PhysicsState) -> PhysicsState:
-        data = mjx.sensor_pos(model, mjx.fwd_position(model, _data(model, state)))
-        data = mjx.sensor_vel(model, mjx.fwd_velocity(model, data))
-        return state._replace(fields=read(data).fields)
+    def data_at(model: mjx.Model, count: int, state: PhysicsState) -> mjx.Data:
+        data = make_data(model, count)
+        return data.replace(qpos=state.qpos, qvel=state.qvel, **state.raw._asdict())
 
-    def reset(_, overrides: Overrides, qpos: Array, qvel: Array) -> PhysicsState:
-        del _
+    def refreshed(model: mjx.Model, count: int, state: PhysicsState) -> PhysicsState:
+        return state._replace(fields=read(derive(model, data_at(model, count, state))).fields)
+
+    @together
+    def reset(count: int, overrides: Overrides, qpos: Array, qvel: Array) -> PhysicsState:
         model = _override(nominal, rows, overrides)
-        state = read(mjx.make_data(model).replace(qpos=qpos, qvel=qvel))
-        if not shapes:
-            return state
-        return refreshed(model, state) if scene.fresh_fields else read(
-            mjx.forward(model, _data(model, state))
-        )  # fmt: skip
+        data = make_data(model, count).replace(qpos=qpos, qvel=qvel)
+        if shapes and not scene.fresh_fields:
+            return read(mjx.forward(model, data))
+        return refreshed(model, count, read(data)) if shapes else read(data)
 
-    def step(_, overrides: Overrides, state: PhysicsState, ctrl: Array) -> PhysicsState:
-        del _
+    @together
+    def step(count: int, overrides: Overrides, state: PhysicsState, ctrl: Array) -> PhysicsState:
         model = _override(nominal, rows, overrides)
         ctrl = scene.scale_ctrl(ctrl)
 
         def substep(_, state):
-            return read(mjx.step(model, _data(model, state).replace(ctrl=ctrl)))
+            data = data_at(model, count, state).replace(ctrl=ctrl)
+            after = read(mjx.step(model, data))
+            return after._replace(overflow=after.overflow | state.overflow)
 
         # The loop carries the few arrays that matter; all of `mjx.Data` would be copied each time.
+        state = state._replace(overflow=jnp.zeros((), bool))
         state = jax.lax.fori_loop(0, scene.n_substeps, substep, state)
-        return refreshed(model, state) if shapes and scene.fresh_fields else state
+        return refreshed(model, count, state) if shapes and scene.fresh_fields else state
 
-    return Engine("mjx", (), reset, step)
+    return Engine(
+        "warp" if impl == "warp" else "mjx",
+        (),
+        lambda _, *arguments: reset(*arguments),
+        lambda _, *arguments: step(*arguments),
+    )
 
 
-def _data(model: mjx.Model, state: PhysicsState) -> mjx.Data:
-    """MJX's own state of the model at what we carry of it."""
-    data = mjx.make_data(model)
-    return data.replace(qpos=state.qpos, qvel=state.qvel, **state.raw._asdict())
+def _jax_implementation(scene: Scene) -> Implementation:
+    """MJX's own implementation, which computes all contacts unless the model sets a limit."""
+    limited = copy.copy(scene.model)
+    limited.opt.iterations = min(limited.opt.iterations, SOLVER_ITERATIONS)
+    limited.opt.ls_iterations = min(limited.opt.ls_iterations, LINE_SEARCH_ITERATIONS)
+    # MJX keeps disable flags that it does not know, such as midphase, and has no use for them.
+    nominal = mjx.put_model(limited, impl="jax")
+    found = mujoco.mj_name2id(scene.model, mujoco.mjtObj.mjOBJ_NUMERIC, CONTACT_LIMIT)
+    limit = int(scene.model.numeric_data[scene.model.numeric_adr[found]]) if found >= 0 else -1
+
+    def derive(model: mjx.Model, data: mjx.Data) -> mjx.Data:
+        data = mjx.sensor_pos(model, mjx.fwd_position(model, data))
+        return mjx.sensor_vel(model, mjx.fwd_velocity(model, data))
+
+    return Implementation(
+        nominal,
+        lambda model, count: mjx.make_data(model),
+        derive,
+        partial(_full, limit),
+        lambda function: partial(function, 1),
+    )
+
+
+def _full(limit: int, data: mjx.Data) -> Array:
+    """() bool, whether all contact points of a kind that MJX keeps at most `limit` of touch.
+
+    MJX keeps the deepest of each contact dimension, so then it may have left others out.
+    """
+    contact = data._impl.contact
+    touching = contact.dist < contact.includemargin
+    kinds, sizes = np.unique(contact.dim, return_counts=True)
+    full = [
+        touching[contact.dim == kind].all() for kind, size in zip(kinds, sizes) if size == limit
+    ]
+    return jnp.any(jnp.array(full)) if full else jnp.zeros((), bool)
 
 
 def _check(scene: Scene, model: mjx.Model) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,160 @@
+"""The published DAPG policies as experts: Gaussian MLPs that solve Adroit's four tasks.
+
+Source: aravindr93/hand_dapg `dapg/policies/*.pickle`, written by mjrl
+(`policies/gaussian_mlp.py`, `utils/fc_network.py`). The pickles name classes of mjrl and torch;
+none of them is imported, see `pickles`. The same weights may come as plain arrays in an .npz:
+w0, b0, w1, b1, ..., in_shift, in_scale, out_shift, out_scale, log_std.
+"""
+
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pdjax_envs import pickles
+from pdjax_envs.task import Expert, Task
+from pdjax_envs.trajectory import DataError
+
+_SCALE_FLOOR = 1e-8  # added to in_scale; mjrl `fc_network.py`, `forward`
+_ALLOWED = pickles.NUMPY | pickles.TORCH | {
+    "mjrl.policies.gaussian_mlp.MLP",
+    "mjrl.utils.fc_network.FCNetwork",
+    "torch.nn.backends.thnn._get_thnn_function_backend",
+    "torch.nn.modules.container.ModuleList",
+    "torch.nn.modules.linear.Linear",
+    "torch._C._VariableFunctions",
+    "collections.OrderedDict",
+    "builtins.getattr",  # a record like the rest: it is never called
+}  # fmt: skip
+_ARRAYS = ("in_shift", "in_scale", "out_shift", "out_scale", "log_std")
+
+
+class Policy(NamedTuple):
+    """A policy's numbers, all float32.
+
+    Attributes:
+      layers: weight (out, in) and bias (out,) of each layer; tanh between them.
+      in_shift: (obs_dim,) subtracted from the observation.
+      in_scale: (obs_dim,) by which it is then divided.
+      out_shift: (act_dim,) added to the scaled output.
+      out_scale: (act_dim,) by which the last layer's output is multiplied.
+      log_std: (act_dim,) of the policy's own action noise.
+    """
+
+    layers: tuple[tuple[jax.Array, jax.Array], ...]
+    in_shift: jax.Array
+    in_scale: jax.Array
+    out_shift: jax.Array
+    out_scale: jax.Array
+    log_std: jax.Array
+
+
+def make_expert(path: Path, task: Task, noisy: bool = False) -> Expert:
+    """An expert that acts as a published policy; a disturbance is Gaussian noise on every action.
+
+    Args:
+      path: an mjrl policy pickle, or an .npz of the same weights.
+      task: that it will act in.
+      noisy: whether it samples its actions, with the noise exp(log_std) that it was trained with;
+        else they are the mean.
+
+    Raises:
+      DataError: the file cannot be read, or the policy is of other sizes than the task.
+    """
+    policy = read(path)
+    obs_dim, act_dim = len(policy.in_shift), len(policy.out_shift)
+    if (obs_dim, act_dim) != (task.obs_dim, task.act_dim):
+        raise DataError(
+            f"{path} takes {obs_dim} observed numbers and gives {act_dim} actions, but {task.name}"
+            f" has {task.obs_dim} and {task.act_dim}; pass the policy of that task"
+        )
+
+    def act(carry, obs, key):
+        action = mean_action(policy, obs)
+        if noisy:
+            action += jnp.exp(policy.log_std) * jax.random.normal(key, action.shape)
+        return jnp.clip(action, -1, 1), carry
+
+    def disturb(action, obs, key, noise):
+        del obs
+        return jnp.clip(action + noise * jax.random.normal(key, action.shape), -1, 1)
+
+    return Expert(lambda key: (), act, disturb)
+
+
+def mean_action(policy: Policy, obs: jax.Array) -> jax.Array:
+    """out_shift + out_scale * MLP((obs - in_shift) / (in_scale + 1e-8)): (act_dim,), unclipped."""
+    *hidden, last = policy.layers
+    x = (obs - policy.in_shift) / (policy.in_scale + _SCALE_FLOOR)
+    for weight, bias in hidden:
+        x = jnp.tanh(_affine(weight, bias, x))
+    return policy.out_shift + policy.out_scale * _affine(*last, x)
+
+
+def _affine(weight: jax.Array, bias: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.dot(weight, x, precision="highest") + bias
+
+
+def read(path: Path) -> Policy:
+    """Reads a policy of either kind, told apart by content.
+
+    Raises:
+      DataError: the file is missing, neither kind, damaged, or names what no policy needs.
+    """
+    if not path.is_file():
+        raise DataError(f"no policy at {path}; expected a DAPG policy, .pickle or .npz")
+    try:
+        found = _read_npz(path) if zipfile.is_zipfile(path) else _read_pickle(path)
+        arrays = {name: jnp.asarray(values, jnp.float32) for name, values in found.items()}
+        depth = sum(name.startswith("w") for name in arrays)
+        layers = [(arrays[f"w{i}"], arrays[f"b{i}"]) for i in range(depth)]
+        policy = Policy(tuple(layers), *(arrays[name] for name in _ARRAYS))
+        _check(policy)
+    except pickles.Forbidden as error:
+        raise DataError(f"{path} is a pickle that names {error}, which no DAPG policy needs;"
+                        " nothing of it was run") from None  # fmt: skip
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, EOFError, zipfile.BadZipFile,
+            pickles.Damaged) as error:  # fmt: skip
+        reason = " ".join(f"{type(error).__name__} {error}".split())[:120]
+        raise DataError(f"{path} is not a readable DAPG policy ({reason}); expected an mjrl pickle"
+                        " or an .npz with w0, b0, ...; fetch it again") from None  # fmt: skip
+    return policy
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _read_pickle(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an mjrl `MLP`, named as in an .npz."""
+    policy: dict[str, Any] = pickles.load(path, _ALLOWED).state
+    model: dict[str, Any] = policy["model"].state
+    layers = model["_modules"]["fc_layers"].state["_modules"]
+    arrays = {"log_std": pickles.array(policy["log_std_val"])}
+    arrays |= {name: pickles.array(model[name]) for name in _ARRAYS if name != "log_std"}
+    for index, layer in enumerate(layers.values()):
+        parameters = layer.state["_parameters"]
+        arrays[f"w{index}"] = pickles.array(parameters["weight"])
+        arrays[f"b{index}"] = pickles.array(parameters["bias"])
+    return arrays
+
+
+def _check(policy: Policy) -> None:
+    """Raises ValueError where sizes do not fit together or numbers are not finite."""
+    size = len(policy.in_shift)
+    shapes = [policy.in_shift.shape, policy.in_scale.shape]
+    expected = [(size,), (size,)]
+    for weight, bias in policy.layers:
+        shapes += [weight.shape, bias.shape]
+        expected += [(len(bias), size), (len(bias),)]
+        size = len(bias)
+    shapes += [policy.out_shift.shape, policy.out_scale.shape, policy.log_std.shape]
+    expected += [(size,)] * 3
+    if shapes != expected or not policy.layers:
+        raise ValueError(f"layers have shapes {shapes}, expected {expected}")
+    if not all(jnp.isfinite(a).all() for a in jax.tree.leaves(policy)):
+        raise ValueError("weights are not finite")
