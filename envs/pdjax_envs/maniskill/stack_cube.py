@@ -93,7 +93,7 @@ def sample_start(key: jax.Array) -> Start:
         jnp.concatenate([shift + place, jnp.array([HALF_SIZE]), quat_about_z(yaw)])
         for place, yaw in zip((first, second), yaws, strict=True)
     ]
-    robot = tabletop.sample_robot(keys[4], jnp.array(panda.REST_ARM))
+    robot = tabletop.sample_robot(keys[4], panda.REST_ARM)
     return make_start({"qpos": jnp.concatenate([robot, *poses]), "qvel": jnp.zeros(21)})
 
 

@@ -52,9 +52,9 @@ def make_spec(name: str, visual: bool) -> mujoco.MjSpec:
     return spec
 
 
-def sample_robot(key: jax.Array, rest_arm: jax.Array) -> jax.Array:
+def sample_robot(key: jax.Array, rest_arm: jax.typing.ArrayLike) -> jax.Array:
     """(9,) joint positions near `rest_arm` (7,) rad, fingers open."""
-    arm = rest_arm + ROBOT_NOISE * jax.random.normal(key, (panda.ARM_JOINTS,))
+    arm = jnp.asarray(rest_arm) + ROBOT_NOISE * jax.random.normal(key, (panda.ARM_JOINTS,))
     return jnp.concatenate([arm, jnp.full(2, FINGERS_OPEN)])
 
 
