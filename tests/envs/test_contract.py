@@ -26,6 +26,11 @@ CONSTANT = {
     ("StackCube", "base_pose"): range(7),
     ("StackCube", "cube_a_to_cube_b"): (2,),  # both lie on the floor
     ("PegInsertionSide", "box_hole_pose"): (4, 5),  # the box stands upright
+    **{
+        (name, part): range(1, 25)  # padding: our chairs have one joint
+        for name in ("PushChair", "PushChairHeldOut")
+        for part in ("chair_qpos", "chair_qvel")
+    },
     ("AdroitDoor", "door_is_open"): (0,),  # it is not
     ("AdroitHammer", "nail_depth"): (0,),  # nothing touches the nail
     ("AdroitHammer", "nail_force"): (0,),
