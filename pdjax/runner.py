@@ -76,7 +76,8 @@ def build(config: Config) -> Run:
     base, trained_for = imitation.load(
         Path(config.base_policy.path), config.base_policy.act_horizon
     )
-    if trained_for != task.name or base.obs_dim != env.task.obs_dim:
+    foreign = trained_for != task.name and registry.family(trained_for) != env.task.family
+    if foreign or base.obs_dim != env.task.obs_dim:
         raise ConfigError(
             f"base policy {config.base_policy.path} was trained for {trained_for} ({base.obs_dim}"
             f" numbers observed), but task.name is {task.name} ({env.task.obs_dim}); change either"

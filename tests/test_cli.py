@@ -21,16 +21,16 @@ from pdjax.render import RenderError
 TASK, OBS_DIM, ACT_DIM = "PegInsertionSide", 50, 7
 
 
-def make_base_policy(directory):
+def make_base_policy(directory, task=TASK, obs_dim=OBS_DIM):
     """An untrained diffusion policy, as `pdjax imitate` would write it."""
     config = imitation.ImitationConfig(policy=diffusion.DiffusionConfig(hidden=8, blocks=1))
-    denoiser = diffusion.make_denoiser(OBS_DIM, ACT_DIM, config.policy)
+    denoiser = diffusion.make_denoiser(obs_dim, ACT_DIM, config.policy)
     params = denoiser.init(jax.random.key(0))
     policy = diffusion.make_policy(
-        config.policy, ACT_DIM, params, jnp.zeros(OBS_DIM), jnp.ones(OBS_DIM)
+        config.policy, ACT_DIM, params, jnp.zeros(obs_dim), jnp.ones(obs_dim)
     )
     directory.mkdir()
-    imitation.save(directory, policy, config, TASK)
+    imitation.save(directory, policy, config, task)
 
 
 def make_run(directory):
@@ -162,6 +162,12 @@ def test_a_base_policy_of_another_task_is_refused(capsys, here):
     path = here / "base" / "policy.json"
     path.write_text(path.read_text().replace(TASK, "StackCube"))
     refuse(capsys, here, TRAIN, "was trained for StackCube (50 numbers observed), but task.name is")
+
+
+def test_a_base_policy_of_the_tasks_family_is_taken(here):
+    make_base_policy(here / "family", "TurnFaucet", 40)
+    other = ["base_policy.path=family", "task.name=TurnFaucetHeldOut", "sac.hidden=[8]"]
+    assert runner.build(configs.load("peg_fast", other)).env.task.name == "TurnFaucetHeldOut"
 
 
 def test_a_base_policy_of_other_shapes_is_refused_by_name(capsys, here):

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pdjax_envs import importers
+from pdjax_envs import importers, registry
 from pdjax_envs.adroit import rewards
 from pdjax_envs.importers import Recording
 from pdjax_envs.task import Env, Expert, Task
@@ -219,8 +219,9 @@ def judge(path: Path, recording: Recording, task: Task) -> list[Trajectory]:
       DataError: they are of another task or control mode; an episode is empty, not finite, out of
         range or of other sizes.
     """
-    if recording.task not in (None, task.name):
-        raise DataError(f"{path} holds demonstrations of {recording.task}, expected {task.name};"
+    named = recording.task
+    if named not in (None, task.name) and registry.family(named) != task.family:
+        raise DataError(f"{path} holds demonstrations of {named}, expected {task.name};"
                         " pass --task")  # fmt: skip
     if recording.control_mode not in (None, task.control_mode):
         raise DataError(

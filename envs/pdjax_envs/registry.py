@@ -35,6 +35,8 @@ BUILT_IN = {
     "PushChair": "pdjax_envs.maniskill.push_chair",
     "PushChairHeldOut": "pdjax_envs.maniskill.push_chair_held_out",
     "StackCube": "pdjax_envs.maniskill.stack_cube",
+    "TurnFaucet": "pdjax_envs.maniskill.turn_faucet",
+    "TurnFaucetHeldOut": "pdjax_envs.maniskill.turn_faucet_held_out",
 }
 
 
@@ -61,6 +63,14 @@ def make_task(name: str) -> Task:
         if entry.name == name:
             return entry.load()()
     raise unknown("task", name, task_names())
+
+
+def family(name: str) -> str:
+    """The family of a task by name, see `Task.family`; an unknown task is a family of its own."""
+    try:
+        return make_task(name).family
+    except UnknownName:
+        return name
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownName:

@@ -71,6 +71,8 @@ class Task:
         are in the observation, on the scale that decides success. A learner may read them beside
         the observation, in which millimetres drown among metres.
       expert: () -> the scripted demonstrator, or None.
+      family: name of the task whose demonstrations and base policies this one shares; by default
+        its own.
     """
 
     name: str
@@ -95,6 +97,10 @@ class Task:
     camera: Mapping[str, int] = dataclasses.field(default_factory=dict)
     features: Callable[[Array], Array] | None = None
     expert: Callable[[], "Expert"] | None = None
+    family: str = ""
+
+    def __post_init__(self):
+        object.__setattr__(self, "family", self.family or self.name)
 
     @property
     def obs_dim(self) -> int:

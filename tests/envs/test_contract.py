@@ -24,6 +24,8 @@ NUM_ENVS, STEPS = 4, 12
 CONSTANT = {
     ("PegInsertionSide", "base_pose"): range(7),  # the robot is bolted down
     ("StackCube", "base_pose"): range(7),
+    ("TurnFaucet", "base_pose"): range(7),
+    ("TurnFaucetHeldOut", "base_pose"): range(7),
     ("StackCube", "cube_a_to_cube_b"): (2,),  # both lie on the floor
     ("PegInsertionSide", "box_hole_pose"): (4, 5),  # the box stands upright
     **{
@@ -127,7 +129,11 @@ def test_no_observation_is_constant(played):
         values = played.obs[..., begin : begin + size].reshape(-1, size)
         begin += size
         found = np.flatnonzero(np.ptp(values, axis=0) == 0).tolist()
-        assert found == list(CONSTANT.get((played.task.name, part), ())), part
+        allowed = list(CONSTANT.get((played.task.name, part), ()))
+        if PHYSICS == "native":
+            assert found == allowed, part
+        else:  # what friction holds in C may creep elsewhere
+            assert set(found) <= set(allowed), part
 
 
 def test_an_episode_goes_on_from_its_state(played):

@@ -12,6 +12,8 @@ SUCCESS = {
     "PushChair": 0.95,
     "PushChairHeldOut": 0.95,
     "StackCube": 0.9,
+    "TurnFaucet": 0.95,
+    "TurnFaucetHeldOut": 0.95,
 }
 
 
