@@ -239,6 +239,7 @@ def make_task(
     """Builds PushChair, or a variant that starts otherwise."""
     return Task(
         name=name,
+        family="PushChair",
         summary="push an office chair to a target and leave it standing; mobile base, two Pandas",
         scene=Scene(
             _make_model(visual=False),
