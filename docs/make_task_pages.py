@@ -75,8 +75,10 @@ def _state(task: Task) -> str:
 
 
 def _overrides(task: Task) -> str:
-    rows = task.scene.override_rows
-    return ", ".join(f"`{field}` of {', '.join(names)}" for field, names in rows.items())
+    fields: dict[tuple[str, ...], list[str]] = {}  # of each set of objects
+    for field, names in task.scene.override_rows.items():
+        fields.setdefault(names, []).append(f"`{field}`")
+    return "; ".join(f"{', '.join(found)} of {', '.join(names)}" for names, found in fields.items())
 
 
 def _table(parts: tuple[tuple[str, int], ...], meanings: Mapping[str, str]) -> list[str]:

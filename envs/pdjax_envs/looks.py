@@ -9,7 +9,9 @@ import numpy as np
 Point = tuple[float, float, float]
 
 
-def add_looks(spec: mujoco.MjSpec, eye: Point, target: Point, fovy: float = 42) -> None:
+def add_looks(
+    spec: mujoco.MjSpec, eye: Point, target: Point, fovy: float = 42, size: float = 1
+) -> None:
     """Adds light, a sky and the camera `view`.
 
     Args:
@@ -17,12 +19,14 @@ def add_looks(spec: mujoco.MjSpec, eye: Point, target: Point, fovy: float = 42) 
       eye: where the camera is, m in the world.
       target: the point that it looks at.
       fovy: its vertical field of view, degrees.
+      size: of the scene, relative to a table: the light stands that much further away.
     """
     spec.visual.headlight.ambient, spec.visual.headlight.diffuse = [0.35] * 3, [0.35] * 3
     spec.visual.global_.offwidth, spec.visual.global_.offheight = 1280, 960
     # Cheap enough for drawing without a graphics card.
     spec.visual.quality.shadowsize, spec.visual.quality.offsamples = 1024, 2
-    spec.worldbody.add_light(pos=(0.6, -0.6, 1.6), dir=(-0.4, 0.4, -1), diffuse=[0.6] * 3)
+    light = (0.6 * size, -0.6 * size, 1.6 * size)
+    spec.worldbody.add_light(pos=light, dir=(-0.4, 0.4, -1), diffuse=[0.6] * 3)
     spec.add_texture(
         name="sky",
         type=mujoco.mjtTexture.mjTEXTURE_SKYBOX,

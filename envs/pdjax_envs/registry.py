@@ -32,6 +32,8 @@ BUILT_IN = {
     "AdroitPen": "pdjax_envs.adroit.pen",
     "AdroitRelocate": "pdjax_envs.adroit.relocate",
     "PegInsertionSide": "pdjax_envs.maniskill.peg_insertion_side",
+    "PushChair": "pdjax_envs.maniskill.push_chair",
+    "PushChairHeldOut": "pdjax_envs.maniskill.push_chair_held_out",
     "StackCube": "pdjax_envs.maniskill.stack_cube",
     "TurnFaucet": "pdjax_envs.maniskill.turn_faucet",
     "TurnFaucetHeldOut": "pdjax_envs.maniskill.turn_faucet_held_out",

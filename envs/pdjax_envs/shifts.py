@@ -184,7 +184,7 @@ def _camera(env: Env) -> Env:
     signs = np.zeros((env.task.obs_dim, 3), np.float32)  # which numbers are x, y, z of something
     begin = 0
     for part, size in env.task.observation:
-        signs[begin : begin + 3] = env.task.camera.get(part, 0) * np.eye(3)[:size]
+        signs[begin : begin + size][:3] = env.task.camera.get(part, 0) * np.eye(3)[:size]
         begin += size
 
     def start(key, obs):

@@ -28,6 +28,11 @@ CONSTANT = {
     ("TurnFaucetHeldOut", "base_pose"): range(7),
     ("StackCube", "cube_a_to_cube_b"): (2,),  # both lie on the floor
     ("PegInsertionSide", "box_hole_pose"): (4, 5),  # the box stands upright
+    **{
+        (name, part): range(1, 25)  # padding: our chairs have one joint
+        for name in ("PushChair", "PushChairHeldOut")
+        for part in ("chair_qpos", "chair_qvel")
+    },
     ("AdroitDoor", "door_is_open"): (0,),  # it is not
     ("AdroitHammer", "nail_depth"): (0,),  # nothing touches the nail
     ("AdroitHammer", "nail_force"): (0,),
@@ -124,7 +129,11 @@ def test_no_observation_is_constant(played):
         values = played.obs[..., begin : begin + size].reshape(-1, size)
         begin += size
         found = np.flatnonzero(np.ptp(values, axis=0) == 0).tolist()
-        assert found == list(CONSTANT.get((played.task.name, part), ())), part
+        allowed = list(CONSTANT.get((played.task.name, part), ()))
+        if PHYSICS == "native":
+            assert found == allowed, part
+        else:  # what friction holds in C may creep elsewhere
+            assert set(found) <= set(allowed), part
 
 
 def test_an_episode_goes_on_from_its_state(played):

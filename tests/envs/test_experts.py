@@ -9,6 +9,8 @@ from pdjax_envs import registry
 SEEDS = 200
 SUCCESS = {
     "PegInsertionSide": 0.95,
+    "PushChair": 0.95,
+    "PushChairHeldOut": 0.95,
     "StackCube": 0.9,
     "TurnFaucet": 0.95,
     "TurnFaucetHeldOut": 0.95,

@@ -101,13 +101,38 @@ def add_panda(spec: mujoco.MjSpec, visual: bool) -> None:
       visual: whether to add the Franka meshes of the gymnasium-robotics package (rendering only).
     """
     if visual:
-        _add_meshes(spec)
-    parent = spec.worldbody.add_body(name="panda_link0", pos=BASE_POS)
+        add_meshes(spec)
+    base = spec.worldbody.add_body(name="panda_link0", pos=BASE_POS)
     if visual:
-        _add_visual(parent, "link0")
+        _add_visual(base, "link0")
+    hand = add_arm(base, "panda_", DAMPING, visual, camera=True)
+    hand.add_site(name="tcp", pos=(0, 0, _TCP), size=(0.005, 0.005, 0.005), group=4)
+    for index in range(1, ARM_JOINTS + 1):
+        add_position_actuator(spec, f"panda_joint{index}")
+    for index in (1, 2):
+        add_position_actuator(spec, f"panda_finger_joint{index}")
+
+
+def add_arm(
+    mount: mujoco.MjsBody, prefix: str, damping: float, visual: bool, camera: bool = False
+) -> mujoco.MjsBody:
+    """Adds the seven links, the hand and two fingers of an arm, without actuators.
+
+    Args:
+      mount: the body that carries the arm's base frame.
+      prefix: of all names: links `<prefix>link1`, `<prefix>hand`, `<prefix>leftfinger`; joints
+        `<prefix>joint1`, `<prefix>finger_joint1`; ...
+      damping: of the seven joints, N m s/rad.
+      visual: whether to add the meshes of `add_meshes`.
+      camera: whether the hand carries one.
+
+    Returns:
+      The hand.
+    """
+    parent = mount
     for index, link in enumerate(_LINKS, start=1):
         body = parent.add_body(
-            name=f"panda_link{index}",
+            name=f"{prefix}link{index}",
             pos=link.pos,
             quat=_quarter_turn_x(link.tilt),
             mass=link.mass,
@@ -117,11 +142,11 @@ def add_panda(spec: mujoco.MjSpec, visual: bool) -> None:
             gravcomp=1.0,
         )
         body.add_joint(
-            name=f"panda_joint{index}",
+            name=f"{prefix}joint{index}",
             type=mujoco.mjtJoint.mjJNT_HINGE,
             axis=(0, 0, 1),
             range=link.joint_range,
-            damping=DAMPING,
+            damping=damping,
             armature=ARM_ARMATURE,
             limited=mujoco.mjtLimited.mjLIMITED_TRUE,
         )
@@ -135,50 +160,51 @@ def add_panda(spec: mujoco.MjSpec, visual: bool) -> None:
         if visual:
             _add_visual(body, f"link{index}")
         parent = body
-    _add_hand(parent, visual)
-    names = [f"panda_joint{i}" for i in range(1, 8)]
-    names += ["panda_finger_joint1", "panda_finger_joint2"]
-    for name in names:
-        spec.add_actuator(
-            name=name,
-            target=name,
-            trntype=mujoco.mjtTrn.mjTRN_JOINT,
-            gaintype=mujoco.mjtGain.mjGAIN_FIXED,
-            biastype=mujoco.mjtBias.mjBIAS_AFFINE,
-            gainprm=[STIFFNESS] + [0] * 9,
-            biasprm=[0, -STIFFNESS] + [0] * 8,
-            forcerange=(-FORCE_LIMIT, FORCE_LIMIT),
-            forcelimited=mujoco.mjtLimited.mjLIMITED_TRUE,
-        )
+    hand = _add_hand(parent, prefix, visual)
+    if camera:
+        _add_camera(hand, prefix)
+    _add_fingers(hand, prefix, visual)
+    return hand
 
 
-def _add_hand(link7: mujoco.MjsBody, visual: bool) -> None:
+def add_position_actuator(spec: mujoco.MjSpec, joint: str) -> None:
+    """Adds a drive towards a joint position, named like its joint; the joint itself damps."""
+    spec.add_actuator(
+        name=joint,
+        target=joint,
+        trntype=mujoco.mjtTrn.mjTRN_JOINT,
+        gaintype=mujoco.mjtGain.mjGAIN_FIXED,
+        biastype=mujoco.mjtBias.mjBIAS_AFFINE,
+        gainprm=[STIFFNESS] + [0] * 9,
+        biasprm=[0, -STIFFNESS] + [0] * 8,
+        forcerange=(-FORCE_LIMIT, FORCE_LIMIT),
+        forcelimited=mujoco.mjtLimited.mjLIMITED_TRUE,
+    )
+
+
+def _add_hand(link7: mujoco.MjsBody, prefix: str, visual: bool) -> mujoco.MjsBody:
     hand = link7.add_body(
-        name="panda_hand",
+        name=f"{prefix}hand",
         pos=(0, 0, _FLANGE),
         quat=(np.cos(-np.pi / 8), 0, 0, np.sin(-np.pi / 8)),
         gravcomp=1.0,
     )
-    # Hand and camera; inertias about their own centres.
     hand.mass, hand.ipos = 0.73, (-0.01, 0, 0.03)
     hand.fullinertia, hand.explicitinertial = (0.001, 0.0025, 0.0017, 0, 0, 0), True
-    camera = hand.add_body(name="panda_camera", pos=(0.0465, 0, 0.036), gravcomp=1.0)
-    camera.mass, camera.ipos, camera.explicitinertial = 0.564, (0, 0, 0), True
-    camera.fullinertia = (0.003879257, 0.00049894, 0.003881243, 0, 0, 0)
     box = mujoco.mjtGeom.mjGEOM_BOX
-    camera.add_geom(
-        type=box, size=(0.0115, 0.0495, 0.010025), rgba=(0.15, 0.15, 0.17, 1), **_collision(True)
-    ).group = 2  # the camera has no mesh: its box is its picture
     hand.add_geom(type=box, pos=(0, 0, 0.03), size=(0.02, 0.1, 0.035), **_collision(True))
-    hand.add_site(name="tcp", pos=(0, 0, _TCP), size=(0.005, 0.005, 0.005), group=4)
     if visual:
         _add_visual(hand, "hand")
+    return hand
+
+
+def _add_fingers(hand: mujoco.MjsBody, prefix: str, visual: bool) -> None:
     for side, sign in (("left", 1), ("right", -1)):
-        finger = hand.add_body(name=f"panda_{side}finger", pos=(0, 0, _FINGER_BASE), gravcomp=1.0)
+        finger = hand.add_body(name=f"{prefix}{side}finger", pos=(0, 0, _FINGER_BASE), gravcomp=1.0)
         finger.mass, finger.ipos, finger.explicitinertial = 0.015, (0, 0, 0), True
         finger.fullinertia = (2.375e-6, 2.375e-6, 7.5e-7, 0, 0, 0)
         finger.add_joint(
-            name=f"panda_finger_joint{1 if sign > 0 else 2}",
+            name=f"{prefix}finger_joint{1 if sign > 0 else 2}",
             type=mujoco.mjtJoint.mjJNT_SLIDE,
             axis=(0, sign, 0),
             range=(0, 0.04),
@@ -188,8 +214,8 @@ def _add_hand(link7: mujoco.MjsBody, visual: bool) -> None:
         )
         for part, (pos, size) in (("pad", _FINGER_PAD), ("carriage", _FINGER_CARRIAGE)):
             finger.add_geom(
-                name=f"panda_{side}finger_{part}",
-                type=box,
+                name=f"{prefix}{side}finger_{part}",
+                type=mujoco.mjtGeom.mjGEOM_BOX,
                 pos=(pos[0], sign * pos[1], pos[2]),
                 size=size,
                 friction=(FINGER_FRICTION, 0.05, 0.0001),
@@ -198,6 +224,19 @@ def _add_hand(link7: mujoco.MjsBody, visual: bool) -> None:
             )
         if visual:
             _add_visual(finger, "finger", (1, 0, 0, 0) if sign > 0 else (0, 0, 0, 1))
+
+
+def _add_camera(hand: mujoco.MjsBody, prefix: str) -> None:
+    """The camera on the hand; its inertia is about its own centre."""
+    camera = hand.add_body(name=f"{prefix}camera", pos=(0.0465, 0, 0.036), gravcomp=1.0)
+    camera.mass, camera.ipos, camera.explicitinertial = 0.564, (0, 0, 0), True
+    camera.fullinertia = (0.003879257, 0.00049894, 0.003881243, 0, 0, 0)
+    camera.add_geom(
+        type=mujoco.mjtGeom.mjGEOM_BOX,
+        size=(0.0115, 0.0495, 0.010025),
+        rgba=(0.15, 0.15, 0.17, 1),
+        **_collision(True),
+    ).group = 2  # the camera has no mesh: its box is its picture
 
 
 def _collision(distal: bool) -> dict[str, int]:
@@ -211,7 +250,12 @@ def _quarter_turn_x(quarters: int) -> tuple[float, float, float, float]:
     return (np.cos(quarters * np.pi / 4), np.sin(quarters * np.pi / 4), 0.0, 0.0)
 
 
-def _add_meshes(spec: mujoco.MjSpec) -> None:
+def add_meshes(spec: mujoco.MjSpec) -> None:
+    """Adds the Franka meshes of the gymnasium-robotics package, for `add_arm`.
+
+    Raises:
+      ModuleNotFoundError: the package is not installed.
+    """
     # Found without importing the package, which would load Gymnasium and print its notices.
     package = importlib.util.find_spec("gymnasium_robotics")
     if package is None or package.origin is None:
