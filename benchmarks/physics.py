@@ -6,7 +6,7 @@
 In turns in the same process, at each number of environments:
 
 - rollout: jit + scan + vmap of the task's whole control step (control, physics, observation,
-  reward, success) under uniformly random actions from fresh starts, on the native engine;
+  reward, success) under given random actions from fresh starts, on the native engine;
 - raw: `mujoco.batch` alone, from Python, replaying the controls that the rollout produced from the
   same states with the same overrides, substeps and threads - so both do identical physics, which
   is checked bit by bit.
@@ -43,34 +43,30 @@ MJX_ENVS, MJX_STEPS = 64, 2
 MJX_LIMIT = 900  # s
 
 
-def make_rollout(env: Env, num_envs: int, num_steps: int, record: bool = False):
-    """A jitted (states, key) -> (states, sums of all outcomes); with `record` also the controls.
+def make_rollout(env: Env, record: bool = False):
+    """A jitted (states, actions (num_steps, num_envs, act_dim)) -> (states, all outcomes).
 
-    Controls are (num_steps, num_envs, nu); recording computes them a second time.
+    Outcomes are kept, as a learner keeps them; with `record` the controls (num_steps, num_envs, nu)
+    are kept instead, which computes them a second time.
     """
 
-    def control_step(states: EnvState, key):
-        actions = jax.random.uniform(key, (num_envs, env.task.act_dim), minval=-1.0)
+    def control_step(states: EnvState, actions):
         after, outcome = jax.vmap(env.step, in_axes=(None, 0, 0))(env.model, states, actions)
-        # Everything that a learner would read is kept alive.
-        outcomes = jax.tree.map(lambda x: x.sum(), outcome)
         if not record:
-            return after, outcomes
-        ctrl = jax.vmap(env.task.control)(states.episode, states.physics, actions)
-        return after, (outcomes, ctrl)
+            return after, outcome
+        return after, jax.vmap(env.task.control)(states.episode, states.physics, actions)
 
-    return jax.jit(
-        lambda states, key: jax.lax.scan(control_step, states, jax.random.split(key, num_steps))
-    )
+    return jax.jit(lambda states, actions: jax.lax.scan(control_step, states, actions))
 
 
-def reset(env: Env, num_envs: int, seed: int) -> tuple[EnvState, jax.Array]:
-    """Fresh states and a key for the rollout."""
+def begin(env: Env, num_envs: int, num_steps: int, seed: int) -> tuple[EnvState, jax.Array]:
+    """Fresh states and uniformly random actions (num_steps, num_envs, act_dim) in [-1, 1]."""
     reset_key, key = jax.random.split(jax.random.key(seed))
     states, _ = jax.jit(jax.vmap(env.reset, in_axes=(None, 0)))(
         env.model, jax.random.split(reset_key, num_envs)
     )
-    return states, key
+    shape = (num_steps, num_envs, env.task.act_dim)
+    return states, jax.random.uniform(key, shape, minval=-1.0)
 
 
 class RawLoop:
@@ -150,11 +146,11 @@ def measure(name: str, num_envs: int, args: argparse.Namespace) -> dict[str, Any
     """Control steps per second of all loops of one task, in turns."""
     env = registry.make(name, "native")
     num_steps = max(8, args.samples // num_envs)
-    states, key = reset(env, num_envs, args.seed)
-    _, (_, ctrl) = make_rollout(env, num_envs, num_steps, record=True)(states, key)
+    states, actions = begin(env, num_envs, num_steps, args.seed)
+    ctrl = make_rollout(env, record=True)(states, actions)[1]
     ctrl = env.task.scene.scale_ctrl(np.asarray(ctrl))
-    rollout = make_rollout(env, num_envs, num_steps)
-    compile_s, (after, _) = timed(rollout, states, key)
+    rollout = make_rollout(env)
+    compile_s, (after, _) = timed(rollout, states, actions)
     raw = RawLoop(env.task.scene, states)
     _, raw_qpos = raw.run(ctrl)
     if not np.array_equal(raw_qpos, np.asarray(after.physics.qpos)):
@@ -162,7 +158,7 @@ def measure(name: str, num_envs: int, args: argparse.Namespace) -> dict[str, Any
 
     count = num_envs * num_steps
     loops = {
-        "rollout": lambda: count / timed(rollout, states, key)[0],
+        "rollout": lambda: count / timed(rollout, states, actions)[0],
         "raw": lambda: count / raw.run(ctrl)[0],
     }
     peers = {}
@@ -194,10 +190,10 @@ def measure_mjx(name: str, seed: int) -> float:
     """Control steps per second of the same rollout on MJX on a CPU; in a process of its own."""
     mjx_flags.prepare()
     env = registry.make(name, "mjx")
-    states, key = reset(env, MJX_ENVS, seed)
-    rollout = make_rollout(env, MJX_ENVS, MJX_STEPS)
-    timed(rollout, states, key)
-    return median([MJX_ENVS * MJX_STEPS / timed(rollout, states, key)[0] for _ in range(3)])
+    states, actions = begin(env, MJX_ENVS, MJX_STEPS, seed)
+    rollout = make_rollout(env)
+    timed(rollout, states, actions)
+    return median([MJX_ENVS * MJX_STEPS / timed(rollout, states, actions)[0] for _ in range(3)])
 
 
 def measure_mjx_apart(name: str, seed: int) -> float:
