@@ -194,7 +194,7 @@ def test_the_time_limit_truncates(played):
 @pytest.mark.parametrize("physics", [name for name in registry.ENGINES if name != "native"])
 def test_the_other_engines_keep_to_it(physics):
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", str(Path(__file__))],
+        [sys.executable, "-m", "pytest", "-x", "-n", "0", str(Path(__file__))],
         env={**os.environ, "PDJAX_TEST_PHYSICS": physics, "JAX_PLATFORMS": "cpu"},
         capture_output=True, text=True, timeout=3600, check=False,
     )  # fmt: skip

@@ -10,6 +10,7 @@ on the arguments alone.
 """
 
 import ctypes
+import math
 import sys
 import threading
 from collections.abc import Callable
@@ -164,7 +165,7 @@ class _Views(NamedTuple):
         begin = 0
         for target, rows in self.overrides:
             shape = target[:, rows].shape
-            end = begin + int(np.prod(shape[1:], dtype=int))
+            end = begin + math.prod(shape[1:])
             target[:, rows] = packed[:, begin:end].reshape(shape)
             begin = end
 
@@ -203,7 +204,7 @@ class _Host:
           outputs: filled; raw and what `result_shapes` lists.
         """
         raw, ctrl, *overrides = inputs
-        count = int(np.prod(raw.shape[:-1], dtype=int))
+        count = math.prod(raw.shape[:-1])
         with self._lock, self._float_mode.restored():
             views = self._batch(count)
             views.carried[:] = raw.reshape(count, -1).view(np.float64)
