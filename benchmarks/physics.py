@@ -36,7 +36,7 @@ from harness import alternate, append_row, median, ratio, timed
 from pdjax_envs import registry
 from pdjax_envs.physics import mjx_flags
 from pdjax_envs.physics.engine import Scene, row_ids
-from pdjax_envs.task import Env, EnvState
+from pdjax_envs.task import Env, EnvState, make_env
 
 PROCESSES = (2, 3, 4, 8)  # of AsyncVectorEnv; more were never faster on 2 cores
 MJX_ENVS, MJX_STEPS = 64, 2
@@ -186,19 +186,28 @@ def measure(name: str, num_envs: int, args: argparse.Namespace) -> dict[str, Any
     }
 
 
-def measure_mjx(name: str, seed: int) -> float:
-    """Control steps per second of the same rollout on MJX on a CPU; in a process of its own."""
+def measure_mjx(name: str, seed: int, plain: bool) -> float:
+    """Control steps per second of the same rollout on MJX on a CPU; in a process of its own.
+
+    With `plain` MJX solves for every contact that the model could have, as it does by itself; our
+    models limit it to the deepest.
+    """
     mjx_flags.prepare()
     env = registry.make(name, "mjx")
+    if plain:
+        scene = env.task.adapt(env.task.scene, "mjx")
+        scene.model.numeric("max_contact_points").data[:] = 1e6
+        env = make_env(env.task, registry.make_engine(scene, "mjx"))
     states, actions = begin(env, MJX_ENVS, MJX_STEPS, seed)
     rollout = make_rollout(env)
     timed(rollout, states, actions)
     return median([MJX_ENVS * MJX_STEPS / timed(rollout, states, actions)[0] for _ in range(3)])
 
 
-def measure_mjx_apart(name: str, seed: int) -> float:
+def measure_mjx_apart(name: str, seed: int, plain: bool = False) -> float:
     """`measure_mjx` in a fresh process."""
     command = [sys.executable, __file__, "--tasks", name, "--seed", str(seed), "--only-mjx"]
+    command += ["--plain"] if plain else []
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=MJX_LIMIT)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -223,20 +232,26 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--peers", action="store_true", help="measure Gymnasium and MJX too")
     parser.add_argument("--only-mjx", action="store_true", help="print MJX's rate alone")
+    parser.add_argument("--plain", action="store_true", help="MJX without our limit on contacts")
     parser.add_argument("--dry", action="store_true", help="append no row")
     args = parser.parse_args()
     if args.only_mjx:
-        print(json.dumps(measure_mjx(args.tasks[0], args.seed)))
+        print(json.dumps(measure_mjx(args.tasks[0], args.seed, args.plain)))
         return
     rows = []
     for name in args.tasks:
-        mjx_rate = measure_mjx_apart(name, args.seed) if args.peers else None
+        mjx_rates = {}
+        if args.peers:
+            mjx_rates = {
+                "mjx_on_cpu": measure_mjx_apart(name, args.seed),
+                "plain_mjx_on_cpu": measure_mjx_apart(name, args.seed, plain=True),
+            }
         for num_envs in args.num_envs:
             row = measure(name, num_envs, args)
-            if mjx_rate:
-                row["control_steps_per_s"]["mjx_on_cpu"] = mjx_rate
+            for loop, rate in mjx_rates.items():
+                row["control_steps_per_s"][loop] = rate
                 fast = [row["control_steps_per_s"]["rollout"]]
-                row["rollout_over"]["mjx_on_cpu"] = ratio(fast, [mjx_rate])
+                row["rollout_over"][loop] = ratio(fast, [rate])
             show(row)
             rows.append(row)
     if not args.dry:

@@ -107,7 +107,7 @@ def make_task() -> Task:
             "wide_open": hand.bonus(door > OPEN, 10.0),
         }
 
-    return Task(
+    return hand.AdroitTask(
         name="AdroitDoor",
         summary="undo the latch and open the door; 28-joint arm and hand",
         scene=hand.make_scene(model, {"body_pos": ("frame",)}, ("site_xpos",), BUFFERS),
@@ -117,13 +117,9 @@ def make_task() -> Task:
         observation=OBSERVATION,
         meanings=MEANINGS,
         action=hand.action_parts(model),
-        control_mode=hand.CONTROL_MODE,
-        episode_steps=hand.EPISODE_STEPS,
-        control_hz=hand.CONTROL_HZ,
         sample_start=sample_start,
         get_state=get_state,
         make_start=make_start,
-        control=hand.control,
         observe=observe,
         rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
         success=success,

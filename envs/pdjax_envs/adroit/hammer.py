@@ -124,7 +124,7 @@ def make_task() -> Task:
         }
 
     fields = ("site_xpos", "xpos", "xquat", "sensordata")
-    return Task(
+    return hand.AdroitTask(
         name="AdroitHammer",
         summary="pick up the hammer and drive the nail in; 26-joint arm and hand",
         scene=hand.make_scene(model, {"body_pos": ("nail_board",)}, fields, BUFFERS),
@@ -134,13 +134,9 @@ def make_task() -> Task:
         observation=OBSERVATION,
         meanings=MEANINGS,
         action=hand.action_parts(model),
-        control_mode=hand.CONTROL_MODE,
-        episode_steps=hand.EPISODE_STEPS,
-        control_hz=hand.CONTROL_HZ,
         sample_start=sample_start,
         get_state=get_state,
         make_start=make_start,
-        control=hand.control,
         observe=observe,
         rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
         success=success,

@@ -20,6 +20,7 @@ in by up to 1 mm.
 import dataclasses
 import importlib.util
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ import numpy as np
 
 from pdjax_envs.looks import add_looks
 from pdjax_envs.physics.engine import Buffers, PhysicsState, Scene
-from pdjax_envs.task import Episode
+from pdjax_envs.task import Episode, Task
 
 CONTROL_HZ = 100.0
 EPISODE_STEPS = 200  # control steps; gymnasium-robotics registers all four tasks so
@@ -159,6 +160,16 @@ def control(episode: Episode, physics: PhysicsState, action: jax.Array) -> jax.A
     """Actions are the actuators' targets, scaled by the engine."""
     del episode, physics
     return action
+
+
+AdroitTask = partial(
+    Task,
+    control_mode=CONTROL_MODE,
+    episode_steps=EPISODE_STEPS,
+    control_hz=CONTROL_HZ,
+    control=control,
+)
+"""A `Task` with what all four have in common."""
 
 
 def bonus(condition: Any, value: float) -> jax.Array:

@@ -109,7 +109,7 @@ def make_task() -> Task:
             "dropped": hand.bonus(physics.fields["xpos"][pen_id][2] < DROPPED, -5.0),
         }
 
-    return Task(
+    return hand.AdroitTask(
         name="AdroitPen",
         summary="turn the pen in the hand to the target's direction; 24-joint hand",
         scene=hand.make_scene(model, {"body_quat": ("target",)}, ("site_xpos", "xpos"), BUFFERS),
@@ -119,13 +119,9 @@ def make_task() -> Task:
         observation=OBSERVATION,
         meanings=MEANINGS,
         action=hand.action_parts(model),
-        control_mode=hand.CONTROL_MODE,
-        episode_steps=hand.EPISODE_STEPS,
-        control_hz=hand.CONTROL_HZ,
         sample_start=sample_start,
         get_state=get_state,
         make_start=make_start,
-        control=hand.control,
         observe=observe,
         rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
         success=success,

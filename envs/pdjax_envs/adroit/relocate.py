@@ -109,7 +109,7 @@ def make_task() -> Task:
             "very_near": hand.bonus(left < 0.05, 20.0),
         }
 
-    return Task(
+    return hand.AdroitTask(
         name="AdroitRelocate",
         summary="pick up the ball and carry it to the target; 30-joint arm and hand",
         scene=hand.make_scene(
@@ -124,13 +124,9 @@ def make_task() -> Task:
         observation=OBSERVATION,
         meanings=MEANINGS,
         action=hand.action_parts(model),
-        control_mode=hand.CONTROL_MODE,
-        episode_steps=hand.EPISODE_STEPS,
-        control_hz=hand.CONTROL_HZ,
         sample_start=sample_start,
         get_state=get_state,
         make_start=make_start,
-        control=hand.control,
         observe=observe,
         rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
         success=success,
