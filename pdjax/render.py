@@ -4,6 +4,7 @@ MuJoCo picks its OpenGL library when it is first imported, so the drawing runs i
 own, with EGL or else OSMesa: `python -m pdjax.render EPISODES.npz VIDEO`.
 """
 
+import contextlib
 import copy
 import os
 import shutil
@@ -143,14 +144,17 @@ def _main(episodes: Path, video: Path) -> None:
         for first in range(0, episodes_in_all, at_once):
             shown = range(first, min(first + at_once, episodes_in_all))
             players = []
-            for episode in shown:
-                model = copy.copy(compiled)
-                apply_overrides(model, task.scene, {k: v[episode] for k, v in overrides.items()})
-                players.append(_frames(model, mujoco.Renderer(model, *size), sides, episode))
-            for frame in _tiled(players, rows, columns):
-                writer.append_data(frame)
-                drawn += 1
-                print(drawn, flush=True)  # for the process that waits
+            with contextlib.ExitStack() as renderers:
+                for episode in shown:
+                    model = copy.copy(compiled)
+                    values = {name: value[episode] for name, value in overrides.items()}
+                    apply_overrides(model, task.scene, values)
+                    renderer = renderers.enter_context(mujoco.Renderer(model, *size))
+                    players.append(_frames(model, renderer, sides, episode))
+                for frame in _tiled(players, rows, columns):
+                    writer.append_data(frame)
+                    drawn += 1
+                    print(drawn, flush=True)  # for the process that waits
 
 
 def _tiled(players: list[Iterator[np.ndarray]], rows: int, columns: int) -> Iterator[np.ndarray]:

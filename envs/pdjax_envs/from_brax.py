@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from pdjax_envs.physics.engine import Array, PhysicsState, Scene
 from pdjax_envs.registry import UnknownName, unknown
-from pdjax_envs.task import ControlStep, Env, EnvState, Episode, Start, Task, select
+from pdjax_envs.task import ControlStep, Env, EnvState, Episode, Start, Task, admit, judge, select
 
 EPISODE_STEPS = 1000  # Brax's default, `brax.envs.create`
 _NO_EPISODE = Episode({}, ())  # what theirs draw is part of their state
@@ -53,29 +53,15 @@ def from_brax(theirs: Any, name: str, episode_steps: int = EPISODE_STEPS,
 
     def step(model: Any, state: EnvState, action: Array) -> tuple[EnvState, ControlStep]:
         del model
-        bad_action = ~jnp.all(jnp.abs(action) <= 1)  # also where it is NaN
-        action = jnp.clip(jnp.where(jnp.isnan(action), 0, action), -1, 1)
+        action, bad_action = admit(action)
         before = state.physics.raw
         # A copy, since many of theirs write into the dicts of the state that they are given.
         after = theirs.step(jax.tree.map(lambda x: x, before), action)
         after = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), before, after)
         physics = _physics(select(before.done > 0.5, before, after))
-        success = task.success(_NO_EPISODE, physics)
-        terms = {"success": success} if reward == "success" else task.rewards[reward](
-            _NO_EPISODE, physics
-        )  # fmt: skip
-        terminated = (physics.raw.done > 0.5) | (success & terminate_on_success)
         state = EnvState(physics, _NO_EPISODE, state.steps + 1)
-        outcome = ControlStep(
-            obs=task.observe(_NO_EPISODE, physics),
-            reward=sum(terms.values(), start=jnp.zeros(())),
-            terminated=terminated,
-            truncated=~terminated & (state.steps >= episode_steps),
-            success=success,
-            bad_action=bad_action,
-            overflow=physics.overflow,
-        )
-        return state, outcome
+        done = physics.raw.done > 0.5
+        return state, judge(task, state, reward, terminate_on_success, bad_action, done)
 
     engine = getattr(theirs, "backend", "mjx")  # Playground's environments all run on MJX
     return Env(task, engine, (), reset, start_from, step)

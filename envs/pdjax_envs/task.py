@@ -208,28 +208,52 @@ def make_env(
         return state, task.observe(start.episode, physics)
 
     def step(model, state, action):
-        bad_action = ~jnp.all(jnp.abs(action) <= 1)  # also where it is NaN
-        action = jnp.clip(jnp.where(jnp.isnan(action), 0, action), -1, 1)
+        action, bad_action = admit(action)
         ctrl = task.control(state.episode, state.physics, action)
         physics = engine.step(model, state.episode.overrides, state.physics, ctrl)
         state = state._replace(physics=physics, steps=state.steps + 1)
-        success = task.success(state.episode, physics)
-        terms = {"success": success} if reward == "success" else task.rewards[reward](
-            state.episode, physics
-        )  # fmt: skip
-        terminated = success & terminate_on_success
-        outcome = ControlStep(
-            obs=task.observe(state.episode, physics),
-            reward=sum(terms.values(), start=jnp.zeros(())),
-            terminated=terminated,
-            truncated=~terminated & (state.steps >= task.episode_steps),
-            success=success,
-            bad_action=bad_action,
-            overflow=physics.overflow,
-        )
-        return state, outcome
+        return state, judge(task, state, reward, terminate_on_success, bad_action)
 
     return Env(task, engine.name, engine.model, reset, start_from, step)
+
+
+def admit(action: Array) -> tuple[Array, Array]:
+    """An action as environments take it, and whether it was changed (`ControlStep.bad_action`)."""
+    bad_action = ~jnp.all(jnp.abs(action) <= 1)  # also where it is NaN
+    return jnp.clip(jnp.where(jnp.isnan(action), 0, action), -1, 1), bad_action
+
+
+def judge(
+    task: Task,
+    state: EnvState,
+    reward: str,
+    terminate_on_success: bool,
+    bad_action: Array,
+    done: Array | bool = False,
+) -> ControlStep:
+    """What a control step that led to `state` brought.
+
+    Args:
+      task: the task.
+      state: after the step.
+      reward: see `make_env`, as is `terminate_on_success`.
+      terminate_on_success: whether success ends the episode.
+      bad_action: see `admit`.
+      done: () bool, the episode has ended for another reason than success.
+    """
+    episode, physics = state.episode, state.physics
+    success = task.success(episode, physics)
+    terms = {"success": success} if reward == "success" else task.rewards[reward](episode, physics)
+    terminated = done | (success & terminate_on_success)
+    return ControlStep(
+        obs=task.observe(episode, physics),
+        reward=sum(terms.values(), start=jnp.zeros(())),
+        terminated=terminated,
+        truncated=~terminated & (state.steps >= task.episode_steps),
+        success=success,
+        bad_action=bad_action,
+        overflow=physics.overflow,
+    )
 
 
 def select(use_first: Array, first: Any, second: Any) -> Any:
