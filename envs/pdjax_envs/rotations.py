@@ -9,6 +9,23 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
+def cos_sin(angle: Array) -> tuple[Array, Array]:
+    """Cosine and sine of angles (...,) in rad, right to 5e-7 within a turn of zero.
+
+    By Taylor series within an eighth of a turn. XLA's own must be right for any number, and cost
+    a CPU seven times as much.
+    """
+    quarters = jnp.round(angle * (2 / jnp.pi))
+    rest = angle - quarters * (jnp.pi / 2)
+    square = rest * rest
+    sin = rest * (1 + square * (-1 / 6 + square * (1 / 120 - square / 5040)))
+    cos = 1 + square * (-1 / 2 + square * (1 / 24 + square * (-1 / 720 + square / 40320)))
+    count = quarters.astype(jnp.int32)
+    odd, half = count & 1 != 0, count & 2 != 0  # whether they swap, whether sine turns over
+    cos, sin = jnp.where(odd, sin, cos), jnp.where(odd, cos, sin)
+    return jnp.where(odd != half, -cos, cos), jnp.where(half, -sin, sin)
+
+
 def quat_multiply(a: Array, b: Array) -> Array:
     """Hamilton product, (4,) and (4,) to (4,)."""
     aw, ax, ay, az = a[0], a[1], a[2], a[3]

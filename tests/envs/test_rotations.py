@@ -33,6 +33,13 @@ def matrices(quats):
     return c_results(mujoco.mju_quat2Mat, 9, quats).reshape(-1, 3, 3)
 
 
+def test_cosine_and_sine():
+    angles = np.linspace(-2 * np.pi, 2 * np.pi, 100_001, dtype=np.float32)
+    cos, sin = rotations.cos_sin(jnp.asarray(angles))
+    np.testing.assert_allclose(cos, np.cos(angles, dtype=np.float64), rtol=0, atol=5e-7)
+    np.testing.assert_allclose(sin, np.sin(angles, dtype=np.float64), rtol=0, atol=5e-7)
+
+
 def test_product():
     expected = c_results(mujoco.mju_mulQuat, 4, QUATS, OTHERS)
     np.testing.assert_allclose(

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from pdjax_envs.rotations import from_rotvec, quat_from_columns
+from pdjax_envs.rotations import cos_sin, from_rotvec, quat_from_columns
 
 ARM_JOINTS = 7
 NUM_JOINTS = 9  # seven of the arm, two fingers
@@ -305,7 +305,7 @@ def forward_kinematics(arm_qpos: jax.Array) -> ArmFrames:
     """
     pos = jnp.zeros(3)
     x, y, z = jnp.eye(3)
-    cos, sin = jnp.cos(arm_qpos), jnp.sin(arm_qpos)
+    cos, sin = cos_sin(arm_qpos)
     origins, axes = [], []
     for index, link in enumerate(_LINKS):
         for offset, axis in zip(link.pos, (x, y, z), strict=True):
