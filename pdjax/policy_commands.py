@@ -41,14 +41,17 @@ class Wrap:
     physics: Physics = "auto"
     """Physics engine of the trial."""
 
+    def declared(self) -> dict[str, Any]:
+        """What the user says of the policy, as fields of its `Description`."""
+        return {"obs_horizon": self.obs_horizon, "action_low": (self.action_low,),
+                "action_high": (self.action_high,), "device": self.device}  # fmt: skip
+
     def run(self) -> dict[str, Any]:
         """Tries it and writes."""
         from pdjax import wrap
 
-        declared = {"obs_horizon": self.obs_horizon, "action_low": (self.action_low,),
-                    "action_high": (self.action_high,), "device": self.device}  # fmt: skip
         play = wrap.Play(self.episodes, self.seed, self.physics)
-        return wrap.wrap(self.policy, self.task, self.out, declared, play)
+        return wrap.wrap(self.policy, self.task, self.out, self.declared(), play)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pdjax.rollout import make_rollout
 from pdjax.schema import ConfigError
 from pdjax.types import BasePolicy
 from pdjax_envs import registry
-from pdjax_envs.task import Env
+from pdjax_envs.task import Env, Task
 
 SUFFIXES = {".jaxexport": "export", ".pt": "torchscript", ".pth": "torchscript"}
 CROWDED = 0.2  # share of action numbers at the bounds that suggests another range
@@ -50,7 +50,7 @@ def wrap(source: str, task: str, out: Path, declared: dict[str, Any], play: Play
     """
     check_directory(out)
     env = registry.make(task, play.physics, terminate_on_success=False)
-    about, files, parts = _read(source, env, declared)
+    about, files, parts = read_source(source, env.task, declared)
     base = foreign.assemble(parts, about)
     with report.progress("trying", play.episodes, "episodes") as bar:
         obs, actions, successes = try_policy(env, base, play.episodes, play.seed)
@@ -67,11 +67,26 @@ def wrap(source: str, task: str, out: Path, declared: dict[str, Any], play: Play
     return _report(out, about, base, (actions, successes, play.episodes))
 
 
-def _read(source: str, env: Env, declared: dict[str, Any]):
-    """Description (statistics still missing), files for the directory by name, and the policy."""
-    path, dim, obs_horizon = Path(source), env.task.obs_dim, declared["obs_horizon"]
+def read_source(
+    source: str, task: Task, declared: dict[str, Any]
+) -> tuple[Description, dict[str, Path], foreign.Parts]:
+    """Reads a policy from where it is now; plays nothing.
+
+    Args:
+      source: see `wrap`.
+      task: that it acts in.
+      declared: see `wrap`.
+
+    Returns:
+      Its description, in which the statistics of observations are still 0 and 1; the files that go
+      into its directory, by their names there; the policy.
+
+    Raises:
+      ConfigError: see `wrap`.
+    """
+    path, dim, obs_horizon = Path(source), task.obs_dim, declared["obs_horizon"]
     about = Description(
-        kind="python", task=env.task.name, obs_dim=dim, act_dim=env.task.act_dim, act_horizon=1,
+        kind="python", task=task.name, obs_dim=dim, act_dim=task.act_dim, act_horizon=1,
         obs_mean=(0.0,) * dim, obs_std=(1.0,) * dim,
         **declared | {"obs_horizon": max(obs_horizon, 1)},
     )  # fmt: skip

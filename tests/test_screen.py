@@ -50,8 +50,7 @@ def test_a_hopeless_base_is_to_be_improved():
 
 def test_a_middling_base_is_to_be_refined():
     summary = screened(0.85)
-    low, high = summary["base_ci"]
-    assert summary["verdict"] == "refine" and low < 0.625 < high
+    assert summary["verdict"] == "refine"
     assert summary["near_bounds"] == 0.0
     # A residual uniform in +-0.5 adds 0.1 * 0.5 * sum of 5 draws: mean 0, deviation 0.065. Half of
     # the successes are kept at every scale, since start + that is below -0.025 half of the time at
@@ -64,6 +63,7 @@ def test_a_middling_base_is_to_be_refined():
 
 def test_rates_under_random_residuals_are_those_of_the_same_game_in_numpy():
     summary = screened(0.85, episodes=2_000)
+    assert abs(summary["base_success"] - 0.625) < 0.045  # 4 deviations
     rng = np.random.default_rng(0)
     start = rng.uniform(-0.1, 0.1, 20_000)
     for scale in summary["scales"]:
