@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pdjax import evaluation, report
-from pdjax.base_policies import description, exported, foreign
+from pdjax.base_policies import description, exported, foreign, sources
 from pdjax.base_policies.description import Description
 from pdjax.base_policies.imitation import STD_FLOOR
 from pdjax.decision import Frozen
@@ -104,7 +104,7 @@ def read_source(
         where, _, name = source.rpartition(":")
         is_file = where.endswith(".py")
         files = {Path(where).name: Path(where)} if is_file else {}
-        policy = foreign.find(source)
+        policy = sources.find(source)
         own = getattr(policy, "obs_horizon", 1)
         entry = f"{Path(where).name}:{name}" if is_file else source
         about = dataclasses.replace(about, obs_horizon=obs_horizon or own, entry=entry)

@@ -12,7 +12,7 @@ import pytest
 from probe import make_constant_policy, make_counting_policy, make_point_env
 
 from pdjax import cli
-from pdjax.base_policies import description, exported, foreign, host
+from pdjax.base_policies import description, exported, foreign, host, sources
 from pdjax.decision import Frozen
 from pdjax.rollout import make_rollout
 from pdjax.schema import ConfigError
@@ -112,7 +112,7 @@ def point(monkeypatch):
 def source_of(kind, folder):
     """What `pdjax wrap` is given for each kind."""
     if kind == "export":
-        base = assembled(foreign.find("jax_policy.py:policy", write_code(folder, "jax", JAX_CODE)))
+        base = assembled(sources.find("jax_policy.py:policy", write_code(folder, "jax", JAX_CODE)))
         exported.export_policy(base, folder / "exported", "Point")
         return str(folder / "exported" / "policy.jaxexport")
     if kind == "torchscript":
@@ -294,6 +294,15 @@ def test_one_call_of_the_host_serves_all_environments():
     assert sizes == [7]
 
 
+def test_other_devices_reach_the_host_by_copies_with_the_same_result(monkeypatch):
+    history = np.random.default_rng(0).normal(size=(5, HORIZON, OBS)).astype(np.float32)
+    here = play_once(assembled(Counter), history)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    there = play_once(assembled(Counter), history)
+    assert here[1]["count"].tolist() == [2] * 5
+    jax.tree.map(np.testing.assert_array_equal, here, there)
+
+
 def test_seeds_differ_between_environments_and_repeat_with_the_key():
     class Noise:
         init_carry = staticmethod(tuple)
@@ -455,6 +464,15 @@ def test_descriptions_that_cannot_be(change, words, tmp_path):
 
 
 def test_a_carry_that_changes_its_shape_is_refused():
+    class Growing:
+        init_carry = staticmethod(lambda key: jnp.zeros(1))
+        apply = staticmethod(lambda p, carry, obs, key: (obs[:, :1], jnp.zeros(2)))
+
+    with pytest.raises(ConfigError, match="gives the carry"):
+        foreign.adapt(Growing, (HORIZON, OBS))
+
+
+def test_a_carry_of_the_host_that_changes_its_shape_is_refused():
     class Growing:
         init_carry = staticmethod(lambda: np.zeros(1))
         act = staticmethod(lambda carry, obs, seed: (obs[:, :, :1], np.concatenate([carry] * 2, 1)))

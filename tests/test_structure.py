@@ -13,7 +13,8 @@ SHIPPED = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in ("pdja
 # From the ground up; a module imports from rooms below its own, never from its own or above.
 ROOMS = [
     {"schema", "types", "startup", "checkpoint", "render", "presets"},
-    {"config", "outputs", "guard", "base_policies.chunking", "base_policies.description", "plots"},
+    {"config", "outputs", "guard", "base_policies.chunking", "base_policies.description",
+     "base_policies.sources", "plots"},
     {"decision", "decorator", "networks", "losses", "report", "sharding", "base_policies.mlp",
      "base_policies.diffusion", "base_policies.behavior_transformer", "base_policies.act",
      "base_policies.host", "base_policies.exported"},

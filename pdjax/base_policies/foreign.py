@@ -3,16 +3,13 @@
 Three kinds of directories, told apart by `kind` in `policy.json` (see `description`): an artefact
 of `jax.export`, a TorchScript file, or Python code, which may be JAX or anything that takes NumPy
 arrays. What is JAX becomes part of the jitted program; the rest is called through the host, once a
-decision for all environments. This file is not pure: it reads files and imports the user's code.
+decision for all environments. This file is not pure: it reads files.
 """
 
 import importlib
-import inspect
 import sys
 import time
 import types
-import warnings
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +20,7 @@ import numpy as np
 
 from pdjax.base_policies import description, exported, host
 from pdjax.base_policies.description import Description
+from pdjax.base_policies.sources import find, guard, read_torchscript
 from pdjax.schema import ConfigError
 from pdjax.types import BasePolicy, Params
 
@@ -92,7 +90,7 @@ def read_file(path: Path, about: Description) -> Parts:
                 " (obs_horizon, obs_dim); export it for the task's sizes"
             )
         return Parts(found.init_carry, found.apply, found.params, found.chunk_shape)
-    module = _read_torchscript(path, about.device)
+    module = read_torchscript(path, about.device)
     return _through_host(host.from_torch(module, about.device), obs_shape)
 
 
@@ -125,29 +123,22 @@ def adapt(policy: Any, obs_shape: tuple[int, int], device: str = "cpu") -> Parts
     )
 
 
-def _guard(function: Callable[..., Any], doing: str, *args: Any) -> Any:
-    """Calls the user's code; what it raises becomes one line."""
-    try:
-        return function(*args)
-    except ConfigError:
-        raise
-    except Exception as error:
-        first = (str(error).strip() or "no message").splitlines()[0][:200]
-        raise ConfigError(f"{doing} failed with {type(error).__name__}: {first}") from None
-
-
 def _in_program(policy: Any, obs_shape: tuple[int, int]) -> Parts:
     params, key = getattr(policy, "params", ()), jax.random.key(0)
     params = jax.tree.map(jnp.asarray, params)
-    carry = _guard(lambda: jax.eval_shape(policy.init_carry, key), "init_carry(key)")
+    carry = guard(lambda: jax.eval_shape(policy.init_carry, key), "init_carry(key)")
     history = jax.ShapeDtypeStruct(obs_shape, jnp.float32)
     doing = f"apply(params, carry, obs_history {obs_shape}, key)"
-    chunk, after = _guard(lambda: jax.eval_shape(policy.apply, params, carry, history, key), doing)
+    chunk, after = guard(lambda: jax.eval_shape(policy.apply, params, carry, history, key), doing)
     if getattr(chunk, "ndim", 0) not in (1, 2) or chunk.dtype != jnp.float32:
         raise ConfigError(f"{doing} gives {chunk}, expected float32 (act_horizon, act_dim)")
-    if str(after) != str(carry):
+    if jax.tree.map(_signature, after) != jax.tree.map(_signature, carry):
         raise ConfigError(f"{doing} gives the carry {after}, expected {carry} as it got")
     return Parts(policy.init_carry, policy.apply, params, chunk.shape)
+
+
+def _signature(leaf: Any) -> str:
+    return f"{leaf.dtype}{leaf.shape}"
 
 
 def _of_torch(module: Any, obs_shape: tuple[int, int], device: str) -> Parts:
@@ -168,73 +159,6 @@ def _of_torch(module: Any, obs_shape: tuple[int, int], device: str) -> Parts:
 def _through_host(policy: Any, obs_shape: tuple[int, int]) -> Parts:
     chunk_shape = host.probe(policy, obs_shape)
     return Parts(*host.make_functions(policy, chunk_shape), params=(), chunk_shape=chunk_shape)
-
-
-def find(entry: str, directory: Path = Path()) -> Any:
-    """The policy that FILE.py:NAME or MODULE:NAME names; a function without arguments makes it.
-
-    Args:
-      entry: a file is looked for in `directory`; a module where Python looks, and in the working
-        directory.
-      directory: see above.
-
-    Raises:
-      ConfigError: no such file, module or name, or running it fails.
-    """
-    where, colon, name = entry.rpartition(":")
-    if not colon or not where or not name:
-        raise ConfigError(f"entry got {entry!r}, expected FILE.py:NAME or MODULE:NAME")
-    if where.endswith(".py"):
-        module = _run_file(directory / where)
-    else:
-        if str(Path.cwd()) not in sys.path:
-            sys.path.append(str(Path.cwd()))
-        module = _guard(importlib.import_module, f"importing {where}", where)
-    if not hasattr(module, name):
-        raise ConfigError(f"{where} has no {name!r}; name a function or object that it defines")
-    found = getattr(module, name)
-    if inspect.isfunction(found) and not inspect.signature(found).parameters:
-        found = _guard(found, f"{entry}()")
-    return found
-
-
-def _run_file(path: Path) -> types.ModuleType:
-    """Runs a Python file as a module, leaving no bytecode beside it."""
-    try:
-        source = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the policy's code {path}: {error}") from None
-    module = types.ModuleType(f"pdjax_policy_{path.stem}")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # dataclasses look themselves up there
-
-    def run():
-        exec(compile(source, str(path), "exec"), module.__dict__)
-
-    _guard(run, f"running {path}")
-    return module
-
-
-def _read_torchscript(path: Path, device: str) -> Any:
-    """A TorchScript module. Its archive is looked at first: a pickle could run code."""
-    advice = "save it by torch.jit.script(module).save(FILE) or torch.jit.trace(...).save(FILE)"
-    if not path.is_file():
-        raise ConfigError(f"no TorchScript file at {path}; {advice}")
-    names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
-    if not any(name.endswith("/constants.pkl") for name in names):
-        raise ConfigError(
-            f"{path} is no TorchScript file; a pickle (torch.save), which may run code when it is"
-            f" read, is not taken; {advice}"
-        )
-    try:
-        import torch
-    except ImportError:
-        raise ConfigError(
-            f"{path} needs torch, which is not installed; pip install 'pdjax[torch]'"
-        ) from None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch advises another format for new files
-        return _guard(lambda: torch.jit.load(str(path), map_location=device), f"reading {path}")
 
 
 def assemble(parts: Parts, about: Description, act_horizon: int = 0) -> BasePolicy:
