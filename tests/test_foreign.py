@@ -1,6 +1,7 @@
 """Anyone's own policy as a base: every kind acts alike, remembers alike, and is refined alike."""
 
 import json
+import pickle
 import sys
 import textwrap
 from pathlib import Path
@@ -389,29 +390,40 @@ def test_code_that_cannot_be_a_policy(code, words, tmp_path, point, monkeypatch,
     refuse(capsys, ["wrap", "own_policy.py:act", "--task", "Point", "--out", "new"], words)
 
 
-def test_other_sources_that_cannot_be_wrapped(tmp_path, point, monkeypatch, capsys):
+GOOD = ["--task", "Point", "--out", "new"]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("junk.pt", "is no TorchScript file; a pickle (torch.save), which may run code"),
+        ("none.pt", "no TorchScript file at none.pt; save it by torch.jit"),
+        ("junk.jaxexport", "junk.jaxexport is no artefact of jax.export; write one with"),
+        ("none.jaxexport", "no artefact at none.jaxexport: No such file"),
+        ("none.py:act", "cannot read the policy's code none.py"),
+        ("no_such_module:act", "importing no_such_module failed with ModuleNotFoundError"),
+        ("good", "good is no policy that can be wrapped; expected FILE.jaxexport, FILE.pt"),
+    ],
+)
+def test_other_sources_that_cannot_be_wrapped(source, words, tmp_path, point, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("junk.pt").write_bytes(pickle.dumps(Counter))
+    Path("junk.jaxexport").write_bytes(b"junk")
+    refuse(capsys, ["wrap", source, *GOOD], words)
+
+
+def test_torch_files_that_cannot_be_wrapped(tmp_path, point, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     torch, module = make_module()
     torch.save(module.state_dict(), "weights.pt")
-    Path("junk.pt").write_bytes(b"\x80\x04junk")
-    Path("junk.jaxexport").write_bytes(b"junk")
-    save_torchscript(tmp_path / "good.pt")
-    good = ["--task", "Point", "--out", "new"]
-    for source, words in {
-        "weights.pt": "is no TorchScript file; a pickle (torch.save), which may run code",
-        "junk.pt": "is no TorchScript file; a pickle (torch.save), which may run code",
-        "none.pt": "no TorchScript file at none.pt; save it by torch.jit",
-        "junk.jaxexport": "junk.jaxexport is no artefact of jax.export; write one with",
-        "none.jaxexport": "no artefact at none.jaxexport: No such file",
-        "none.py:act": "cannot read the policy's code none.py",
-        "no_such_module:act": "importing no_such_module failed with ModuleNotFoundError",
-        "good": "good is no policy that can be wrapped; expected FILE.jaxexport, FILE.pt",
-    }.items():
-        refuse(capsys, ["wrap", source, *good], words)
-    refuse(capsys, ["wrap", "good.pt", *good, "--action-low", "1"], "action_low=[1.0] must lie bel")
-    refuse(capsys, ["wrap", "good.pt", "--task", "Pont", "--out", "new"], "unknown task 'Pont'")
+    refuse(capsys, ["wrap", "weights.pt", *GOOD], "is no TorchScript file; a pickle (torch.save)")
+    wrap_good = ["wrap", str(save_torchscript(tmp_path / "good.pt")), *GOOD]
+    refuse(capsys, [*wrap_good, "--action-low", "1"], "action_low=[1.0] must lie below")
+    refuse(capsys, [*wrap_good, "--task", "Pont"], "unknown task 'Pont'")
+    if not torch.cuda.is_available():
+        refuse(capsys, [*wrap_good, "--device", "cuda"], "torch finds no GPU here; set device to")
     monkeypatch.setitem(sys.modules, "torch", None)
-    refuse(capsys, ["wrap", "good.pt", *good], "needs torch, which is not installed; pip install")
+    refuse(capsys, wrap_good, "needs torch, which is not installed; pip install")
 
 
 def test_artefacts_of_other_signatures(tmp_path, point, monkeypatch, capsys):

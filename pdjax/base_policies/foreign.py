@@ -90,7 +90,7 @@ def read_file(path: Path, about: Description) -> Parts:
                 " (obs_horizon, obs_dim); export it for the task's sizes"
             )
         return Parts(found.init_carry, found.apply, found.params, found.chunk_shape)
-    module = read_torchscript(path, about.device)
+    module = read_torchscript(path)
     return _through_host(host.from_torch(module, about.device), obs_shape)
 
 

@@ -77,12 +77,8 @@ def _run_file(path: Path) -> types.ModuleType:
     return module
 
 
-def read_torchscript(path: Path, device: str) -> Any:
+def read_torchscript(path: Path) -> Any:
     """Reads a TorchScript module. Its archive is looked at first: a pickle could run code.
-
-    Args:
-      path: the file.
-      device: where it computes, `cpu` or `cuda`.
 
     Raises:
       ConfigError: no TorchScript file, or torch is not installed.
@@ -104,4 +100,4 @@ def read_torchscript(path: Path, device: str) -> Any:
         ) from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch advises another format for new files
-        return guard(lambda: torch.jit.load(str(path), map_location=device), f"reading {path}")
+        return guard(lambda: torch.jit.load(str(path), map_location="cpu"), f"reading {path}")
