@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pdjax.config import Physics
+from pdjax.policy_commands import Screen, Wrap
 from pdjax.schema import ConfigError, Count, Natural, Range, Seed
 
 NOISE_LIMIT = 1.0  # beyond it noise would always hit the ends of the actions' range
@@ -278,6 +279,8 @@ COMMANDS: dict[str, type[Command]] = {
     "demos": Demos,
     "data": Data,
     "imitate": Imitate,
+    "wrap": Wrap,
+    "screen": Screen,
     "train": Train,
     "eval": Eval,
     "render": Render,

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 from pdjax import checkpoint, evaluation, report
 from pdjax import config as configs
-from pdjax.base_policies import imitation
-from pdjax.config import Config, ConfigError
+from pdjax.base_policies import foreign, imitation
+from pdjax.config import BasePolicyConfig, Config, ConfigError
 from pdjax.decision import Frozen
 from pdjax.outputs import check_directory, new_directory, write_result
 from pdjax.rollout import Evaluation, Rollout, make_rollout
@@ -27,7 +27,7 @@ from pdjax.sac import SAC, make_hyperparams, make_sac
 from pdjax.train import Trainer, TrainState, make_trainer, residual_dim
 from pdjax.types import BasePolicy, Params
 from pdjax_envs import registry
-from pdjax_envs.task import Env
+from pdjax_envs.task import Env, Task
 
 INTERIM_SEED_OFFSET = 1_000_000  # interim and final evaluations never share episodes
 
@@ -71,17 +71,7 @@ def build(config: Config) -> Run:
     configs.validate(config)
     task = config.task
     env = registry.make(task.name, task.physics, task.reward, task.terminate_on_success, task.shift)
-    if not config.base_policy.path:
-        raise ConfigError("base_policy.path is empty; set it to a directory of `pdjax imitate`")
-    base, trained_for = imitation.load(
-        Path(config.base_policy.path), config.base_policy.act_horizon
-    )
-    foreign = trained_for != task.name and registry.family(trained_for) != env.task.family
-    if foreign or base.obs_dim != env.task.obs_dim:
-        raise ConfigError(
-            f"base policy {config.base_policy.path} was trained for {trained_for} ({base.obs_dim}"
-            f" numbers observed), but task.name is {task.name} ({env.task.obs_dim}); change either"
-        )
+    base = load_base(config.base_policy, env.task)
     rollout = make_rollout(env, base, config.decorator.task_features)
     chunk_dim, size = base.act_horizon * base.act_dim, residual_dim(config.decorator, base)
     sac = make_sac(config.sac, config.decorator, rollout.view_dim, chunk_dim, size)
@@ -91,6 +81,28 @@ def build(config: Config) -> Run:
         mean, std = jnp.zeros_like(mean), jnp.ones_like(std)
     frozen = Frozen(env.model, base.params, mean, std)
     return Run(config, env, base, rollout, sac, trainer, frozen)
+
+
+def load_base(base_policy: BasePolicyConfig, task: Task) -> BasePolicy:
+    """Reads a base policy of any kind and checks that it is one for the task.
+
+    Raises:
+      ConfigError, checkpoint.CheckpointError: there is none, or it is for another task.
+    """
+    path = Path(base_policy.path)
+    if not base_policy.path:
+        raise ConfigError("base_policy.path is empty; set it to a directory of `pdjax imitate`"
+                          " or `pdjax wrap`")  # fmt: skip
+    read = foreign.load if foreign.is_foreign(path) else imitation.load
+    base, trained_for = read(path, base_policy.act_horizon)
+    other = trained_for != task.name and registry.family(trained_for) != task.family
+    if other or (base.obs_dim, base.act_dim) != (task.obs_dim, task.act_dim):
+        raise ConfigError(
+            f"base policy {path} was trained for {trained_for} ({base.obs_dim} numbers observed,"
+            f" {base.act_dim} a control step), but task.name is {task.name} ({task.obs_dim},"
+            f" {task.act_dim}); change either"
+        )
+    return base
 
 
 def run(config: Config, directory: Path) -> Result:
@@ -113,6 +125,11 @@ def run(config: Config, directory: Path) -> Result:
     new_directory(directory)
     shutil.copytree(config.base_policy.path, directory / "base_policy")
     configs.save(config, directory / "config.yaml")
+    if foreign.is_foreign(Path(config.base_policy.path)):
+        num_envs = config.train.num_envs
+        way, microseconds = foreign.cost(built.base, num_envs)
+        report.say(f"base policy called {way}: {microseconds:,.0f} us a call for {num_envs}"
+                   " environments")  # fmt: skip
     state, actor = _train(built, directory)
     checkpoint.save(directory / "residual", actor)
     summary = compare(built, actor, config.eval.episodes, config.eval.seed)

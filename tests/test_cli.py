@@ -95,7 +95,10 @@ DEMOS = ["demos", TASK, "--out", "new/x.h5"]
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "no command; choose one of: envs, demos, data, imitate, train, eval, render, quick"),
+        (
+            [],
+            "no command; choose one of: envs, demos, data, imitate, wrap, screen, train, eval, ",
+        ),
         (["trian"], "invalid choice: 'trian'"),
         (["--json", "envs"], "envs does not take '--json' here; write it after the command"),
         (["envs", "StackCub"], "unknown task 'StackCub'; did you mean StackCube?"),
@@ -161,7 +164,12 @@ def test_mistakes_in_training(capsys, here, argv, message):
 def test_a_base_policy_of_another_task_is_refused(capsys, here):
     path = here / "base" / "policy.json"
     path.write_text(path.read_text().replace(TASK, "StackCube"))
-    refuse(capsys, here, TRAIN, "was trained for StackCube (50 numbers observed), but task.name is")
+    refuse(
+        capsys,
+        here,
+        TRAIN,
+        "was trained for StackCube (50 numbers observed, 7 a control step), but task.name is",
+    )
 
 
 def test_a_base_policy_of_the_tasks_family_is_taken(here):

@@ -1,0 +1,80 @@
+"""Commands about a policy of one's own: taking it as a base, and judging it before refining.
+
+Apart from `commands` for size; the same rules hold.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from pdjax.base_policies.description import Device
+from pdjax.config import Physics
+from pdjax.schema import Count, Natural, Seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrap:
+    """Makes a base policy of your own one: jax.export, TorchScript, JAX, NumPy or torch code."""
+
+    policy: str
+    """FILE.jaxexport (pdjax.base_policies.exported.export_policy writes one), FILE.pt (TorchScript,
+    never a pickle), or FILE.py:NAME or MODULE:NAME, which name an object with init_carry and apply
+    (JAX), one with init_carry and act (NumPy, with memory), a torch.nn.Module, or a NumPy function
+    of obs_history (num_envs, obs_horizon, obs_dim) that gives (num_envs, act_horizon, act_dim);
+    a function without arguments makes it. docs/base_policies.md has an example of each."""
+    task: str
+    """Task that it acts in, see `pdjax envs`."""
+    out: Path
+    """Directory to write, new or empty; a FILE is copied into it."""
+    obs_horizon: Natural = 0
+    """Latest observations that it reads; 0 = as it says itself, else 1."""
+    action_low: float = -1.0
+    """The action that means -1; actions are scaled from this range to [-1, 1], then clipped."""
+    action_high: float = 1.0
+    """The action that means 1."""
+    device: Device = "cpu"
+    """Where a torch policy computes."""
+    episodes: Count = 20
+    """Episodes to try it on, from which the learner's observation statistics come."""
+    seed: Seed = 0
+    """Seed of these episodes."""
+    physics: Physics = "auto"
+    """Physics engine of the trial."""
+
+    def declared(self) -> dict[str, Any]:
+        """What the user says of the policy, as fields of its `Description`."""
+        return {"obs_horizon": self.obs_horizon, "action_low": (self.action_low,),
+                "action_high": (self.action_high,), "device": self.device}  # fmt: skip
+
+    def run(self) -> dict[str, Any]:
+        """Tries it and writes."""
+        from pdjax import wrap
+
+        play = wrap.Play(self.episodes, self.seed, self.physics)
+        return wrap.wrap(self.policy, self.task, self.out, self.declared(), play)
+
+
+@dataclasses.dataclass(frozen=True)
+class Screen:
+    """Says whether a base policy is worth refining, with which residual_scale and by which command:
+    plays it alone and under random residuals."""
+
+    base: Path
+    """Directory of `pdjax imitate` or `pdjax wrap`."""
+    task: str
+    """Task to refine it on, see `pdjax envs`."""
+    out: Path = Path("screen.png")
+    """Picture to write, .png; must not exist."""
+    episodes: Count = 200
+    """Episodes for each scale of the residual; from 125 on a perfect base can be told."""
+    seed: Seed = 40_000
+    """Seed of the episodes."""
+    physics: Physics = "auto"
+    """Physics engine."""
+
+    def run(self) -> dict[str, Any]:
+        """Plays, draws and prints."""
+        from pdjax import screen
+
+        return screen.screen_policy(self.base, self.task, self.out, self.episodes, self.seed,
+                                    self.physics)  # fmt: skip

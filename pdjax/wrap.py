@@ -1,0 +1,168 @@
+"""This file is not pure: it tries anyone's policy in the simulator and writes it as a base."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pdjax import evaluation, report
+from pdjax.base_policies import description, exported, foreign, sources
+from pdjax.base_policies.description import Description
+from pdjax.base_policies.imitation import STD_FLOOR
+from pdjax.decision import Frozen
+from pdjax.outputs import check_directory, new_directory
+from pdjax.rollout import make_rollout
+from pdjax.schema import ConfigError
+from pdjax.types import BasePolicy
+from pdjax_envs import registry
+from pdjax_envs.task import Env, Task
+
+SUFFIXES = {".jaxexport": "export", ".pt": "torchscript", ".pth": "torchscript"}
+CROWDED = 0.2  # share of action numbers at the bounds that suggests another range
+
+
+class Play(NamedTuple):
+    """How a policy is tried: `episodes`, `seed` of the first, `physics` engine."""
+
+    episodes: int
+    seed: int
+    physics: str
+
+
+def wrap(source: str, task: str, out: Path, declared: dict[str, Any], play: Play) -> dict[str, Any]:
+    """Tries a policy for some episodes and writes the directory that `base_policy.path` takes.
+
+    Args:
+      source: a .jaxexport or .pt file, FILE.py:NAME or MODULE:NAME.
+      task: its name.
+      out: directory to write, new or empty.
+      declared: fields of `Description` that the user declares; obs_horizon 0 = as the policy
+        says, else 1.
+      play: how it is tried.
+
+    Raises:
+      ConfigError: the policy cannot be used, or the directory cannot be written.
+      registry.UnknownName: no such task.
+    """
+    check_directory(out)
+    env = registry.make(task, play.physics, terminate_on_success=False)
+    about, files, parts = read_source(source, env.task, declared)
+    base = foreign.assemble(parts, about)
+    with report.progress("trying", play.episodes, "episodes") as bar:
+        obs, actions, successes = try_policy(env, base, play.episodes, play.seed)
+        bar.update(play.episodes)
+    if not np.isfinite(actions).all():
+        raise ConfigError(f"{source} gave NaN actions on {task}'s observations; mend the policy")
+    std = np.maximum(obs.std(axis=0), STD_FLOOR)
+    about = dataclasses.replace(about, obs_mean=tuple(obs.mean(axis=0).tolist()),
+                                obs_std=tuple(std.tolist()))  # fmt: skip
+    new_directory(out)
+    for name, path in files.items():
+        (shutil.copytree if path.is_dir() else shutil.copyfile)(path, out / name)
+    description.write(out, about)
+    return _report(out, about, base, (actions, successes, play.episodes))
+
+
+def read_source(
+    source: str, task: Task, declared: dict[str, Any]
+) -> tuple[Description, dict[str, Path], foreign.Parts]:
+    """Reads a policy from where it is now; plays nothing.
+
+    Args:
+      source: see `wrap`.
+      task: that it acts in.
+      declared: see `wrap`.
+
+    Returns:
+      Its description, in which the statistics of observations are still 0 and 1; the files that go
+      into its directory, by their names there; the policy.
+
+    Raises:
+      ConfigError: see `wrap`.
+    """
+    path, dim, obs_horizon = Path(source), task.obs_dim, declared["obs_horizon"]
+    about = Description(
+        kind="python", task=task.name, obs_dim=dim, act_dim=task.act_dim, act_horizon=1,
+        obs_mean=(0.0,) * dim, obs_std=(1.0,) * dim,
+        **declared | {"obs_horizon": max(obs_horizon, 1)},
+    )  # fmt: skip
+    about.validate()
+    if path.suffix in SUFFIXES:
+        about = dataclasses.replace(about, kind=SUFFIXES[path.suffix])
+        files = {foreign.FILES[about.kind]: path}
+        if about.kind == "export":
+            own = exported.load(path).obs_shape[0]
+            about = dataclasses.replace(about, obs_horizon=obs_horizon or own)
+            beside = (exported.INIT_CARRY, exported.PARAMS)
+            files |= {name: path.parent / name for name in beside if (path.parent / name).exists()}
+        parts = foreign.read_file(path, about)
+    elif ":" in source:
+        where, _, name = source.rpartition(":")
+        is_file = where.endswith(".py")
+        files = {Path(where).name: Path(where)} if is_file else {}
+        policy = sources.find(source)
+        own = getattr(policy, "obs_horizon", 1)
+        entry = f"{Path(where).name}:{name}" if is_file else source
+        about = dataclasses.replace(about, obs_horizon=obs_horizon or own, entry=entry)
+        parts = foreign.adapt(policy, (about.obs_horizon, dim), about.device)
+    else:
+        raise ConfigError(
+            f"{source} is no policy that can be wrapped; expected FILE.jaxexport, FILE.pt"
+            " (TorchScript), FILE.py:NAME or MODULE:NAME"
+        )
+    return dataclasses.replace(about, act_horizon=parts.act_horizon), files, parts
+
+
+def try_policy(env: Env, base: BasePolicy, episodes: int, seed: int):
+    """Plays whole episodes to the time limit.
+
+    Args:
+      env: whose episodes do not end at success.
+      base: the policy.
+      episodes: played side by side.
+      seed: of the episodes.
+
+    Returns:
+      Observations (n, obs_dim) and base actions (n, chunk_dim) of all decisions, and the number
+      of episodes with success.
+    """
+    rollout = make_rollout(env, base)
+    frozen = Frozen(env.model, base.params, base.obs_mean, base.obs_std)
+    decisions = -(-env.task.episode_steps // base.act_horizon)
+
+    def nothing(obs, base_action, key, index):
+        del obs, key, index
+        return jnp.zeros_like(base_action), 0.0
+
+    def play(frozen, key):
+        start_key, keys_key = jax.random.split(key)
+        state = rollout.init(frozen, start_key, episodes)
+        return rollout.collect(frozen, state, nothing, jax.random.split(keys_key, decisions))[1:]
+
+    rows, counts = jax.device_get(jax.jit(play)(frozen, jax.random.key(seed)))
+    flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
+    return flat(rows.obs), flat(rows.base_action), int(counts["successes"])
+
+
+def _report(out: Path, about: Description, base: BasePolicy, tried: tuple) -> dict[str, Any]:
+    """Says and returns what was found."""
+    actions, successes, episodes = tried
+    crowded = float((np.abs(actions) >= 1).mean())
+    low, high = evaluation.wilson(successes, episodes)
+    way, microseconds = foreign.cost(base, episodes)
+    report.say(f"{out}: {about.kind} policy for {about.task}, obs_horizon {about.obs_horizon},"
+               f" act_horizon {about.act_horizon}, called {way},"
+               f" {microseconds:,.0f} us a call for {episodes} environments")  # fmt: skip
+    report.say(f"success_once {successes / episodes:.1%} [{low:.1%}, {high:.1%}] over {episodes}"
+               " episodes")  # fmt: skip
+    if crowded > CROWDED:
+        hint = "if its actions are not in [-1, 1], say so by --action-low and --action-high"
+        report.say(f"{crowded:.0%} of its action numbers lie at or beyond the bounds; {hint}")
+    return {"policy": str(out), "task": about.task, "kind": about.kind, "called": way,
+            "obs_horizon": about.obs_horizon, "act_horizon": about.act_horizon,
+            "call_us": microseconds, "base_success": successes / episodes, "base_ci": [low, high],
+            "eval_episodes": episodes, "at_bounds": crowded}  # fmt: skip
