@@ -212,8 +212,8 @@ class Eval:
     """Physics engine; auto = native on a CPU, warp on an NVIDIA GPU where it is installed, else
     mjx."""
     shift: str = ""
-    """Perturbations: mass, friction, sensor_noise, camera, action_delay; joined by + to meet
-    together; `none`; `all` = none and each by itself. Default as in training."""
+    """Perturbations: mass, friction, size, held_out, sensor_noise, camera, action_delay; joined by
+    + to meet together; `none`; `all` = none and each by itself. Default as in training."""
 
     def run(self) -> dict[str, Any]:
         """Evaluates and prints."""

@@ -34,8 +34,9 @@ class TaskConfig:
     terminate_on_success: bool = True
     """Whether success ends a training episode; evaluation always plays to the time limit."""
     shift: str = ""
-    """Perturbations drawn anew for each episode, joined by +: mass, friction, sensor_noise, camera,
-    action_delay; empty = none. Evaluation during and after training meets them too."""
+    """Perturbations drawn anew for each episode, joined by +: mass, friction, size, held_out,
+    sensor_noise, camera, action_delay; empty = none. Evaluation during and after training meets
+    them too."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,23 +4,26 @@ Each episode draws its own perturbation, to evaluate a policy under it or to tra
 randomisation); everything else that an episode draws stays as it is without. Physical ones are
 batched model overrides, so that they differ between environments of one batch on every engine; the
 others wrap what goes in and out. Apart from the tasks, which only say what may be perturbed
-(`Task.objects`, `Task.camera`).
+(`Task.objects`, `Task.resize`, `Task.held_out`, `Task.camera`).
 """
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pdjax_envs.physics.engine import Array, Scene, row_ids
+from pdjax_envs.physics.engine import Array
+from pdjax_envs.scaling import ALL, HEAVY, extend, make_scaling
 from pdjax_envs.task import ControlStep, Env, EnvState, Start, Task
 
-MASS = (0.5, 2.0)  # times the nominal; drawn evenly on a logarithmic scale, as is friction
+MASS = (0.5, 2.0)  # times the nominal; drawn evenly on a logarithmic scale, as are the next two
 FRICTION = (0.4, 1.2)
+SIZE = (0.9, 1.1)
 SENSOR_NOISE = 0.003  # standard deviation in the observation's own units: m, rad, m/s, ...
 CAMERA_ERROR = 0.005  # m, standard deviation of each axis, constant in an episode
 DELAY = 1  # control steps by which actions come late
@@ -42,45 +45,37 @@ class Shift(NamedTuple):
 
 def needed(name: str, task: Task) -> str:
     """What a task lacks for a shift, in words; "" where it lacks nothing."""
-    if name in ("mass", "friction") and not task.objects:
+    if name in ("mass", "friction", "size") and not task.objects:
         return "it names no objects to move"
+    if name == "size" and not callable(task.resize):
+        return task.resize
+    if name == "held_out" and task.held_out is None:
+        return "it keeps no objects from the demonstrations"
     if name == "camera" and not task.camera:
         return "it observes no objects by camera"
     return ""
 
 
-# How model values of a body follow its mass: proportional or inverse.
-_MASS_POWERS = {
-    "body_mass": 1, "body_inertia": 1, "body_subtreemass": 1, "dof_M0": 1,
-    "body_invweight0": -1, "dof_invweight0": -1,
-}  # fmt: skip
-
-
 def _mass(task: Task) -> Task:
-    scene, model = task.scene, task.scene.model
-    joints = [
-        model.joint(j).name for body in task.objects for j in range(model.njnt)
-        if model.jnt_bodyid[j] == model.body(body).id
-    ]  # fmt: skip
-    wanted = {field: joints if field.startswith("dof") else task.objects for field in _MASS_POWERS}
-    rows, nominal, own = _extend(scene, wanted)
-    armature = jnp.asarray(model.dof_armature[row_ids(model, "dof_M0", rows["dof_M0"])])
+    def perturb(start: Start, key: Array) -> Start:
+        return scale(start, _log_uniform(key, MASS), 1.0)
+
+    rows, scale = make_scaling(task.scene, task.objects, HEAVY)
+    return _perturbed(task, rows, perturb)
+
+
+def _size(task: Task) -> Task:
+    """Objects keep shape and density; what an object is a part of grows with it."""
+    model, resize = task.scene.model, task.resize
+    assert callable(resize), resize  # `needed` has refused others
+    roots = [model.body_rootid[model.body(name).id] for name in task.objects]
+    bodies = [model.body(index).name for index in np.flatnonzero(np.isin(model.body_rootid, roots))]
 
     def perturb(start: Start, key: Array) -> Start:
-        factor = _log_uniform(key, MASS)
-        before = {**nominal, **start.episode.overrides}
-        # A joint's own rotor does not grow with what it carries.
-        inertia = armature + factor * (before["dof_M0"] - armature)
-        # A body's inverse inertias set the softness of its contacts; a rotor's part is neglected.
-        after = {field: before[field] * factor**power for field, power in _MASS_POWERS.items()}
-        after["dof_M0"] = inertia
-        after["dof_invweight0"] = before["dof_invweight0"] * before["dof_M0"] / inertia
-        chosen = {
-            field: jnp.where(own[field].reshape(-1, *[1] * (value.ndim - 1)), value, before[field])
-            for field, value in after.items()
-        }
-        return start._replace(episode=start.episode._replace(overrides={**before, **chosen}))
+        factor = _log_uniform(key, SIZE)
+        return resize(scale(start, factor**3, factor), factor)
 
+    rows, scale = make_scaling(task.scene, bodies, ALL)
     return _perturbed(task, rows, perturb)
 
 
@@ -89,7 +84,7 @@ def _friction(task: Task) -> Task:
     collide = (model.geom_contype | model.geom_conaffinity) != 0
     # Of a pair MuJoCo takes the rougher one, so all are scaled; a nameless shape keeps its own.
     geoms = [model.geom(g).name for g in np.flatnonzero(collide) if model.geom(g).name]
-    rows, nominal, own = _extend(scene, {"geom_friction": geoms})
+    rows, nominal, own = extend(scene, {"geom_friction": geoms})
 
     def perturb(start: Start, key: Array) -> Start:
         overrides = {**nominal, **start.episode.overrides}
@@ -101,35 +96,24 @@ def _friction(task: Task) -> Task:
     return _perturbed(task, rows, perturb)
 
 
-def _extend(scene: Scene, wanted: Mapping[str, Any]):
-    """Override rows of a scene and those wanted; nominal values of new fields; whose rows are ours.
-
-    A field that the scene overrides already must have the wanted rows among its own.
-    """
-    rows, nominal, own = dict(scene.override_rows), {}, {}
-    for field, names in wanted.items():
-        if field not in rows:
-            rows[field] = tuple(names)
-            index = row_ids(scene.model, field, rows[field])
-            nominal[field] = jnp.asarray(getattr(scene.model, field)[index], jnp.float32)
-        if missing := set(names) - set(rows[field]):
-            raise ValueError(f"the scene overrides {field}, but not of {', '.join(missing)}")
-        own[field] = jnp.asarray(
-            np.isin(row_ids(scene.model, field, rows[field]),
-                    row_ids(scene.model, field, tuple(names)))
-        )  # fmt: skip
-    return rows, nominal, own
-
-
 def _perturbed(task: Task, rows: dict[str, tuple[str, ...]], perturb) -> Task:
     """The task with more override rows and perturbed starts."""
 
-    def sample_start(key: Array) -> Start:
+    def perturbed(sample_start: Callable[[Array], Start], key: Array) -> Start:
         shift_key = _own_key(key, "start")
-        return perturb(task.sample_start(key), shift_key)
+        return perturb(sample_start(key), shift_key)
 
-    scene = dataclasses.replace(task.scene, override_rows=rows)
-    return dataclasses.replace(task, scene=scene, sample_start=sample_start)
+    return dataclasses.replace(
+        task,
+        scene=dataclasses.replace(task.scene, override_rows=rows),
+        sample_start=partial(perturbed, task.sample_start),
+        held_out=task.held_out and partial(perturbed, task.held_out),
+    )
+
+
+def _held_out(task: Task) -> Task:
+    assert task.held_out is not None  # `needed` has refused others
+    return dataclasses.replace(task, sample_start=task.held_out)
 
 
 def _own_key(key: Array, name: str) -> Array:
@@ -225,6 +209,10 @@ SHIFTS = {
     "friction": Shift(
         f"everything {FRICTION[0]:g} to {FRICTION[1]:g} times as rough", of_task=_friction
     ),
+    "size": Shift(
+        f"objects {SIZE[0]:g} to {SIZE[1]:g} times as large, of the same density", of_task=_size
+    ),
+    "held_out": Shift("objects that no demonstration shows", of_task=_held_out),
     "sensor_noise": Shift(
         f"noise of {SENSOR_NOISE:g} (m, rad, ...) on every observation", of_env=_sensor_noise
     ),

@@ -65,6 +65,11 @@ class Task:
       success: (episode, physics) -> bool.
       adapt: (scene, engine's name) -> the scene for an engine that lacks a feature of the model.
       objects: names of the bodies that the robot moves, see `shifts`.
+      resize: (start, factor) -> the start with `objects` that many times as large, in what the task
+        itself holds of their size (places, `Episode.params`, model values of other bodies), see
+        `shifts`; or why their size has to stay, in words.
+      held_out: key -> Start, like `sample_start` but with objects that no demonstration shows; None
+        where there are none.
       camera: parts of the observation whose first three numbers are a position that a camera would
         measure -> 1, or -1 where it is subtracted, see `shifts`.
       features: observation -> (feature_dim,) about [-3, 3], or None: relations between objects that
@@ -94,6 +99,8 @@ class Task:
     success: Callable[[Episode, PhysicsState], Array]
     adapt: Callable[[Scene, str], Scene] = lambda scene, engine: scene
     objects: tuple[str, ...] = ()
+    resize: Callable[[Start, Array], Start] | str = "it does not say what their size changes"
+    held_out: Callable[[Array], Start] | None = None
     camera: Mapping[str, int] = dataclasses.field(default_factory=dict)
     features: Callable[[Array], Array] | None = None
     expert: Callable[[], "Expert"] | None = None

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from pdjax_envs import registry
-from pdjax_envs.maniskill import panda
+from pdjax_envs.maniskill import panda, peg_reward
 from pdjax_envs.maniskill import peg_insertion_side as peg
 from pdjax_envs.physics.engine import PhysicsState, apply_overrides
+from pdjax_envs.rotations import quat_about_z
 from pdjax_envs.task import Episode
 
 WALLS = ("wall_left", "wall_right", "wall_top", "wall_bottom")
@@ -224,3 +225,63 @@ def test_actions_end_an_episode_only_by_success_or_time(env):
     state, outcome = env.step(env.model, state._replace(steps=jnp.array(199)), jnp.zeros(7))
     assert outcome.truncated and not outcome.terminated
     assert outcome.reward == 0
+
+
+def held_peg(back=0.06, head=(-0.3, 0.0, 0.0), fingers=0.02, yaw=0.0):
+    """The peg across the fingers, grasped `back` m behind its middle; its head at `head`."""
+    arm = jnp.asarray(peg.REST_ARM, jnp.float32)
+    tool, _ = panda.tcp_pose(arm)
+    # At rest the tool points down and its x axis is the world's y, or its opposite.
+    x_axis = panda.forward_kinematics(arm).columns[0]
+    turn = jnp.arctan2(x_axis[1], x_axis[0])
+    quat, axis = quat_about_z(turn + yaw), jnp.stack([jnp.cos(turn), jnp.sin(turn), 0.0])
+    pos = tool + back * axis
+    hole_quat = quat_about_z(turn)
+    sideways = jnp.stack([-axis[1], axis[0], 0.0])
+    hole = pos + (0.1 - head[0]) * axis - head[1] * sideways - jnp.array([0, 0, head[2]])
+    params = peg.PegParams(jnp.array(0.1), jnp.array(0.02), jnp.zeros(2), jnp.array(0.023), hole,
+                           hole_quat)  # fmt: skip
+    qpos = jnp.concatenate([arm, jnp.full(2, fingers), pos, quat])
+    return Episode({}, params), PhysicsState(qpos, jnp.zeros(15), {}, False, None)
+
+
+def reward_of(*state):
+    return {k: round(float(v), 3) for k, v in peg.dense_reward(*state).items() if v}
+
+
+def test_dense_reward():
+    assert reward_of(*held_peg(fingers=0.04)) == {"rotation": 1.0, "reach": 1.0}
+    # 11.5 cm off the place to grasp, 1.5 cm of which are free: 1 - tanh(0.4)
+    assert reward_of(*held_peg(back=-0.055, fingers=0.04)) == {"rotation": 1.0, "reach": 0.62}
+    # Head and middle 4 mm off the hole's axis: 3 (1 - tanh(0.5 * 0.008 + 4.5 * 0.004)); the head
+    # 30 cm before it: 5 (1 - tanh(5 * 0.30003))
+    assert reward_of(*held_peg(head=(-0.3, 0.004, 0.0))) == {
+        "rotation": 1.0, "reach": 1.0, "grasp": 2.0, "align": 2.934, "aligned": 3.0, "insert": 0.474
+    }  # fmt: skip
+    # 2 cm off: 3 (1 - tanh(0.02 + 0.09)), but not aligned, and not paid for the way in
+    assert reward_of(*held_peg(head=(-0.3, 0.02, 0.0))) == {
+        "rotation": 1.0, "reach": 1.0, "grasp": 2.0, "align": 2.671
+    }  # fmt: skip
+    assert reward_of(*held_peg(head=(0.0, 0.0, 0.0))) == {"success": 25.0}
+    # Turned by 1 rad: reaching is not paid, but being above and over the place is asked for.
+    found = reward_of(*held_peg(yaw=1.0, fingers=0.04))
+    assert found["rotation"] == round(1 - 1 / np.pi, 3) and "reach" not in found
+    assert found["above"] == -0.3  # 2 cm of peg and 1 cm of air, tenfold
+    assert found["over"] == round(-10 * 2 * 0.06 * np.sin(0.5), 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, True),
+        ({"fingers": 0.0215}, False),
+        ({"back": 0.1}, True),  # near the tail
+        ({"back": 0.12}, False),  # behind it
+        ({"yaw": np.deg2rad(19), "fingers": 0.0225}, True),
+        ({"yaw": np.deg2rad(21), "fingers": 0.0225}, False),
+    ],
+)
+def test_a_grasp_of_the_peg_is_seen(change, expected):
+    # Turned by 19 degrees it reaches 0.02 cos + 0.00875 sin = 21.8 mm to each side at the pads.
+    back = change.get("back", 0.0 if "yaw" in change else 0.06)
+    assert bool(peg_reward.grasped(*held_peg(**{**change, "back": back}))) is expected

@@ -12,7 +12,7 @@ from pdjax_envs.maniskill import stack_cube as stack
 from pdjax_envs.physics.engine import PhysicsState
 from pdjax_envs.task import Episode
 
-NOTHING = Episode({}, ())
+EPISODE = Episode({}, stack.CubeParams(jnp.float32(0.02)))
 UPRIGHT = np.array([1.0, 0, 0, 0])
 
 
@@ -121,7 +121,7 @@ def placed(offset, fingers=0.04, yaw=0.0):
 def test_success(offset, velocity, expected):
     qvel = np.zeros(21)
     qvel[9] = velocity
-    assert bool(stack.success(NOTHING, physics_of(placed(offset), qvel))) is expected
+    assert bool(stack.success(EPISODE, physics_of(placed(offset), qvel))) is expected
 
 
 @pytest.mark.parametrize(
@@ -137,26 +137,26 @@ def test_success(offset, velocity, expected):
 )
 def test_a_grasp_is_seen(fingers, yaw, expected):
     # The tool at rest points down, with the fingers along the world's y axis.
-    assert bool(stack.grasped(physics_of(placed(None, fingers, yaw)))) is expected
+    assert bool(stack.grasped(EPISODE, physics_of(placed(None, fingers, yaw)))) is expected
 
 
 def test_a_cube_beside_the_fingers_is_not_grasped():
-    assert not stack.grasped(physics_of(placed((0, 0, 0.04), fingers=0.0)))
+    assert not stack.grasped(EPISODE, physics_of(placed((0, 0, 0.04), fingers=0.0)))
 
 
 def test_a_stacked_cube_in_the_fingers_is_no_success():
     qpos = placed(None, fingers=0.02)
     qpos[16:19] = qpos[9:12] - [0, 0, 0.04]  # the green cube under the one in the fingers
-    assert stack.stacked(physics_of(qpos))
-    assert not stack.success(NOTHING, physics_of(qpos))
+    assert stack.stacked(EPISODE, physics_of(qpos))
+    assert not stack.success(EPISODE, physics_of(qpos))
     qpos[7:9] = 0.04
-    assert stack.success(NOTHING, physics_of(qpos))
+    assert stack.success(EPISODE, physics_of(qpos))
 
 
 def test_the_tool_keeps_its_orientation(env):
     qpos = placed((0, 0, 0.04))
     action = jnp.array([0.5, -0.4, 0.3, 1.0])
-    target = env.task.control(NOTHING, physics_of(qpos), action)
+    target = env.task.control(EPISODE, physics_of(qpos), action)
     before = panda.forward_kinematics(jnp.asarray(qpos[:7], jnp.float32))
     after = panda.forward_kinematics(target[:7])
     moved = np.asarray(before.columns) @ np.asarray(after.pos - before.pos)  # in the tool's frame
@@ -173,3 +173,37 @@ def test_features_are_relations_of_the_observation(env):
     features = np.asarray(stack.features(stack.observe(state.episode, physics_of(qpos))))
     # 4, -6 and 10 mm off its place, per 2 cm; fingers 10 mm wide of the cube; 5 cm up, per 2 cm
     np.testing.assert_allclose(features[3:], [0.2, -0.3, 0.5, 1.0, 2.5], atol=1e-4)
+
+
+def reward_of(qpos, qvel=None):
+    terms = stack.dense_reward(EPISODE, physics_of(qpos, np.zeros(21) if qvel is None else qvel))
+    return {name: round(float(value), 4) for name, value in terms.items() if value}
+
+
+def test_dense_reward_at_a_distance():
+    # The tool around the red cube, open: turned as it should be, and there.
+    assert reward_of(placed(None)) == {"rotation": 1.0, "reach": 1.0}
+    # Turned by 45 degrees: |difference|^2 = 8 sin^2(22.5 deg) = 1.1716; 1 - tanh(1.1716 / 8)
+    assert reward_of(placed(None, yaw=np.pi / 4))["rotation"] == 0.8546
+    qvel = np.zeros(21)
+    qvel[15:21] = [0.3, 0, 0.4, 0, 2, 0]  # the green cube: 0.5 m/s and 2 rad/s
+    assert reward_of(placed(None), qvel)["disturbed"] == -2.5
+
+
+def test_dense_reward_of_carrying():
+    qpos = placed(None, fingers=0.02)
+    # Its place is 30 cm beside and 7 cm below: 2 (1 - tanh(5 * 2 * 0.05)) = 1.0758 for the height,
+    # and 4 (1 - tanh(5 * 0.30806)) = 0.3513 for the distance.
+    qpos[16:19] = qpos[9:12] + np.array([0.3, 0, -0.11])
+    assert reward_of(qpos) == {"rotation": 1.0, "reach": 1.0, "grasp": 1.0, "carry": 1.4271}
+
+
+def test_dense_reward_on_the_green_cube():
+    qpos = placed(None, fingers=0.02)
+    qpos[16:19] = qpos[9:12] - [0, 0, 0.04]
+    assert reward_of(qpos) == {"placed": 10.0, "let_go": 1.0}  # 2 * (2 + 2) cm / 8 cm
+    qpos[7:9] = 0.04
+    assert reward_of(qpos) == {"success": 15.0}
+    qvel = np.zeros(21)
+    qvel[9] = 0.002
+    assert reward_of(qpos, qvel) == {"placed": 10.0, "let_go": 2.0}

@@ -124,6 +124,7 @@ def make_task() -> Task:
         rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
         success=success,
         objects=("door", "latch"),
+        resize="door, latch and frame are made to fit each other",
         camera={"handle_pos": 1, "palm_minus_handle": -1},
         adapt=hand.adapting(MODEL, _edit_for_mjx),
     )

@@ -141,6 +141,7 @@ def make_task() -> Task:
         rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
         success=success,
         objects=("Object",),
+        resize="mjx takes other shapes for its cylinders, of other sizes",
         camera={"hammer_pos": 1, "nail_pos": 1},
         adapt=hand.adapting(MODEL, _edit_for_mjx),
     )

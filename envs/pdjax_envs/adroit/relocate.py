@@ -72,6 +72,13 @@ def make_start(state: Mapping[str, Any]) -> Start:
     return Start(Episode(overrides, ()), qpos, qvel)
 
 
+def resize(start: Start, factor: jax.Array) -> Start:
+    """A ball of another size on the table."""
+    overrides = dict(start.episode.overrides)
+    overrides["body_pos"] = overrides["body_pos"].at[0, 2].multiply(factor)
+    return start._replace(episode=start.episode._replace(overrides=overrides))
+
+
 def make_task() -> Task:
     """Builds AdroitRelocate."""
     spec = mujoco.MjSpec.from_file(hand.asset(MODEL))
@@ -131,6 +138,7 @@ def make_task() -> Task:
         rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
         success=success,
         objects=("Object",),
+        resize=resize,
         camera={"palm_minus_ball": -1, "palm_minus_target": -1},
         adapt=hand.adapting(MODEL),
     )

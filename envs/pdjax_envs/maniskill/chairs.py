@@ -98,7 +98,7 @@ OVERRIDE_ROWS = {
     "body_invweight0": _BODIES,
     **{f"dof_{field}": _JOINTS for field in ("M0", "invweight0", "damping")},
 }
-_HINGE_ROW = 6  # of `dof_damping`, after the free joint's six
+TURNING_ROW, _HINGE_ROW = 5, 6  # of `dof_damping`: the base about z, the seat on the base
 
 # Shares of a body's mass.
 _LEG, _CASTER, _COLUMN = 0.1, 0.05, 0.25

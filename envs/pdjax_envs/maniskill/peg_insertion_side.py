@@ -1,7 +1,7 @@
 """PegInsertionSide: grasp a peg on the table and push it sideways into a box with a 3 mm clearance.
 
 Facts from mani-skill2 0.5.3 `envs/assembly/peg_insertion_side.py` (spawn ranges, sizes, observation
-order, sparse reward) with the success test of the reference implementation's `PegInsertionSide-v2`
+order, both rewards) with the success test of the reference implementation's `PegInsertionSide-v2`
 (policy_decorator `envs/maniskill_fixed.py`: the head's depth has an upper bound too).
 
 Differences from SAPIEN: MuJoCo contacts at 200 Hz instead of PhysX at 500 Hz; see `panda.py`.
@@ -16,7 +16,7 @@ import mujoco
 import numpy as np
 
 from pdjax_envs.looks import add_looks
-from pdjax_envs.maniskill import panda, tabletop
+from pdjax_envs.maniskill import panda, peg_reward, tabletop
 from pdjax_envs.maniskill.experts.peg_insertion_side import make_expert
 from pdjax_envs.physics.engine import PhysicsState, Scene
 from pdjax_envs.rotations import quat_about_z, quat_conjugate, rotate, to_frame
@@ -29,6 +29,7 @@ PEG_XY = ((-0.1, -0.3), (0.1, 0.0))  # m, low and high
 PEG_YAW_SPREAD = np.pi / 3  # rad about pi/2
 BOX_XY = ((-0.05, 0.2), (0.05, 0.4))  # m
 BOX_YAW_SPREAD = np.pi / 8  # rad about pi/2
+LARGEST = 1.1  # times these sizes, by shifts: what bounding volumes are compiled for
 SUCCESS_DEPTH = (-0.015, 0.075)  # m, the peg's head along the hole, from the middle of the box
 SET_BACK = 2e-4  # m, see `_walls`
 REST_ARM = panda.REST_ARM * np.array([1, 1, 1, 1, 1, 1, -1])  # the hand is turned by 90 degrees
@@ -89,7 +90,7 @@ def _make_model(visual: bool) -> mujoco.MjModel:
 
 
 def _add_peg(spec: mujoco.MjSpec) -> None:
-    length, width = PEG_HALF_LENGTH[1], PEG_HALF_WIDTH[1]
+    length, width = LARGEST * PEG_HALF_LENGTH[1], LARGEST * PEG_HALF_WIDTH[1]
     mass, inertia = _box_inertia(length, width)
     body = spec.worldbody.add_body(name="peg", pos=(0, -0.15, width))
     body.mass, body.inertia, body.ipos = mass, inertia, (0, 0, 0)
@@ -115,10 +116,11 @@ def _add_peg(spec: mujoco.MjSpec) -> None:
 
 
 def _add_box(spec: mujoco.MjSpec) -> None:
-    body = spec.worldbody.add_body(name="box", pos=(0, 0.3, PEG_HALF_LENGTH[1]))
-    sizes, positions = _walls(PEG_HALF_LENGTH[1], PEG_HALF_WIDTH[0] + CLEARANCE, np.zeros(2), np)
+    length, width = LARGEST * PEG_HALF_LENGTH[1], LARGEST * PEG_HALF_WIDTH[0]
+    body = spec.worldbody.add_body(name="box", pos=(0, 0.3, length))
+    sizes, positions = _walls(length, width + CLEARANCE, np.zeros(2), np)
     # The hole may lie off the middle: each wall may be this much thicker.
-    slack = 0.25 * (PEG_HALF_LENGTH[1] - PEG_HALF_WIDTH[0])
+    slack = 0.25 * (length - width)
     for index, (name, size, pos) in enumerate(zip(_WALLS, sizes, positions, strict=True)):
         size = size + slack * (np.arange(3) == (1 if index < 2 else 2))
         body.add_geom(
@@ -234,6 +236,25 @@ def _overrides(params: PegParams) -> dict[str, jax.Array]:
     }
 
 
+def resize(start: Start, factor: jax.Array) -> Start:
+    """A peg of another size on the floor; the box is built for it, with the same clearance."""
+    old = start.episode.params
+    params = old._replace(
+        peg_half_length=factor * old.peg_half_length,
+        peg_half_width=factor * old.peg_half_width,
+        hole_offset=factor * old.hole_offset,
+        hole_half_width=factor * old.peg_half_width + CLEARANCE,
+        box_pos=old.box_pos.at[2].multiply(factor),
+    )
+    overrides, box = dict(start.episode.overrides), _overrides(params)
+    overrides["body_pos"] = box["body_pos"]
+    for field in ("geom_size", "geom_pos"):
+        walls = slice(-len(_WALLS), None)
+        overrides[field] = overrides[field].at[walls].set(box[field][walls])
+    qpos = start.qpos.at[panda.NUM_JOINTS + 2].multiply(factor)
+    return Start(Episode(overrides, params), qpos, start.qvel)
+
+
 def control(episode: Episode, physics: PhysicsState, action: jax.Array) -> jax.Array:
     """`pd_ee_delta_pose`: (7,) action to (9,) joint targets."""
     del episode
@@ -306,6 +327,11 @@ def sparse_reward(episode: Episode, physics: PhysicsState) -> dict[str, jax.Arra
     return {"success": success(episode, physics).astype(jnp.float32)}
 
 
+def dense_reward(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
+    """The terms of mani_skill2's `compute_dense_reward`, up to 25; see `peg_reward`."""
+    return peg_reward.dense_terms(episode, physics, success(episode, physics))
+
+
 def make_task() -> Task:
     """Builds PegInsertionSide."""
     return Task(
@@ -328,9 +354,10 @@ def make_task() -> Task:
         make_start=make_start,
         control=control,
         observe=observe,
-        rewards={"sparse": sparse_reward},
+        rewards={"sparse": sparse_reward, "dense": dense_reward},
         success=success,
         objects=("peg",),
+        resize=resize,
         camera={"peg_pose": 1, "box_hole_pose": 1},
         features=features,
         expert=make_expert,

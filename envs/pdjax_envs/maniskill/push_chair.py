@@ -15,7 +15,8 @@ dense reward: the original measures the hands' distance from points sampled on P
 MuJoCo contacts at 200 Hz instead of PhysX at 500 Hz.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -161,6 +162,15 @@ def make_start(state: Mapping[str, Any]) -> Start:
     return Start(episode, state["qpos"], state["qvel"])
 
 
+def resize(start: Start, factor: jax.Array) -> Start:
+    """A chair of another size on the floor; its casters are further from the middle."""
+    overrides = dict(start.episode.overrides)
+    turning = overrides["dof_damping"].at[chairs.TURNING_ROW].multiply(factor**2)
+    overrides["dof_damping"] = turning
+    qpos = start.qpos.at[CHAIR.start + 2].multiply(factor)
+    return Start(start.episode._replace(overrides=overrides), qpos, start.qvel)
+
+
 def control(episode: Episode, physics: PhysicsState, action: jax.Array) -> jax.Array:
     """`base_pd_joint_vel_arm_pd_joint_vel`: (20,) action to (22,) targets of the drives."""
     del episode
@@ -233,13 +243,10 @@ def sparse_reward(episode: Episode, physics: PhysicsState) -> dict[str, jax.Arra
     return {"success": success(episode, physics).astype(jnp.float32)}
 
 
-def make_task(
-    name: str = "PushChair", sample_start: Callable[[jax.Array], Start] = sample_start
-) -> Task:
-    """Builds PushChair, or a variant that starts otherwise."""
+def make_task() -> Task:
+    """Builds PushChair."""
     return Task(
-        name=name,
-        family="PushChair",
+        name="PushChair",
         summary="push an office chair to a target and leave it standing; mobile base, two Pandas",
         scene=Scene(
             _make_model(visual=False),
@@ -262,6 +269,8 @@ def make_task(
         rewards={"sparse": sparse_reward},
         success=success,
         objects=("chair", "chair_seat"),
+        resize=resize,
+        held_out=partial(sample_start, kinds=chairs.HELD_OUT),
         camera={"chair_pose": 1},
         features=features,
         expert=make_expert,

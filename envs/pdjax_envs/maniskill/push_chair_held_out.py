@@ -4,12 +4,12 @@ Everything else is `push_chair.py`'s: demonstrations are recorded on its five ch
 trained on them is asked here what it does with others.
 """
 
-from functools import partial
+import dataclasses
 
 import jax
 
 from pdjax_envs.maniskill import chairs, push_chair
-from pdjax_envs.task import Start
+from pdjax_envs.task import Start, Task
 
 
 def sample_start(key: jax.Array) -> Start:
@@ -17,4 +17,12 @@ def sample_start(key: jax.Array) -> Start:
     return push_chair.sample_start(key, chairs.HELD_OUT)
 
 
-make_task = partial(push_chair.make_task, "PushChairHeldOut", sample_start)
+def make_task() -> Task:
+    """Builds PushChairHeldOut."""
+    return dataclasses.replace(
+        push_chair.make_task(),
+        name="PushChairHeldOut",
+        family="PushChair",
+        sample_start=sample_start,
+        held_out=None,
+    )

@@ -6,11 +6,12 @@ tool keeps its orientation).
 
 Differences from SAPIEN: MuJoCo contacts at 200 Hz instead of PhysX at 500 Hz; see `panda.py`. A
 cube counts as grasped where both finger pads touch it, by geometry (within 1 mm) instead of by
-contact impulses, so that every engine and every learner's view agrees.
+contact impulses, so that every engine and every learner's view agrees; success and dense reward
+differ where fingers are less than 1 mm from the cube without pressing it.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from pdjax_envs.looks import add_looks
 from pdjax_envs.maniskill import panda, tabletop
 from pdjax_envs.maniskill.experts.stack_cube import make_expert
 from pdjax_envs.physics.engine import PhysicsState, Scene
-from pdjax_envs.rotations import quat_about_z, rotate, to_frame
+from pdjax_envs.rotations import quat_about_z
 from pdjax_envs.task import Episode, Start, Task
 
 HALF_SIZE = 0.02  # m
@@ -30,12 +31,15 @@ SHIFT = 0.1  # m
 # Centres are further apart than this: mani_skill2's sampler adds both cubes' radii.
 APART = 2 * (np.sqrt(2) * HALF_SIZE + 0.001)  # m
 TRIALS = 32  # draws for the second cube; all fail in less than one start of 10^20
-ON_TOP = (np.sqrt(2) * HALF_SIZE + 0.005, 0.005)  # m, horizontal and vertical offset at success
+ON_TOP = 0.005  # m, at success: horizontally beyond a cube's half diagonal, and vertically
 STATIC = (1e-3, 1e-2)  # m/s and rad/s
-TOUCH = 0.001  # m
-PAD = (0.00875, 0.00925)  # m, half size of a finger's pad across and along the finger
+FINGERS_WIDE = 2 * tabletop.FINGERS_OPEN  # m
 A, B = slice(9, 16), slice(16, 23)  # poses in qpos
 A_VEL, B_VEL = slice(9, 15), slice(15, 21)
+# The cube's axes in the tool's frame, (4, 3, 3), where fingers from above close on its sides.
+_HOLDS = np.array(
+    [[[c, s, 0], [s, -c, 0], [0, 0, -1]] for c, s in ((1, 0), (-1, 0), (0, 1), (0, -1))]
+)
 
 OBSERVATION = (
     *tabletop.ROBOT_OBSERVATION,
@@ -53,6 +57,12 @@ MEANINGS = tabletop.ROBOT_MEANINGS | {
     "cube_a_to_cube_b": "the green cube's position less the red one's, m, world axes",
 }
 ACTION = (("ee_delta_position", 3), ("gripper", 1))
+
+
+class CubeParams(NamedTuple):
+    """`half_size` () m, of both cubes."""
+
+    half_size: jax.Array
 
 
 def _make_model(visual: bool) -> mujoco.MjModel:
@@ -105,7 +115,18 @@ def get_state(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
 
 def make_start(state: Mapping[str, Any]) -> Start:
     """An episode that starts from such a state."""
-    return Start(Episode({}, ()), state["qpos"], state["qvel"])
+    return Start(Episode({}, CubeParams(jnp.float32(HALF_SIZE))), state["qpos"], state["qvel"])
+
+
+def resize(start: Start, factor: jax.Array) -> Start:
+    """Cubes of another size on the floor; the green one makes room where they would overlap."""
+    params = CubeParams(factor * start.episode.params.half_size)
+    apart = start.qpos[B][:2] - start.qpos[A][:2]
+    distance = jnp.linalg.norm(apart)
+    away = (jnp.maximum(1.0, factor * APART / distance) - 1.0) * apart
+    qpos = start.qpos.at[jnp.array([A.start + 2, B.start + 2])].multiply(factor)
+    qpos = qpos.at[B.start : B.start + 2].add(away)
+    return Start(start.episode._replace(params=params), qpos, start.qvel)
 
 
 def control(episode: Episode, physics: PhysicsState, action: jax.Array) -> jax.Array:
@@ -124,39 +145,67 @@ def observe(episode: Episode, physics: PhysicsState) -> jax.Array:
     return jnp.concatenate(parts)
 
 
-def grasped(physics: PhysicsState) -> jax.Array:
+def grasped(episode: Episode, physics: PhysicsState) -> jax.Array:
     """Whether both finger pads touch the red cube."""
-    tcp_pos, tcp_quat = panda.tcp_pose(physics.qpos[: panda.ARM_JOINTS])
     cube = physics.qpos[A]
-    center = to_frame(tcp_pos, tcp_quat, cube[:3])  # in the tool's frame; the fingers move along y
-    axes = [rotate(cube[3:], axis) for axis in jnp.eye(3)]
-    reach = [HALF_SIZE * sum(jnp.abs(to_frame(jnp.zeros(3), tcp_quat, axis)[i]) for axis in axes)
-             for i in range(3)]  # fmt: skip
-    left, right = physics.qpos[7], physics.qpos[8]
-    touching = (left - (center[1] + reach[1]) <= TOUCH) & (right - (reach[1] - center[1]) <= TOUCH)
-    beside = (jnp.abs(center[0]) <= reach[0] + PAD[0]) & (jnp.abs(center[2]) <= reach[2] + PAD[1])
-    return touching & beside
+    half_size = jnp.repeat(episode.params.half_size, 3)
+    return tabletop.pinched(physics.qpos, cube[:3], cube[3:], half_size)
 
 
-def stacked(physics: PhysicsState) -> jax.Array:
+def stacked(episode: Episode, physics: PhysicsState) -> jax.Array:
     """Whether the red cube is on the green one."""
+    half_size = episode.params.half_size
     offset = physics.qpos[A][:3] - physics.qpos[B][:3]
-    near = jnp.linalg.norm(offset[:2]) <= ON_TOP[0]
-    return near & (jnp.abs(offset[2] - 2 * HALF_SIZE) <= ON_TOP[1])
+    near = jnp.linalg.norm(offset[:2]) <= np.sqrt(2) * half_size + ON_TOP
+    return near & (jnp.abs(offset[2] - 2 * half_size) <= ON_TOP)
 
 
 def success(episode: Episode, physics: PhysicsState) -> jax.Array:
     """Whether the red cube is on the green one, at rest, and let go."""
-    del episode
     velocity = physics.qvel[A_VEL]
     static = jnp.linalg.norm(velocity[:3]) <= STATIC[0]
     static &= jnp.linalg.norm(velocity[3:]) <= STATIC[1]
-    return stacked(physics) & static & ~grasped(physics)
+    return stacked(episode, physics) & static & ~grasped(episode, physics)
 
 
 def sparse_reward(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
     """1 at success."""
     return {"success": success(episode, physics).astype(jnp.float32)}
+
+
+def dense_reward(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
+    """The terms of mani_skill2's `compute_dense_reward`, up to 15."""
+    half_size = episode.params.half_size
+    tool_pos, tool_quat = panda.tcp_pose(physics.qpos[: panda.ARM_JOINTS])
+    cube_a, cube_b = physics.qpos[A], physics.qpos[B]
+    left = cube_b[:3].at[2].add(2 * half_size) - cube_a[:3]  # to the place on the green cube
+    done, held = success(episode, physics), grasped(episode, physics)
+    placed = (jnp.linalg.norm(left[:2]) < 0.8 * half_size) & (jnp.abs(left[2]) <= 0.005)
+    before, there = ~done & ~placed, ~done & placed
+
+    # |R - R'|^2 / 8 to the nearest of the four ways to hold the cube from above
+    turn = jnp.stack(tabletop.box_axes(tool_quat, cube_a[3:]))
+    apart = jnp.min(jnp.sum((turn - _HOLDS) ** 2, axis=(1, 2)))
+    velocity = physics.qvel[B_VEL]
+    disturbed = jnp.linalg.norm(velocity[:3]) + jnp.linalg.norm(velocity[3:])
+    # From below and from more than 2 cm above the place the cube has to come to its height first.
+    wrong_height = 2 * jnp.maximum(left[2], jnp.maximum(0.0, -0.02 - left[2]))
+    carry = 2 * tabletop.nearness(5 * wrong_height) + 4 * tabletop.nearness(
+        5 * jnp.linalg.norm(left)
+    )
+    opened = jnp.where(held, jnp.sum(physics.qpos[7:9]) / FINGERS_WIDE, 1.0)
+    return {
+        "rotation": jnp.where(before, tabletop.nearness(apart / 8), 0.0),
+        "disturbed": jnp.where(before, -disturbed, 0.0),
+        "reach": jnp.where(
+            before, tabletop.nearness(3 * jnp.linalg.norm(tool_pos - cube_a[:3])), 0.0
+        ),
+        "grasp": jnp.where(before & held, 1.0, 0.0),
+        "carry": jnp.where(before & held, carry, 0.0),
+        "placed": jnp.where(there, 10.0, 0.0),
+        "let_go": jnp.where(there, 2 * opened, 0.0),
+        "success": jnp.where(done, 15.0, 0.0),
+    }
 
 
 def features(obs: jax.Array) -> jax.Array:
@@ -191,9 +240,10 @@ def make_task() -> Task:
         make_start=make_start,
         control=control,
         observe=observe,
-        rewards={"sparse": sparse_reward},
+        rewards={"sparse": sparse_reward, "dense": dense_reward},
         success=success,
         objects=("cube_a", "cube_b"),
+        resize=resize,
         camera={"cube_a_pose": 1, "cube_b_pose": 1, "tcp_to_cube_a": 1, "tcp_to_cube_b": 1},
         features=features,
         expert=make_expert,

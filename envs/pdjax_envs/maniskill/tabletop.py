@@ -1,4 +1,4 @@
-"""The scene that ManiSkill2's tabletop tasks share: floor, Panda, solver settings.
+"""The scene that ManiSkill2's tabletop tasks share: floor, Panda, solver settings, what a grasp is.
 
 Apart from the robot, which other scenes may use, and from the tasks, which add their objects.
 """
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import mujoco
 
 from pdjax_envs.maniskill import panda
+from pdjax_envs.rotations import rotate, to_frame
 
 PHYSICS_STEP = 0.005  # s
 CONTROL_HZ = 20.0
@@ -16,6 +17,8 @@ EPISODE_STEPS = 200  # control steps
 ROBOT_NOISE = 0.02  # rad, standard deviation of each arm joint at the start
 FINGERS_OPEN = 0.04  # m
 DENSITY = 1000.0  # kg/m^3, SAPIEN's default
+TOUCH = 0.001  # m
+PAD = (0.00875, 0.00925)  # m, half size of a finger's pad across and along the finger
 # Collision bits of things that lie about; see `panda`.
 OBJECT = {
     "contype": 0,
@@ -66,6 +69,39 @@ def observe_robot(qpos: jax.Array, qvel: jax.Array) -> list[jax.Array]:
         jnp.array([*panda.BASE_POS, 1.0, 0.0, 0.0, 0.0]),
         *panda.tcp_pose(qpos[: panda.ARM_JOINTS]),
     ]
+
+
+def box_axes(tool_quat: jax.Array, quat: jax.Array) -> list[jax.Array]:
+    """A box's three axes (3,), each in the tool's frame; the fingers move along that one's y."""
+    origin = jnp.zeros(3)
+    return [to_frame(origin, tool_quat, rotate(quat, axis)) for axis in jnp.eye(3)]
+
+
+def pinched(qpos: jax.Array, pos: jax.Array, quat: jax.Array, half_size: jax.Array) -> jax.Array:
+    """Whether both finger pads touch a box, by geometry: within `TOUCH`, and not beside it.
+
+    Args:
+      qpos: the robot's joint positions come first, rad and m.
+      pos: (3,) m, the box's middle in the world.
+      quat: (4,) its orientation.
+      half_size: (3,) m.
+
+    Returns:
+      () bool.
+    """
+    tool_pos, tool_quat = panda.tcp_pose(qpos[: panda.ARM_JOINTS])
+    center = to_frame(tool_pos, tool_quat, pos)
+    axes = box_axes(tool_quat, quat)
+    reach = half_size @ jnp.abs(jnp.stack(axes))  # (3,) m, to each side
+    left, right = qpos[panda.ARM_JOINTS], qpos[panda.ARM_JOINTS + 1]
+    touching = (left - (center[1] + reach[1]) <= TOUCH) & (right - (reach[1] - center[1]) <= TOUCH)
+    beside = (jnp.abs(center[0]) <= reach[0] + PAD[0]) & (jnp.abs(center[2]) <= reach[2] + PAD[1])
+    return touching & beside
+
+
+def nearness(distance: jax.Array) -> jax.Array:
+    """1 - tanh(distance), as mani_skill2's rewards have it: 1 at 0, 0 far away."""
+    return 1 - jnp.tanh(distance)
 
 
 ROBOT_OBSERVATION = (("qpos", 9), ("qvel", 9), ("base_pose", 7), ("tcp_pose", 7))

@@ -199,9 +199,7 @@ def get_state(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
 
 def make_start(state: Mapping[str, Any]) -> Start:
     """An episode that starts from such a state; what follows from the faucet may be missing."""
-    model_id, pos, quat = (
-        jnp.asarray(state[name]) for name in ("model_id", "faucet_pos", "faucet_quat")
-    )
+    model_id, pos, quat = (jnp.asarray(state[name]) for name in FaucetParams._fields[:3])
     row = {field: jnp.asarray(values)[model_id] for field, values in _TABLE.items()}
     pivot, turn = row["body_pos"][0], row["body_quat"][0]
     params = FaucetParams(
@@ -214,6 +212,14 @@ def make_start(state: Mapping[str, Any]) -> Start:
     )
     overrides = row | {"body_pos": jnp.stack([pos, pivot]), "body_quat": jnp.stack([quat, turn])}
     return Start(Episode(overrides, params), state["qpos"], state["qvel"])
+
+
+def resize(start: Start, factor: jax.Array) -> Start:
+    """A faucet of another size on its place: its handle is elsewhere."""
+    params = start.episode.params
+    middle = params.faucet_pos + factor * (params.target_link_pos - params.faucet_pos)
+    episode = start.episode._replace(params=params._replace(target_link_pos=middle))
+    return start._replace(episode=episode)
 
 
 def control(episode: Episode, physics: PhysicsState, action: jax.Array) -> jax.Array:
@@ -270,11 +276,7 @@ def make_task() -> Task:
     return Task(
         name="TurnFaucet",
         summary="turn the handle of one of ten faucets by nine tenths of its range; Panda",
-        scene=Scene(
-            _make_model(visual=False),
-            n_substeps=tabletop.N_SUBSTEPS,
-            override_rows=_OVERRIDE_ROWS,
-        ),
+        scene=Scene(_make_model(visual=False), tabletop.N_SUBSTEPS, _OVERRIDE_ROWS),
         make_visual_model=lambda: _make_model(visual=True),
         observation=OBSERVATION,
         meanings=MEANINGS,
@@ -290,6 +292,8 @@ def make_task() -> Task:
         rewards={"sparse": sparse_reward},
         success=success,
         objects=("handle",),
+        resize=resize,
+        held_out=lambda key: sample_start(key, faucets.HELD_OUT),
         camera={"target_link_pos": 1},
         features=features,
         expert=make_expert,

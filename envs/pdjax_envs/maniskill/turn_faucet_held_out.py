@@ -25,4 +25,5 @@ def make_task() -> Task:
         family="TurnFaucet",
         summary="turn the handle of one of four faucets kept from the demonstrations; Panda",
         sample_start=sample_start,
+        held_out=None,
     )
