@@ -1,4 +1,7 @@
-"""Saves and restores any pytree with Orbax. Knows nothing of policies or algorithms."""
+"""Saves and restores any pytree with Orbax: once, or again and again while a run goes on.
+
+Knows nothing of policies or algorithms.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,70 @@ import orbax.checkpoint as ocp
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used: one line that says why and what to do."""
+
+
+class Checkpoints:
+    """Numbered checkpoints: written in the background, complete or not there, the newest kept.
+
+    Args:
+      directory: made where it is missing.
+      keep: how many.
+    """
+
+    def __init__(self, directory: Path, keep: int):
+        self._directory = Path(directory).absolute()
+        self._keep = keep
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, cleanup_tmp_directories=True)
+        return ocp.CheckpointManager(self._directory, options=options)
+
+    def save(self, step: int, tree: Any, wait: bool = False) -> str:
+        """Begins to write a pytree; waits for the one before.
+
+        Args:
+          step: its number, above those that are there.
+          tree: arrays, typed keys included; may be donated as soon as this returns.
+          wait: until it is on disk.
+
+        Returns:
+          Why this one or the one before could not be written, in words; "" where nothing is known
+          to have failed. What was complete stays.
+        """
+        try:
+            saved = ocp.args.StandardSave(jax.tree.map(_plain, tree))
+            self._manager.save(step, args=ocp.args.Composite(tree=saved))
+            if wait:
+                self._manager.wait_until_finished()
+        except Exception as error:  # a full disk comes in many kinds
+            self._manager = self._open()  # removes what is incomplete
+            return _first_line(error)
+        return ""
+
+    def restore(self, like: Any) -> tuple[int, Any, list[str]]:
+        """The newest checkpoint that can be read; unreadable ones after it are removed.
+
+        Args:
+          like: see `restore`.
+
+        Returns:
+          Its number and the pytree, or -1 and `like` where there is none; and why newer ones could
+          not be read.
+        """
+        self._manager.wait_until_finished()
+        problems = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return step, restore(self._directory / str(step) / "tree", like), problems
+            except CheckpointError as error:
+                problems.append(str(error))
+                self._manager.delete(step)
+        return -1, like, problems
+
+    def close(self) -> None:
+        """Waits for the last write."""
+        self._manager.close()
 
 
 def save(path: Path, tree: Any) -> None:
@@ -46,11 +113,14 @@ def restore(path: Path, like: Any) -> Any:
     except CheckpointError:
         raise
     except Exception as error:  # Orbax raises nearly every kind for a damaged file
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise CheckpointError(
-            f"checkpoint {path} cannot be read ({first}); copy or make it anew"
+            f"checkpoint {path} cannot be read ({_first_line(error)}); copy or make it anew"
         ) from None
     return jax.tree.map(_wrap, plain, like)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _check_shapes(path: Path, checkpointer: Any, target: Any) -> None:

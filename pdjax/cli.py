@@ -1,7 +1,7 @@
 """Text to calls: parses a command, runs it, turns mistakes into one line. Nothing else.
 
-Exit codes: 0 done, 1 failed, 2 bad input. A failure that nobody foresaw leaves its traceback in a
-file that the line names.
+Exit codes: 0 done, 1 failed, 2 bad input, 3 stopped and saved. A failure that nobody foresaw leaves
+its traceback in a file that the line names.
 """
 
 import _thread
@@ -25,9 +25,9 @@ from pdjax.schema import ConfigError, Option
 
 _DESCRIPTION = "Refine a frozen robot policy online with a bounded residual policy, trained in JAX."
 _EPILOG = """\
-exit codes: 0 done, 1 failed, 2 bad input. People are spoken to on stderr; --json prints one object
-as the last line of stdout. Mistakes end in one line and change nothing; an unforeseen failure also
-leaves its traceback in a file that the line names.
+exit codes: 0 done, 1 failed, 2 bad input, 3 stopped on request and saved. People are spoken to on
+stderr; --json prints one object as the last line of stdout. Mistakes end in one line and change
+nothing; an unforeseen failure also leaves its traceback in a file that the line names.
 
 first: pdjax quickstart"""
 
@@ -84,6 +84,10 @@ def _add(parser: argparse.ArgumentParser, option: Option, positional: bool) -> N
         word = _metavar(option.kind) if get_origin(option.kind) is Literal else option.name.upper()
         count: dict[str, Any] = {} if required else {"nargs": "?", "default": argparse.SUPPRESS}
         parser.add_argument(option.name, metavar=word, help=text, **count)
+        return
+    if option.kind is bool:
+        parser.add_argument(_flag(option), dest=option.name, action="store_true",
+                            default=argparse.SUPPRESS, help=option.doc)  # fmt: skip
         return
     parser.add_argument(
         _flag(option),
@@ -163,10 +167,18 @@ def _explain(error: Exception) -> int:
     known = isinstance(error, ConfigError)  # known without importing JAX
     code = 2 if known or isinstance(error, _mistakes()) else 1
     text = " ".join(str(error).split())
+    if not known and _is_stop(error):
+        code, text = 3, f"{text}; the same command with --resume goes on from there"
     if code == 1 and type(error).__name__ != "RenderError":
         text = f"failed with {type(error).__name__}: {text[:300]}; {_keep_traceback()}"
     print(f"pdjax: {text}", file=sys.stderr)
     return code
+
+
+def _is_stop(error: Exception) -> bool:
+    from pdjax.stopping import Stopped
+
+    return isinstance(error, Stopped)
 
 
 def _mistakes() -> tuple[type[Exception], ...]:

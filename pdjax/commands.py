@@ -182,6 +182,9 @@ class Train:
     set: tuple[str, ...] = ()
     """Change values, each as section.key=value with the value in YAML; several after one --set, or
     --set repeated."""
+    resume: bool = False
+    """Go on where the run in --out stopped, however it stopped; begin it where there is none, and
+    only show it where it is finished."""
 
     def run(self) -> dict[str, Any]:
         """Trains, evaluates and writes."""
@@ -191,7 +194,7 @@ class Train:
         out = self.out or Path("runs") / f"{Path(self.config).stem}-seed{config.seed}"
         from pdjax import report, runner
 
-        result = runner.run(config, out)
+        result = runner.run(config, out, self.resume)
         report.show_comparison(result.summary)
         report.say(f"written to {out}: result.json, learning_curve.png, residual/, metrics.jsonl,"
                    " tb/")  # fmt: skip

@@ -5,6 +5,7 @@ it is validated once, when a run is built, and never changed afterwards.
 """
 
 import dataclasses
+import operator
 import typing
 from importlib import resources
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from pdjax import schema
+from pdjax.guard import GuardConfig
 from pdjax.presets import PRESETS
 from pdjax.schema import ConfigError, Count, Natural, Positive, Range, Seed, Share
 
@@ -151,6 +153,16 @@ class EvalConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints of everything that a run depends on, so that it can be resumed."""
+
+    every: Count = 16_384
+    """Decisions between two checkpoints; the last state is always saved."""
+    keep: Count = 2
+    """Newest checkpoints that are kept."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One run."""
 
@@ -160,6 +172,8 @@ class Config:
     sac: SACConfig = SACConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = dataclasses.field(default_factory=GuardConfig)
     seed: Seed = 0
     """Seed of everything random in training."""
 
@@ -227,6 +241,16 @@ def save(config: Config, path: Path) -> None:
     data = dataclasses.asdict(config)
     data["sac"]["hidden"] = list(config.sac.hidden)
     path.write_text(yaml.safe_dump(data, sort_keys=False))
+
+
+def differences(first: Config, second: Config) -> dict[str, tuple[Any, Any]]:
+    """What differs between two configs: dotted key -> (value in the first, in the second)."""
+    found = {}
+    for option in describe():
+        read = operator.attrgetter(option.name)
+        if read(first) != read(second):
+            found[option.name] = (read(first), read(second))
+    return found
 
 
 def validate(config: Config) -> None:

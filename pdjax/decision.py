@@ -13,6 +13,8 @@ from pdjax.base_policies.chunking import push_history, start_history
 from pdjax.types import Array, BasePolicy, Key, Params
 from pdjax_envs.task import Env, EnvState, select
 
+ANOMALOUS_SPEED = 200.0  # rad/s or m/s; no joint of a sane simulation is as fast
+
 
 class Frozen(NamedTuple):
     """What no training step changes: an argument of every jitted program, never donated.
@@ -59,6 +61,7 @@ class Outcome(NamedTuple):
       steps: () int32, control steps taken.
       bad_actions: () int32, of them with an action that was not in [-1, 1].
       overflows: () int32, of them with contacts or constraints left out.
+      anomalies: () int32, of them with a joint beyond ANOMALOUS_SPEED or numbers not finite.
     """
 
     reward: Array
@@ -68,6 +71,7 @@ class Outcome(NamedTuple):
     steps: Array
     bad_actions: Array
     overflows: Array
+    anomalies: Array
 
 
 def base_actions(base: BasePolicy, frozen: Frozen, carry: Any, history: Array, key: Key):
@@ -103,10 +107,16 @@ def play_chunk(env: Env, frozen: Frozen, state: EnvState, history: Array, chunk:
                 steps=outcome.steps + 1,
                 bad_actions=outcome.bad_actions + out.bad_action,
                 overflows=outcome.overflows + out.overflow,
+                anomalies=outcome.anomalies + _is_anomalous(next_state, out.obs),
             ),
         )
         return select(over, carry, played), None
 
     no, zero = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
-    nothing = Outcome(jnp.zeros(()), no, no, no, zero, zero, zero)
+    nothing = Outcome(jnp.zeros(()), no, no, no, zero, zero, zero, zero)
     return jax.lax.scan(step, (state, history, nothing), chunk)[0]
+
+
+def _is_anomalous(state: EnvState, obs: Array) -> Array:
+    speed = jnp.max(jnp.abs(state.physics.qvel), initial=0.0)
+    return ~(speed < ANOMALOUS_SPEED) | ~jnp.all(jnp.isfinite(obs))  # also where speed is NaN

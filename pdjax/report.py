@@ -37,10 +37,11 @@ class ProgressBar:
       label: what is being done.
       total: units of work.
       unit: their name, in the plural.
+      begin: units that were done before.
     """
 
-    def __init__(self, label: str, total: int, unit: str):
-        self._label, self._total, self._unit = label, total, unit
+    def __init__(self, label: str, total: int, unit: str, begin: int = 0):
+        self._label, self._total, self._unit, self._begin = label, total, unit, begin
         self._start, self._spoken = time.monotonic(), time.monotonic()
         self._bar: Progress | None = None
         if console.is_terminal:
@@ -61,7 +62,7 @@ class ProgressBar:
     def update(self, done: int, note: str = "") -> None:
         """Shows that `done` units are finished."""
         elapsed = max(time.monotonic() - self._start, 1e-6)
-        rate = done / elapsed
+        rate = (done - self._begin) / elapsed
         shown = f"{rate:,.0f} {self._unit}/s" if rate >= 10 else f"{rate:.1f} {self._unit}/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=min(done, self._total), rate=shown, note=note)
@@ -78,9 +79,9 @@ class ProgressBar:
 
 
 @contextmanager
-def progress(label: str, total: int, unit: str) -> Iterator[ProgressBar]:
+def progress(label: str, total: int, unit: str, begin: int = 0) -> Iterator[ProgressBar]:
     """A `ProgressBar` that is closed however the block ends."""
-    bar = ProgressBar(label, total, unit)
+    bar = ProgressBar(label, total, unit, begin)
     try:
         yield bar
     finally:
@@ -88,11 +89,23 @@ def progress(label: str, total: int, unit: str) -> Iterator[ProgressBar]:
 
 
 class MetricsLog:
-    """Writes one JSON object a line to `metrics.jsonl` and scalars for TensorBoard to `tb/`."""
+    """Writes one JSON object a line to `metrics.jsonl` and scalars for TensorBoard to `tb/`.
 
-    def __init__(self, directory: Path):
-        self._file = open(directory / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
-        self._writer = SummaryWriter(str(directory / "tb"))
+    Args:
+      directory: of the run.
+      begin: decision steps that the run goes on from; records of later ones are dropped.
+
+    Attributes:
+      begin: as given.
+      wall_s: s, of the last record that stays; 0 in a new run.
+    """
+
+    def __init__(self, directory: Path, begin: int = 0):
+        path = directory / "metrics.jsonl"
+        drop_records(path, begin)
+        self.begin, self.wall_s = begin, wall_s(directory)
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115
+        self._writer = SummaryWriter(str(directory / "tb"), purge_step=begin + 1)
 
     def write(self, group: str, step: int, values: Mapping[str, Any]) -> None:
         """Records values of a group (`train`, `eval`) at a number of decision steps."""
@@ -113,11 +126,27 @@ class MetricsLog:
 
 def read_metrics(directory: Path, group: str) -> list[dict[str, Any]]:
     """The records of one group of a run's `metrics.jsonl`, in order."""
-    path = directory / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    return [record for record in records if record["group"] == group]
+    return [record for record in _records(directory / "metrics.jsonl") if record["group"] == group]
+
+
+def wall_s(directory: Path) -> float:
+    """Seconds that a run has trained for, by its records; 0 without any."""
+    return max((record["wall_s"] for record in _records(directory / "metrics.jsonl")), default=0.0)
+
+
+def drop_records(path: Path, after: int) -> None:
+    """Removes the records of later decision steps from a JSONL file; after 0, a new run, all."""
+    kept = [record for record in _records(path) if after and record["decision_steps"] <= after]
+    if path.exists():
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        partial.replace(path)
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    """All records; a last line that was not written to its end is left out."""
+    lines = path.read_text().split("\n")[:-1] if path.is_file() else []
+    return [json.loads(line) for line in lines]
 
 
 def say(text: str, style: str = "") -> None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from pdjax.base_policies.chunking import push_history
 from pdjax.decision import Frozen, RolloutState, base_actions, play_chunk, start_episode
-from pdjax.decorator import clip_action, decorate, normalize
+from pdjax.decorator import OBS_CLIP, clip_action, decorate, normalize
 from pdjax.types import Array, BasePolicy, Key, Metrics, Transition
 from pdjax_envs.task import Env, select
 
@@ -138,6 +138,8 @@ def _decide(env, base, frozen, choose_residual, state: RolloutState, inputs):
         "control_steps": outcome.steps,
         "bad_actions": outcome.bad_actions,
         "overflows": outcome.overflows,
+        "anomalies": outcome.anomalies,
+        "far_numbers": jnp.abs(obs - base.obs_mean) > OBS_CLIP * base.obs_std,
     }
     counts = {name: jnp.sum(count).astype(jnp.float32) for name, count in counts.items()}
     return jax.vmap(select)(was_done, fresh, played), (row, counts)

@@ -4,10 +4,11 @@ The single door: everything that a command does to policies goes through `build`
 through `finished`, which reads runs back.
 
 A run's directory holds `config.yaml`, `base_policy/` (a copy, so that the directory is complete),
-`residual/` (checkpoint of the best residual policy), `metrics.jsonl`, `tb/`, `learning_curve.png`
-and `result.json`.
+`residual/` (the best residual policy's parameters), `checkpoints/` (to resume from),
+`metrics.jsonl`, `tb/`, `learning_curve.png` and, last of all, `result.json`.
 """
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -21,15 +22,14 @@ from pdjax import config as configs
 from pdjax.base_policies import foreign, imitation
 from pdjax.config import BasePolicyConfig, Config, ConfigError
 from pdjax.decision import Frozen
+from pdjax.loop import Steps, refine
 from pdjax.outputs import check_directory, new_directory, write_result
 from pdjax.rollout import Evaluation, Rollout, make_rollout
 from pdjax.sac import SAC, make_hyperparams, make_sac
-from pdjax.train import Trainer, TrainState, make_trainer, residual_dim
+from pdjax.train import Trainer, make_trainer, residual_dim
 from pdjax.types import BasePolicy, Params
 from pdjax_envs import registry
 from pdjax_envs.task import Env, Task
-
-INTERIM_SEED_OFFSET = 1_000_000  # interim and final evaluations never share episodes
 
 
 class Run(NamedTuple):
@@ -105,32 +105,44 @@ def load_base(base_policy: BasePolicyConfig, task: Task) -> BasePolicy:
     return base
 
 
-def run(config: Config, directory: Path) -> Result:
+def run(config: Config, directory: Path, resume: bool = False) -> Result:
     """Trains, evaluates and writes a run directory.
 
     Args:
       config: the run.
-      directory: created; must not exist or be empty.
+      directory: created; must not exist or be empty, unless the run in it is resumed.
+      resume: go on where the run in `directory` stopped; begin where there is none yet, and
+        return its result where it is finished.
 
     Raises:
-      ConfigError: see `build`; or the directory is not empty or cannot be written.
+      ConfigError: see `build`; or the directory is not empty, cannot be written, or is another
+        run's.
+      stopping.Stopped: it was asked to stop, and can be resumed.
     """
     start = time.monotonic()
-    check_directory(directory)
+    if not (resume and _is_begun(config, directory)):
+        check_directory(directory)
+    elif (directory / "result.json").is_file():
+        report.say(f"{directory} is finished already")
+        return Result(directory, json.loads((directory / "result.json").read_text()))
     built = build(config)
     if directory.resolve().is_relative_to(Path(config.base_policy.path).resolve()):
         raise ConfigError(
             f"{directory} is inside the base policy's directory; choose another --out"
         )
-    new_directory(directory)
-    shutil.copytree(config.base_policy.path, directory / "base_policy")
-    configs.save(config, directory / "config.yaml")
+    if not _is_begun(config, directory):
+        _begin(config, directory)
     if foreign.is_foreign(Path(config.base_policy.path)):
         num_envs = config.train.num_envs
         way, microseconds = foreign.cost(built.base, num_envs)
         report.say(f"base policy called {way}: {microseconds:,.0f} us a call for {num_envs}"
                    " environments")  # fmt: skip
-    state, actor = _train(built, directory)
+    before = time.monotonic() - start
+    progress = refine(config, _steps(built), directory)
+    trained = report.wall_s(directory)  # however often interrupted
+    start = time.monotonic()
+    state, actor = progress.state, progress.best_actor
+    shutil.rmtree(directory / "residual", ignore_errors=True)  # of a run that ended here
     checkpoint.save(directory / "residual", actor)
     summary = compare(built, actor, config.eval.episodes, config.eval.seed)
     summary |= {
@@ -139,71 +151,51 @@ def run(config: Config, directory: Path) -> Result:
         "control_steps": int(state.control_steps),
         "gradient_steps": int(state.sac.gradient_steps),
         "physics": built.env.engine,
-        "wall_s": time.monotonic() - start,
+        "wall_s": before + trained + time.monotonic() - start,
     }
-    write_result(directory, summary)
     report.plot_learning_curve(directory, summary)
+    write_result(directory, summary)
     return Result(directory, summary)
 
 
-def _train(built: Run, directory: Path) -> tuple[TrainState, Params]:
-    """The training loop; returns the last state and the actor that evaluated best."""
-    config = built.config
+def _is_begun(config: Config, directory: Path) -> bool:
+    """Whether a directory holds this run, begun or finished.
+
+    Raises:
+      ConfigError: it holds a run of another config.
+    """
+    path = directory / "config.yaml"
+    if not path.is_file():
+        return False
+    for name, (got, held) in configs.differences(config, configs.load(str(path))).items():
+        raise ConfigError(
+            f"cannot resume {directory}: it was begun with {name}={held!r}, got {got!r};"
+            " give the same config, or choose another --out"
+        )
+    return True
+
+
+def _begin(config: Config, directory: Path) -> None:
+    """Makes a run directory with the config and a copy of the base policy: all of it or nothing."""
+    partial = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    new_directory(partial)
+    shutil.copytree(config.base_policy.path, partial / "base_policy")
+    configs.save(config, partial / "config.yaml")
+    partial.replace(directory)
+
+
+def _steps(built: Run) -> Steps:
+    """What the training loop calls, compiled."""
+    config, frozen = built.config, built.frozen
     hyperparams = make_hyperparams(config, residual_dim(config.decorator, built.base))
-    state = jax.jit(built.trainer.init)(built.frozen, hyperparams, jax.random.key(config.seed))
+    init = jax.jit(built.trainer.init)
     train_epoch = jax.jit(built.trainer.train_epoch, donate_argnums=1)
-    assess = make_assess(built)
-    best_actor, best = state.sac.actor, -1.0
-    start, since_eval, note = time.monotonic(), 0, ""
-    with (
-        report.MetricsLog(directory) as log,
-        report.progress("refining", config.train.total_decisions, "decisions") as bar,
-    ):
-        bar.update(0, "compiling")
-        done = 0
-        while done < config.train.total_decisions:
-            state, metrics = train_epoch(built.frozen, state)
-            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            done = int(values.pop("decision_steps"))
-            log.write("train", done, values | {"wall_s": time.monotonic() - start})
-            since_eval += config.train.decisions_per_epoch
-            last = done >= config.train.total_decisions
-            if config.eval.interim_episodes and (since_eval >= config.eval.interim_every or last):
-                since_eval = 0
-                result = assess(state.sac.actor, config.decorator.residual_scale,
-                                config.eval.seed + INTERIM_SEED_OFFSET,
-                                config.eval.interim_episodes)  # fmt: skip
-                score = float(result.success_once.mean())
-                log.write("eval", done, _eval_metrics(result, time.monotonic() - start))
-                note = f"evaluated {score:.0%}, "
-                if score >= best:
-                    best_actor, best = jax.tree.map(jnp.copy, state.sac.actor), score
-            bar.update(done, f"{note}exploring {values['train_success']:.0%}{_alarm(values)}")
-    if not config.eval.interim_episodes:
-        best_actor = state.sac.actor
-    return state, best_actor
-
-
-def _alarm(values: dict[str, float]) -> str:
-    """What must not go unseen in an epoch's metrics."""
-    alarms = {
-        "overflows": "overflowed the engine's buffers",
-        "bad_actions": "had a bad base action",
-    }
-    found = [f", {values[name]:,.0f} control steps {what}!" for name, what in alarms.items()
-             if values[name]]  # fmt: skip
-    return "".join(found)
-
-
-def _eval_metrics(result: Evaluation, wall_s: float) -> dict[str, Any]:
-    return {
-        "success_once": float(result.success_once.mean()),
-        "success_at_end": float(result.success_at_end.mean()),
-        "steps_to_success": float(result.steps_to_success.mean()),
-        "smoothness": float(result.smoothness.mean()),
-        "saturation": float(result.saturation.mean()),
-        "wall_s": wall_s,
-    }
+    return Steps(
+        init=lambda: init(frozen, hyperparams, jax.random.key(config.seed)),
+        train_epoch=lambda state: train_epoch(frozen, state),
+        assess=make_assess(built),
+    )
 
 
 def make_assess(built: Run):

@@ -39,6 +39,7 @@ class Hyperparams(NamedTuple):
       target_entropy: nats, what the temperature steers the policy's entropy to.
       residual_scale: largest change of an action by the residual.
       exploration_steps: decisions over which the gate opens; read by the rollout.
+      exploration_limit: share of decisions beyond which it does not open; the guard lowers it.
     """
 
     gamma: Array
@@ -49,6 +50,7 @@ class Hyperparams(NamedTuple):
     target_entropy: Array
     residual_scale: Array
     exploration_steps: Array
+    exploration_limit: Array
 
 
 class SACState(NamedTuple):
@@ -118,6 +120,7 @@ def make_hyperparams(config: Config, residual_dim: int) -> Hyperparams:
         target_entropy=scalar(-sac.target_entropy_scale * residual_dim),
         residual_scale=scalar(config.decorator.residual_scale),
         exploration_steps=scalar(config.decorator.exploration_steps),
+        exploration_limit=scalar(1.0),
     )
 
 

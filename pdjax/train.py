@@ -168,11 +168,14 @@ def make_trainer(config: Config, base: BasePolicy, rollout: Rollout, sac: SAC) -
         learned = jnp.maximum(jnp.sum(ready), 1)
         metrics = {name: jnp.sum(value) / learned for name, value in losses.items()}
         episodes = jnp.sum(counts["episodes"])
+        observed = config.train.decisions_per_epoch * base.obs_dim
         metrics |= {
             "episodes": episodes,
             "train_success": jnp.sum(counts["successes"]) / jnp.maximum(episodes, 1),
             "bad_actions": jnp.sum(counts["bad_actions"]),
             "overflows": jnp.sum(counts["overflows"]),
+            "anomalies": jnp.sum(counts["anomalies"]) / jnp.sum(counts["control_steps"]),
+            "drift": jnp.sum(counts["far_numbers"]) / observed,
             "exploration_prob": _exploration(state),
             "decision_steps": state.decision_steps,
             "control_steps": state.control_steps,
@@ -210,8 +213,11 @@ def _example_row(obs_dim: int, chunk_dim: int, residual_dim: int) -> Transition:
                       flag, flag)  # fmt: skip
 
 
-def _exploration(state: TrainState) -> Array:
-    return decorator.exploration_prob(state.decision_steps, state.hyperparams.exploration_steps)
+def _exploration(state: TrainState, ahead: Array | int = 0) -> Array:
+    """Share of decisions that let the residual in, `ahead` decisions from here."""
+    steps, hyperparams = state.decision_steps + ahead, state.hyperparams
+    opened = decorator.exploration_prob(steps, hyperparams.exploration_steps)
+    return jnp.minimum(opened, hyperparams.exploration_limit)
 
 
 def _explorer(config: Config, sac: SAC, state: TrainState):
@@ -226,8 +232,7 @@ def _explorer(config: Config, sac: SAC, state: TrainState):
             prefill = jax.random.uniform(uniform_key, drawn.shape, minval=-1.0)
         else:
             prefill = drawn if config.train.prefill == "policy" else jnp.zeros_like(drawn)
-        steps = state.decision_steps + (index + 1) * num_envs
-        prob = decorator.exploration_prob(steps, state.hyperparams.exploration_steps)
+        prob = _exploration(state, (index + 1) * num_envs)
         is_open = decorator.gate(gate_key, prob, num_envs)[:, None]
         residual_action = jnp.where(is_open, jnp.where(learning, drawn, prefill), 0.0)
         return residual_action, state.hyperparams.residual_scale

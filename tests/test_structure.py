@@ -13,14 +13,16 @@ SHIPPED = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in ("pdja
 # From the ground up; a module imports from rooms below its own, never from its own or above.
 ROOMS = [
     {"schema", "types", "startup", "checkpoint", "render", "presets"},
-    {"config", "outputs", "guard", "base_policies.chunking", "base_policies.description",
+    {"guard", "outputs", "base_policies.chunking", "base_policies.description",
      "base_policies.sources", "plots"},
+    {"config"},
     {"decision", "decorator", "networks", "losses", "report", "sharding", "base_policies.mlp",
      "base_policies.diffusion", "base_policies.behavior_transformer", "base_policies.act",
      "base_policies.host", "base_policies.exported"},
     {"rollout", "sac", "replay", "base_policies.imitation", "base_policies.importers",
      "base_policies.foreign"},
-    {"train", "evaluation"},
+    {"train", "evaluation", "stopping"},
+    {"loop"},
     {"runner", "imitate", "data_check", "wrap"},
     {"finished", "screen"},
     {"quickstart", "policy_commands"},

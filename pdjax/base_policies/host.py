@@ -51,7 +51,7 @@ def from_torch(module: Any, device: str) -> HostPolicy:
     Raises:
       ConfigError: torch cannot use the device.
     """
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda, but torch finds no GPU here; set device to cpu")

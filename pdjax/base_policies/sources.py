@@ -93,7 +93,7 @@ def read_torchscript(path: Path) -> Any:
             f" read, is not taken; {advice}"
         )
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ConfigError(
             f"{path} needs torch, which is not installed; pip install 'pdjax[torch]'"
