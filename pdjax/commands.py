@@ -10,7 +10,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
-from pdjax.config import Physics
+from pdjax import schema
+from pdjax.base_policies import settings
+from pdjax.config import Physics, parse_override
 from pdjax.schema import ConfigError, Count, Natural, Range, Seed
 
 NOISE_LIMIT = 1.0  # beyond it noise would always hit the ends of the actions' range
@@ -129,7 +131,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Imitate:
-    """Trains a diffusion policy on demonstrations: a base policy to refine."""
+    """Trains a policy on demonstrations: a base policy to refine."""
 
     demos: Path
     """Demonstrations: HDF5 of `pdjax demos`, ManiSkill, D4RL or Minari, or a pickle of DAPG."""
@@ -137,37 +139,37 @@ class Imitate:
     """Task that the demonstrations are of."""
     out: Path
     """Directory to write, new or empty."""
-    steps: Count = 6_000
-    """Gradient steps."""
-    batch_size: Count = 256
-    """Windows of a demonstration per gradient step."""
-    act_horizon: Count = 4
-    """Control steps executed of each prediction."""
-    pred_horizon: Count = 8
-    """Actions predicted at once; at least act-horizon + 1."""
-    hidden: Count = 256
-    """Width of the denoiser."""
+    policy: Literal["diffusion", "diffusion_unet", "bet", "act", "mlp"] = "diffusion"
+    """What to train: a diffusion policy with an MLP or, dearer, with the U-Net of Diffusion Policy;
+    a Behavior Transformer; ACT; a Gaussian or mixture MLP. Each has its own settings, see below."""
+    set: tuple[str, ...] = ()
+    """Change values, each as key=value or section.key=value with the value in YAML; several after
+    one --set, or --set repeated."""
+    steps: Natural = 0
+    """Gradient steps; 0 = as the policy's settings say."""
     seed: Seed = 0
     """Seed of initialisation, shuffling and noise."""
+    eval_every: Natural = 0
+    """Gradient steps between two evaluations in the simulator; the best policy is kept, and
+    training can be resumed from the latest; 0 = none, and the last policy is kept."""
     eval_episodes: Natural = 100
-    """Episodes to evaluate the trained policy on; 0 = none."""
+    """Episodes to evaluate the finished policy on; 0 = none."""
+    resume: bool = False
+    """Go on where an interrupted training with --eval-every last evaluated; all else as before."""
     physics: Physics = "auto"
-    """Physics engine of that evaluation."""
+    """Physics engine of the evaluations."""
 
     def run(self) -> dict[str, Any]:
         """Trains, evaluates and writes."""
         from pdjax import imitate
-        from pdjax.base_policies.diffusion import DiffusionConfig
-        from pdjax.base_policies.imitation import ImitationConfig
 
-        shape = DiffusionConfig(
-            act_horizon=self.act_horizon, pred_horizon=self.pred_horizon, hidden=self.hidden
-        )
-        config = ImitationConfig(
-            policy=shape, steps=self.steps, batch_size=self.batch_size, seed=self.seed
-        )
+        flags = {"steps": self.steps, "seed": self.seed, "eval_every": self.eval_every}
+        changes = {name: value for name, value in flags.items() if value}
+        for text in self.set:
+            changes = schema.merge(changes, parse_override(text))
+        config = settings.recipe(self.policy, changes)
         return imitate.train_base_policy(self.demos, self.task, self.out, config,
-                                         self.eval_episodes, self.physics)  # fmt: skip
+                                         self.eval_episodes, self.physics, self.resume)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

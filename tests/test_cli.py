@@ -23,7 +23,7 @@ TASK, OBS_DIM, ACT_DIM = "PegInsertionSide", 50, 7
 
 def make_base_policy(directory, task=TASK, obs_dim=OBS_DIM):
     """An untrained diffusion policy, as `pdjax imitate` would write it."""
-    config = imitation.ImitationConfig(policy=diffusion.DiffusionConfig(hidden=8, blocks=1))
+    config = imitation.ImitationConfig(diffusion=diffusion.DiffusionConfig(hidden=8, blocks=1))
     denoiser = diffusion.make_denoiser(obs_dim, ACT_DIM, config.policy)
     params = denoiser.init(jax.random.key(0))
     policy = diffusion.make_policy(

@@ -13,11 +13,13 @@ SHIPPED = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in ("pdja
 # From the ground up; a module imports from rooms below its own, never from its own or above.
 ROOMS = [
     {"schema", "types", "startup", "checkpoint", "render", "presets"},
-    {"config", "outputs", "guard", "base_policies.chunking"},
-    {"decision", "decorator", "networks", "losses", "report", "sharding", "base_policies.mlp",
-     "base_policies.diffusion", "base_policies.behavior_transformer", "base_policies.act"},
+    {"config", "outputs", "guard", "base_policies.chunking", "base_policies.settings",
+     "base_policies.trainable", "base_policies.attention"},
+    {"decision", "decorator", "networks", "losses", "report", "sharding", "base_policies.unet"},
+    {"base_policies.mlp", "base_policies.diffusion", "base_policies.behavior_transformer",
+     "base_policies.act"},
     {"rollout", "sac", "replay", "base_policies.imitation", "base_policies.importers"},
-    {"train", "evaluation"},
+    {"train", "evaluation", "unfinished"},
     {"runner", "imitate", "data_check"},
     {"finished"},
     {"quickstart"},
