@@ -256,7 +256,8 @@ def plot_imitation(directory: Path, task: str) -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    records = [json.loads(line) for line in (directory / "imitation.jsonl").open()]
+    lines = (directory / "imitation.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
     figure, axis = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
     for name, color in (("train_loss", "0.6"), ("validation_loss", "C0")):
         axis.plot([r["step"] for r in records], [r[name] for r in records], color=color, label=name)

@@ -59,9 +59,11 @@ class Attention(nnx.Module):
 
     def __init__(self, width: int, heads: int, kernel_init, rngs: nnx.Rngs):
         self.heads = heads
-        self.query, self.key, self.value, self.out = nnx.data(
-            [nnx.Linear(width, width, kernel_init=kernel_init, rngs=rngs) for _ in range(4)]
-        )
+
+        def linear() -> nnx.Linear:
+            return nnx.Linear(width, width, kernel_init=kernel_init, rngs=rngs)
+
+        self.query, self.key, self.value, self.out = linear(), linear(), linear(), linear()
 
     def __call__(self, query: Array, key: Array, value: Array, keys: Keys) -> Array:
         """Tokens (..., n, width) that looked at (..., m, width)."""
