@@ -161,7 +161,7 @@ def test_a_gaussian_averages_modes():
 @pytest.mark.parametrize(
     ("recipe", "shape"),
     [
-        ("mlp", {"mlp": {"hidden": [32], "components": 2, "rollout": "sampled"}}),
+        ("mlp", {"mlp": {"hidden": [32], "components": 4, "rollout": "sampled"}}),
         ("bet", {"bet": {**SMALL["bet"][0]["bet"], "bins": 2, "rollout": "sampled"}}),
         ("diffusion", {"diffusion": {"hidden": 32, "blocks": 2, "ddim_steps": 20}}),
     ],
