@@ -143,7 +143,7 @@ def _train(env: Env, episodes: imitation.Episodes, config: ImitationConfig, out:
     state = trainer.init()
     policy = trainer.make_policy(state)
     play = make_base_success(env, policy)
-    kept = unfinished.Kept(state, policy.params, jnp.float32(-1), np.zeros((), np.int32))
+    kept = unfinished.Kept(state, policy.params, np.float32(-1), np.int32(0))
     if resume:
         kept = unfinished.restore(out, kept)
     with (
@@ -153,16 +153,17 @@ def _train(env: Env, episodes: imitation.Episodes, config: ImitationConfig, out:
         for begin in range(int(kept.step), config.steps, trainer.block):
             step = min(begin + trainer.block, config.steps)
             state, record = trainer.advance(kept.state)
-            kept = kept._replace(state=state, step=np.asarray(step, np.int32))
+            kept = kept._replace(state=state, step=np.int32(step))
             due = config.eval_every and (
                 step // config.eval_every > begin // config.eval_every or step == config.steps
             )
             if due:
                 params = trainer.make_policy(state).params
-                success = play(params, config.interim_episodes, INTERIM_SEED).mean()
+                won = play(params, config.interim_episodes, INTERIM_SEED)
+                success = np.float32(won.mean())
                 record["success_once"] = float(success)
                 if success >= kept.success:  # of equals the longer trained
-                    kept = kept._replace(best=params, success=jnp.float32(success))
+                    kept = kept._replace(best=params, success=success)
             curve.write({"step": step, **record})
             if due:
                 unfinished.save(out, kept)

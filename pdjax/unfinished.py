@@ -20,7 +20,7 @@ from pdjax.base_policies import imitation
 from pdjax.base_policies.settings import ImitationConfig
 from pdjax.outputs import plain
 from pdjax.schema import ConfigError
-from pdjax.types import Array, BasePolicy, Params
+from pdjax.types import BasePolicy, Params
 
 
 class Kept(NamedTuple):
@@ -35,8 +35,8 @@ class Kept(NamedTuple):
 
     state: imitation.ImitationState
     best: Params
-    success: Array
-    step: np.ndarray
+    success: Any
+    step: Any
 
 
 def describe(config: ImitationConfig, task: str, episodes: imitation.Episodes) -> dict[str, Any]:
