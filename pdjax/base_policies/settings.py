@@ -113,9 +113,9 @@ class ActConfig:
     """Observations that it reads, a token each."""
     act_horizon: Count = 4
     """Control steps executed of each prediction; 1 with temporal_ensemble."""
-    pred_horizon: Count = 16
-    """Actions that it predicts: the chunk."""
-    encoder_layers: Count = 2
+    pred_horizon: Count = 8
+    """Actions that it predicts: the chunk (ACT: 100, at 50 Hz)."""
+    encoder_layers: Count = 1
     """Transformer layers of the style encoder and of the observations' encoder (ACT: 4)."""
     decoder_layers: Count = 1
     """Transformer layers that turn queries into actions (ACT: 7, of which only the first
@@ -124,14 +124,14 @@ class ActConfig:
     """Attention heads (ACT: 8); must divide width."""
     width: Annotated[int, Range(2)] = 128
     """Numbers in each token (ACT: 512); even."""
-    feedforward: Count = 512
+    feedforward: Count = 256
     """Hidden width within a layer (ACT: 3200)."""
     latent_dim: Count = 32
     """Numbers in the style variable z; 0s in a rollout."""
     kl_weight: NonNegative = 10.0
     """Weight of z's divergence from a standard normal; ACT's beta."""
-    dropout: Dropout = 0.1
-    """Share of activations dropped in training."""
+    dropout: Dropout = 0.0
+    """Share of activations dropped in training (ACT: 0.1)."""
     temporal_ensemble: bool = False
     """Predict at every control step and execute the weighted mean of all that was predicted for
     it."""
@@ -228,13 +228,19 @@ KINDS: dict[str, type[PolicyConfig]] = {
     "mlp": MLPConfig,
 }
 
-# What differs from the defaults above; DECISIONS.md says what was measured.
+# What differs from the defaults above.
 RECIPES: dict[str, dict[str, Any]] = {
     "diffusion": {},
-    "diffusion_unet": {"diffusion": {"denoiser": "unet", "pred_horizon": 16}},
-    "bet": {"kind": "bet"},
-    "act": {"kind": "act"},
-    "mlp": {"kind": "mlp"},
+    "diffusion_unet": {
+        "diffusion": {"denoiser": "unet", "pred_horizon": 16},
+        "batch_size": 64,
+        "learning_rate": 5e-4,
+    },
+    # weight decay: policy_decorator offline/bet_maniskill2.py
+    "bet": {"kind": "bet", "steps": 3_000, "batch_size": 64, "weight_decay": 2e-4},
+    "act": {"kind": "act", "batch_size": 128},
+    # five components: robomimic's BC-GMM (arXiv:2108.03298)
+    "mlp": {"kind": "mlp", "mlp": {"components": 5}, "steps": 4_000},
 }
 
 
