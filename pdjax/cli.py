@@ -20,6 +20,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pdjax import config as configs
 from pdjax import schema
+from pdjax.base_policies import settings
 from pdjax.commands import COMMANDS, Command
 from pdjax.schema import ConfigError, Option
 
@@ -58,7 +59,7 @@ def _make_parser() -> _Parser:
     for name, cls in COMMANDS.items():
         doc = (cls.__doc__ or "").strip()
         command = commands.add_parser(name, help=doc, description=doc,
-                                      more=_config_help if name == "train" else None)  # fmt: skip
+                                      more=_KEYS_HELP.get(name))  # fmt: skip
         for index, option in enumerate(schema.describe(cls)):
             _add(command, option, positional=_is_positional(cls, index, option))
         command.add_argument("--json", action="store_true",
@@ -87,7 +88,7 @@ def _add(parser: argparse.ArgumentParser, option: Option, positional: bool) -> N
         return
     if option.kind is bool:
         parser.add_argument(_flag(option), dest=option.name, action="store_true",
-                            default=argparse.SUPPRESS, help=option.doc)  # fmt: skip
+                            default=argparse.SUPPRESS, help=text)  # fmt: skip
         return
     parser.add_argument(
         _flag(option),
@@ -119,11 +120,28 @@ def _config_help() -> str:
         f"presets, from which a file may start by `preset: NAME`: {', '.join(configs.PRESETS)}",
         "config keys, in a YAML file or after --set (type, default = preset pd):",
     ]
-    for option in configs.describe():
+    return "\n".join([*lines, *_explain_keys(configs.describe())]) + "\n"
+
+
+def _imitation_help() -> str:
+    """Every key of a base policy's training, and what each --policy changes."""
+    lines = ["\nwhat each --policy changes:"]
+    lines += [f"  {name}: {json.dumps(changes)}" for name, changes in settings.RECIPES.items()]
+    lines.append("config keys after --set (type, default):")
+    options = schema.describe(settings.ImitationConfig)
+    return "\n".join([*lines, *_explain_keys(options)]) + "\n"
+
+
+def _explain_keys(options: list[Option]) -> list[str]:
+    lines = []
+    for option in options:
         # JSON spells values as YAML reads them
         lines.append(f"  {option.name} ({option.expected()}, default {json.dumps(option.default)})")
         lines.append(textwrap.indent(textwrap.fill(option.doc, 92), "      "))
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+_KEYS_HELP = {"train": _config_help, "imitate": _imitation_help}
 
 
 def _parse(argv: list[str]) -> tuple[Command, bool]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pdjax.config import Physics
-from pdjax.policy_commands import Screen, Wrap
+from pdjax.policy_commands import Imitate, Screen, Wrap
 from pdjax.schema import ConfigError, Count, Natural, Range, Seed
 
 NOISE_LIMIT = 1.0  # beyond it noise would always hit the ends of the actions' range
@@ -126,49 +126,6 @@ class Data:
         from pdjax import data_check
 
         return data_check.check_demonstrations(self.file, self.task, self.replay, self.physics)
-
-
-@dataclasses.dataclass(frozen=True)
-class Imitate:
-    """Trains a diffusion policy on demonstrations: a base policy to refine."""
-
-    demos: Path
-    """Demonstrations: HDF5 of `pdjax demos`, ManiSkill, D4RL or Minari, or a pickle of DAPG."""
-    task: str
-    """Task that the demonstrations are of."""
-    out: Path
-    """Directory to write, new or empty."""
-    steps: Count = 6_000
-    """Gradient steps."""
-    batch_size: Count = 256
-    """Windows of a demonstration per gradient step."""
-    act_horizon: Count = 4
-    """Control steps executed of each prediction."""
-    pred_horizon: Count = 8
-    """Actions predicted at once; at least act-horizon + 1."""
-    hidden: Count = 256
-    """Width of the denoiser."""
-    seed: Seed = 0
-    """Seed of initialisation, shuffling and noise."""
-    eval_episodes: Natural = 100
-    """Episodes to evaluate the trained policy on; 0 = none."""
-    physics: Physics = "auto"
-    """Physics engine of that evaluation."""
-
-    def run(self) -> dict[str, Any]:
-        """Trains, evaluates and writes."""
-        from pdjax import imitate
-        from pdjax.base_policies.diffusion import DiffusionConfig
-        from pdjax.base_policies.imitation import ImitationConfig
-
-        shape = DiffusionConfig(
-            act_horizon=self.act_horizon, pred_horizon=self.pred_horizon, hidden=self.hidden
-        )
-        config = ImitationConfig(
-            policy=shape, steps=self.steps, batch_size=self.batch_size, seed=self.seed
-        )
-        return imitate.train_base_policy(self.demos, self.task, self.out, config,
-                                         self.eval_episodes, self.physics)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -221,7 +221,7 @@ def load(name_or_path: str, overrides: typing.Sequence[str] = ()) -> Config:
     start = dataclasses.asdict(preset(str(data.pop("preset", "pd"))))
     merged = schema.merge(start, data)
     for override in overrides:
-        merged = schema.merge(merged, _parse_override(override))
+        merged = schema.merge(merged, parse_override(override))
     config = schema.build(Config, merged)
     validate(config)
     return config
@@ -267,7 +267,12 @@ def validate(config: Config) -> None:
         )
 
 
-def _parse_override(text: str) -> dict[str, Any]:
+def parse_override(text: str) -> dict[str, Any]:
+    """`section.key=value`, the value in YAML, as nested plain values.
+
+    Raises:
+      ConfigError: no value, or one that is not YAML.
+    """
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise ConfigError(f"--set {text!r} has no value; expected section.key=value")

@@ -3,6 +3,8 @@
 The first half of the program's job; the second, refining a base policy, is `runner`.
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pdjax import evaluation, report
+from pdjax import evaluation, report, unfinished
 from pdjax.base_policies import imitation
+from pdjax.base_policies.settings import ImitationConfig
 from pdjax.decision import Frozen
 from pdjax.outputs import check_directory, check_file, new_directory
 from pdjax.rollout import make_rollout
 from pdjax.schema import ConfigError
-from pdjax.types import BasePolicy
+from pdjax.types import BasePolicy, Params
 from pdjax_envs import demonstrations, registry
 from pdjax_envs.adroit import dapg
 from pdjax_envs.task import Env, Expert, Task
+
+INTERIM_SEED = 40_000  # of the episodes that choose the best policy; the final ones are others
 
 
 def record_demonstrations(
@@ -72,32 +77,57 @@ def _load_expert(text: str, task: Task) -> Expert:
     return dapg.make_expert(Path(file), task, noisy=kind == "dapg-noisy")
 
 
-def train_base_policy(demos: Path, task: str, out: Path, config: imitation.ImitationConfig,
-                      eval_episodes: int, physics: str = "auto") -> dict[str, Any]:  # fmt: skip
+def train_base_policy(
+    demos: Path,
+    task: str,
+    out: Path,
+    config: ImitationConfig,
+    eval_episodes: int,
+    physics: str = "auto",
+    resume: bool = False,
+) -> dict[str, Any]:
     """Trains a base policy on a demonstration file and writes its directory.
 
+    Beside the policy (`imitation.save`) the directory gets `imitation.jsonl` and
+    `learning_curve.png`; with `config.eval_every` also `last/`, the last parameters, where the
+    policy itself is the best by success in the simulator, and until it is finished `training/`.
+
+    Args:
+      demos: the file.
+      task: its task.
+      out: directory, new or empty; or of the training to resume.
+      config: policy and training.
+      eval_episodes: to evaluate the finished policy on; others than those that choose the best.
+      physics: engine of all evaluations.
+      resume: whether to go on with an interrupted training.
+
     Raises:
-      ConfigError: the directory is not empty or cannot be written, or a number is out of range.
+      ConfigError: the directory is not empty or cannot be written, a number is out of range, or
+        there is nothing to resume that fits.
       demonstrations.DataError: the demonstrations cannot be used.
       registry.UnknownName: no such task.
     """
     config.validate()
-    check_directory(out)
+    if not resume:
+        check_directory(out)
     env = registry.make(task, physics)
     found = demonstrations.read(demos, env.task)
-    new_directory(out)
-    with report.progress("imitating", config.steps, "steps") as bar:
-
-        def show(step, losses):
-            bar.update(step, f"loss {losses['train_loss']:.4f},"
-                             f" validation {losses['validation_loss']:.4f}")  # fmt: skip
-
-        policy = imitation.train([(t.obs, t.actions) for t in found], config, show)
-    imitation.save(out, policy, config, task)
-    summary: dict[str, Any] = {"task": task, "policy": str(out), "episodes": len(found),
-                               "steps": config.steps, "seed": config.seed}  # fmt: skip
+    episodes = [(t.obs, t.actions) for t in found]
+    description = unfinished.describe(config, task, episodes)
+    if resume:
+        unfinished.check(out, description)
+    else:
+        new_directory(out)
+        if config.eval_every:
+            unfinished.start(out, description)
+    best, last = _train(env, episodes, config, out, resume)
+    unfinished.finish(out, best, last if config.eval_every else None, config, task)
+    report.plot_imitation(out, task)
+    summary: dict[str, Any] = {"task": task, "policy": str(out), "kind": config.kind,
+                               "episodes": len(found), "steps": config.steps,
+                               "seed": config.seed}  # fmt: skip
     if eval_episodes:
-        success = base_success(env, policy, eval_episodes)
+        success = base_success(env, best, eval_episodes)
         low, high = evaluation.wilson(success.sum(), eval_episodes)
         report.say(f"{out}: success_once {success.mean():.1%} [{low:.1%}, {high:.1%}] over"
                    f" {eval_episodes} episodes")  # fmt: skip
@@ -106,13 +136,67 @@ def train_base_policy(demos: Path, task: str, out: Path, config: imitation.Imita
     return summary
 
 
-def base_success(env: Env, policy: BasePolicy, episodes: int, seed: int = 30_000) -> np.ndarray:
-    """(episodes,) bool, success_once of a base policy alone."""
-    rollout = make_rollout(env, policy)
-    frozen = Frozen(env.model, policy.params, policy.obs_mean, policy.obs_std)
+def _train(env: Env, episodes: imitation.Episodes, config: ImitationConfig, out: Path,
+           resume: bool) -> tuple[BasePolicy, BasePolicy]:  # fmt: skip
+    """Trains to the end, evaluating and saving on the way; returns the best and the last policy."""
+    trainer = imitation.make_trainer(episodes, config)
+    state = trainer.init()
+    policy = trainer.make_policy(state)
+    play = make_base_success(env, policy)
+    kept = unfinished.Kept(state, policy.params, np.float32(-1), np.int32(0))
+    if resume:
+        kept = unfinished.restore(out, kept)
+    with (
+        report.progress("imitating", config.steps, "steps") as bar,
+        unfinished.Curve(out, int(kept.step)) as curve,
+    ):
+        for begin in range(int(kept.step), config.steps, trainer.block):
+            step = min(begin + trainer.block, config.steps)
+            state, record = trainer.advance(kept.state)
+            kept = kept._replace(state=state, step=np.int32(step))
+            due = config.eval_every and (
+                step // config.eval_every > begin // config.eval_every or step == config.steps
+            )
+            if due:
+                params = trainer.make_policy(state).params
+                won = play(params, config.interim_episodes, INTERIM_SEED)
+                success = np.float32(won.mean())
+                record["success_once"] = float(success)
+                if success >= kept.success:  # of equals the longer trained
+                    kept = kept._replace(best=params, success=success)
+            curve.write({"step": step, **record})
+            if due:
+                unfinished.save(out, kept)
+            bar.update(step, _note(record))
+    last = trainer.make_policy(kept.state)
+    if not config.eval_every:
+        return last, last
+    return last._replace(params=kept.best), last
 
-    def play(frozen, key):
+
+def _note(record: dict[str, float]) -> str:
+    text = f"loss {record['train_loss']:.4f}, validation {record['validation_loss']:.4f}"
+    success = record.get("success_once")
+    return text if success is None else f"{text}, success_once {success:.1%}"
+
+
+def make_base_success(env: Env, policy: BasePolicy) -> Callable[[Params, int, int], np.ndarray]:
+    """(params, episodes, seed) -> (episodes,) bool, success_once of a base policy alone; compiled
+    once for each number of episodes."""
+    rollout = make_rollout(env, policy)
+
+    @partial(jax.jit, static_argnums=2)
+    def play(frozen, key, episodes):
         nothing = lambda obs, base_action: jnp.zeros_like(base_action)  # noqa: E731
         return rollout.evaluate(frozen, nothing, 0.0, key, episodes).success_once
 
-    return jax.device_get(jax.jit(play)(frozen, jax.random.key(seed)))
+    def success(params: Params, episodes: int, seed: int) -> np.ndarray:
+        frozen = Frozen(env.model, params, policy.obs_mean, policy.obs_std)
+        return jax.device_get(play(frozen, jax.random.key(seed), episodes))
+
+    return success
+
+
+def base_success(env: Env, policy: BasePolicy, episodes: int, seed: int = 30_000) -> np.ndarray:
+    """(episodes,) bool, success_once of a base policy alone."""
+    return make_base_success(env, policy)(policy.params, episodes, seed)

@@ -1,15 +1,60 @@
-"""Commands about a policy of one's own: taking it as a base, and judging it before refining.
+"""Commands about base policies: training one, taking one's own, and judging it before refining.
 
 Apart from `commands` for size; the same rules hold.
 """
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pdjax import schema
+from pdjax.base_policies import settings
 from pdjax.base_policies.description import Device
-from pdjax.config import Physics
+from pdjax.config import Physics, parse_override
 from pdjax.schema import Count, Natural, Seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Imitate:
+    """Trains a policy on demonstrations: a base policy to refine."""
+
+    demos: Path
+    """Demonstrations: HDF5 of `pdjax demos`, ManiSkill, D4RL or Minari, or a pickle of DAPG."""
+    task: str
+    """Task that the demonstrations are of."""
+    out: Path
+    """Directory to write, new or empty."""
+    policy: Literal["diffusion", "diffusion_unet", "bet", "act", "mlp"] = "diffusion"
+    """What to train: a diffusion policy with an MLP or, dearer, with the U-Net of Diffusion Policy;
+    a Behavior Transformer; ACT; a Gaussian or mixture MLP. Each has its own settings, see below."""
+    set: tuple[str, ...] = ()
+    """Change values, each as key=value or section.key=value with the value in YAML; several after
+    one --set, or --set repeated."""
+    steps: Natural = 0
+    """Gradient steps; 0 = as the policy's settings say."""
+    seed: Seed = 0
+    """Seed of initialisation, shuffling and noise."""
+    eval_every: Natural = 0
+    """Gradient steps between two evaluations in the simulator; the best policy is kept, and
+    training can be resumed from the latest; 0 = none, and the last policy is kept."""
+    eval_episodes: Natural = 100
+    """Episodes to evaluate the finished policy on; 0 = none."""
+    resume: bool = False
+    """Go on where an interrupted training with --eval-every last evaluated; all else as before."""
+    physics: Physics = "auto"
+    """Physics engine of the evaluations."""
+
+    def run(self) -> dict[str, Any]:
+        """Trains, evaluates and writes."""
+        from pdjax import imitate
+
+        flags = {"steps": self.steps, "seed": self.seed, "eval_every": self.eval_every}
+        changes = {name: value for name, value in flags.items() if value}
+        for text in self.set:
+            changes = schema.merge(changes, parse_override(text))
+        config = settings.recipe(self.policy, changes)
+        return imitate.train_base_policy(self.demos, self.task, self.out, config,
+                                         self.eval_episodes, self.physics, self.resume)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

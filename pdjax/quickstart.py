@@ -7,8 +7,7 @@ from typing import Any
 
 from pdjax import config as configs
 from pdjax import finished, imitate, report, runner
-from pdjax.base_policies.diffusion import DiffusionConfig
-from pdjax.base_policies.imitation import ImitationConfig
+from pdjax.base_policies.settings import ImitationConfig
 from pdjax.outputs import new_directory, write_result
 from pdjax.render import RenderError
 
@@ -33,7 +32,7 @@ def quickstart(out: Path, seed: int) -> dict[str, Any]:
     report.say(f"1/4 demonstrations of {TASK} by its scripted expert", "bold")
     imitate.record_demonstrations(TASK, out / "demos.h5", EPISODES, 1_000_000 * seed, noise=0.03)
     report.say("2/4 a diffusion policy imitates them", "bold")
-    imitation = ImitationConfig(policy=DiffusionConfig(), steps=IMITATION_STEPS, seed=seed)
+    imitation = ImitationConfig(steps=IMITATION_STEPS, seed=seed)
     imitate.train_base_policy(out / "demos.h5", TASK, out / "base", imitation, eval_episodes=0)
     report.say("3/4 a bounded residual refines it; the base policy stays frozen", "bold")
     base = json.dumps(str(out / "base"))  # quoted for YAML

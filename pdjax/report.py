@@ -270,6 +270,44 @@ def plot_learning_curve(directory: Path, summary: Mapping[str, Any]) -> Path:
     return path
 
 
+def plot_imitation(directory: Path, task: str) -> Path:
+    """Draws losses and, where it was evaluated, success against gradient steps.
+
+    Args:
+      directory: with `imitation.jsonl`.
+      task: for the title.
+
+    Returns:
+      The PNG written, `learning_curve.png`.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    lines = (directory / "imitation.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    figure, axis = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
+    for name, color in (("train_loss", "0.6"), ("validation_loss", "C0")):
+        axis.plot([r["step"] for r in records], [r[name] for r in records], color=color, label=name)
+    axis.set(xlabel="gradient steps", ylabel="loss", title=task)
+    if all(r[name] > 0 for r in records for name in ("train_loss", "validation_loss")):
+        axis.set_yscale("log")
+    evaluated = [r for r in records if "success_once" in r]
+    if evaluated:
+        right = axis.twinx()
+        right.plot([r["step"] for r in evaluated], [r["success_once"] for r in evaluated],
+                   color="C2", marker="o", markersize=4)  # fmt: skip
+        right.set(ylim=(-0.02, 1.02))
+        right.set_ylabel("success_once in the simulator", color="C2")
+    axis.grid(alpha=0.25)
+    axis.legend(loc="upper right", fontsize=8)
+    path = directory / "learning_curve.png"
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
+
+
 def _time_axis(epochs: list[dict[str, Any]], minutes: list[float]):
     import numpy as np
 

@@ -1,10 +1,10 @@
 """The command line: help that teaches, mistakes in one line that change nothing, strict JSON."""
 
-import dataclasses
 import json
 import shutil
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import h5py
@@ -15,7 +15,7 @@ import pytest
 
 from pdjax import checkpoint, cli, commands, runner, schema
 from pdjax import config as configs
-from pdjax.base_policies import diffusion, imitation
+from pdjax.base_policies import diffusion, imitation, settings
 from pdjax.render import RenderError
 
 TASK, OBS_DIM, ACT_DIM = "PegInsertionSide", 50, 7
@@ -23,7 +23,7 @@ TASK, OBS_DIM, ACT_DIM = "PegInsertionSide", 50, 7
 
 def make_base_policy(directory, task=TASK, obs_dim=OBS_DIM):
     """An untrained diffusion policy, as `pdjax imitate` would write it."""
-    config = imitation.ImitationConfig(policy=diffusion.DiffusionConfig(hidden=8, blocks=1))
+    config = imitation.ImitationConfig(diffusion=diffusion.DiffusionConfig(hidden=8, blocks=1))
     denoiser = diffusion.make_denoiser(obs_dim, ACT_DIM, config.policy)
     params = denoiser.init(jax.random.key(0))
     policy = diffusion.make_policy(
@@ -195,9 +195,12 @@ IMITATE = ["imitate", "demos.h5", "--task", TASK, "--out", "new/base"]
         (["imitate", "base", *IMITATE[2:]], "no demonstrations at base"),
         ([*IMITATE[:3], "Foo", *IMITATE[4:]], "unknown task 'Foo'"),
         ([*IMITATE[:-1], "base"], "base is not empty; choose another --out or remove it"),
-        ([*IMITATE, "--act-horizon", "9"], "pred_horizon=8 must be >= obs_horizon - 1 + act_hor"),
-        ([*IMITATE, "--steps", "0"], "--steps got '0', expected integer >= 1"),
-        ([*IMITATE, "--batch_size", "8"], "did you mean --batch-size?"),
+        ([*IMITATE, "--set", "diffusion.act_horizon=9"], "pred_horizon=8 must be >= obs_horizon"),
+        ([*IMITATE, "--set", "steps=0"], "config key steps got 0, expected integer >= 1"),
+        ([*IMITATE, "--set", "bet.heads=3", "--policy", "bet"], "width got 128, expected a multi"),
+        ([*IMITATE, "--set", "bet.head=3"], "unknown config key 'bet.head'; did you mean bet.head"),
+        ([*IMITATE, "--policy", "gpt"], "--policy got 'gpt', expected diffusion | diffusion_unet"),
+        ([*IMITATE, "--eval_every", "8"], "did you mean --eval-every?"),
     ],
 )
 def test_mistakes_in_imitation(capsys, here, argv, message):
@@ -318,22 +321,30 @@ def test_help_of_training_lists_every_key_config_and_preset(capsys):
     assert all(name in text for name in [*configs.configs(), *configs.PRESETS])
 
 
-def test_help_loads_neither_jax_nor_a_simulator():
+@pytest.mark.parametrize("command", ["train", "imitate"])
+def test_help_loads_neither_jax_nor_a_simulator(command):
     code = (
         "import sys; from pdjax import cli\n"
-        "try: cli.main(['train', '--help'])\n"
+        f"try: cli.main(['{command}', '--help'])\n"
         "except SystemExit: pass\n"
         "sys.exit(int(bool({'jax', 'mujoco', 'matplotlib', 'scipy'} & set(sys.modules))))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
-def test_flags_of_imitate_have_the_defaults_of_its_config():
-    known = dataclasses.asdict(imitation.ImitationConfig())
-    known |= dataclasses.asdict(diffusion.DiffusionConfig())
-    shared = {o.name: o.default for o in schema.describe(commands.Imitate) if o.name in known}
-    assert len(shared) == 6
-    assert shared == {name: known[name] for name in shared}
+def test_the_policies_of_imitate_are_the_recipes():
+    (policy,) = (o for o in schema.describe(commands.Imitate) if o.name == "policy")
+    assert list(typing.get_args(policy.kind)) == list(settings.RECIPES)
+    for name in settings.RECIPES:
+        assert settings.recipe(name, {"steps": 5}).steps == 5
+
+
+def test_help_of_imitate_lists_every_key_and_recipe(capsys):
+    text = " ".join(help_of(capsys, "imitate").split())
+    for option in schema.describe(settings.ImitationConfig):
+        default = json.dumps(option.default)
+        assert f"{option.name} ({option.expected()}, default {default}) {option.doc}" in text
+    assert all(f"{name}: {{" in text for name in settings.RECIPES)
 
 
 def test_envs_prints_one_json_object_on_stdout_and_a_table_on_stderr(capsys):

@@ -16,8 +16,8 @@ from pdjax.base_policies.chunking import (
     start_history,
     training_windows,
 )
-from pdjax.base_policies.diffusion import Denoiser, DiffusionConfig
-from pdjax.base_policies.imitation import ImitationConfig
+from pdjax.base_policies.diffusion import Denoiser
+from pdjax.base_policies.settings import DiffusionConfig, ImitationConfig
 from pdjax.schema import ConfigError
 
 
@@ -35,6 +35,13 @@ def test_training_windows_by_hand():
     # what is executed of the window at step t starts with action t
     for step, chunk in enumerate(chunks):
         assert executed_part(chunk, 2, 2)[0, 0] == 10 * step
+
+
+def test_windows_from_now_begin_with_the_action_to_execute():
+    obs, actions = np.arange(5.0)[:, None], 10 * np.arange(4.0)[:, None]
+    cond, chunks = training_windows(obs, actions, obs_horizon=2, pred_horizon=3, from_now=True)
+    assert cond[..., 0].tolist() == [[0, 0], [0, 1], [1, 2], [2, 3]]
+    assert chunks[..., 0].tolist() == [[0, 10, 20], [10, 20, 30], [20, 30, 30], [30, 30, 30]]
 
 
 def test_a_history_starts_repeated_and_forgets_the_oldest():
@@ -120,7 +127,7 @@ def test_the_longest_possible_chunk_is_accepted():
 # A toy: the action is half the latest observation.
 
 TOY = ImitationConfig(
-    policy=DiffusionConfig(pred_horizon=4, act_horizon=2, hidden=32, blocks=1),
+    diffusion=DiffusionConfig(pred_horizon=4, act_horizon=2, hidden=32, blocks=1),
     steps=400,
     batch_size=64,
     validation=0.1,
@@ -213,6 +220,19 @@ def test_a_broken_description_is_refused(policy_directory, text):
         imitation.load(policy_directory)
 
 
+def test_a_directory_from_before_there_were_kinds_is_read(toy, policy_directory):
+    path = policy_directory / "policy.json"
+    description = json.loads(path.read_text())
+    known = {"obs_horizon", "act_horizon", "pred_horizon", "hidden", "blocks", "ddim_steps",
+             "prediction"}  # fmt: skip
+    shape = description["imitation"]["policy"]
+    description["imitation"]["policy"] = {name: shape[name] for name in known}
+    del description["imitation"]["eval_every"], description["imitation"]["interim_episodes"]
+    path.write_text(json.dumps(description))
+    loaded, _ = imitation.load(policy_directory)
+    np.testing.assert_array_equal(act(toy[0], [0.3, 0.1]), act(loaded, [0.3, 0.1]))
+
+
 def test_parameters_of_another_shape_are_refused_by_name(policy_directory):
     path = policy_directory / "policy.json"
     description = json.loads(path.read_text())
@@ -227,5 +247,5 @@ def test_parameters_of_another_shape_are_refused_by_name(policy_directory):
 def test_settings_out_of_range_are_refused():
     with pytest.raises(ConfigError, match=r"ema got 1.5, expected number 0 to 1"):
         dataclasses.replace(TOY, ema=1.5).validate()
-    with pytest.raises(ConfigError, match=r"policy.hidden got 0, expected integer >= 1"):
-        dataclasses.replace(TOY, policy=DiffusionConfig(hidden=0)).validate()
+    with pytest.raises(ConfigError, match=r"diffusion.hidden got 0, expected integer >= 1"):
+        dataclasses.replace(TOY, diffusion=DiffusionConfig(hidden=0)).validate()

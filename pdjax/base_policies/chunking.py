@@ -29,19 +29,21 @@ def push_history(history: Array, obs: Array) -> Array:
 
 
 def training_windows(
-    obs: np.ndarray, actions: np.ndarray, obs_horizon: int, pred_horizon: int
-) -> tuple[np.ndarray, np.ndarray]:
+    obs: np.ndarray, actions: np.ndarray, obs_horizon: int, pred_horizon: int,
+    from_now: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """All windows of one episode; beyond its ends the first or last entry repeats.
 
     A window at step t pairs the observations t - obs_horizon + 1 ... t with the actions from
     t - obs_horizon + 1 on, as Diffusion Policy aligns them: action index obs_horizon - 1 is the
-    one to execute at t.
+    one to execute at t. With `from_now` the actions begin at t.
 
     Args:
       obs: (steps or steps + 1, obs_dim) of one episode.
       actions: (steps, act_dim).
       obs_horizon: observations per window.
       pred_horizon: actions per window.
+      from_now: see above.
 
     Returns:
       (steps, obs_horizon, obs_dim) and (steps, pred_horizon, act_dim).
@@ -49,7 +51,8 @@ def training_windows(
     steps = len(actions)
     first = np.arange(steps)[:, None] - obs_horizon + 1
     obs_index = np.clip(first + np.arange(obs_horizon), 0, steps - 1)
-    action_index = np.clip(first + np.arange(pred_horizon), 0, steps - 1)
+    begin = first + obs_horizon - 1 if from_now else first
+    action_index = np.clip(begin + np.arange(pred_horizon), 0, steps - 1)
     return obs[obs_index], actions[action_index]
 
 

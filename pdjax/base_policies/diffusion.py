@@ -1,59 +1,31 @@
-"""A small diffusion policy: denoises a chunk of actions, conditioned on recent observations.
+"""A diffusion policy: denoises a chunk of actions, conditioned on recent observations.
 
 The noise schedule and sampler are those of Diffusion Policy (arXiv:2303.04137) as the reference
 implementation uses them: 100 squared-cosine steps, noise prediction, clipped samples, DDIM with few
-steps. The denoiser is a residual MLP, which is many times cheaper on a CPU than a U-Net.
+steps. The denoiser is its U-Net (`unet`) or a residual MLP, which is many times cheaper on a CPU.
 
 Flax modules stay inside this file; callers see pure functions and parameter pytrees.
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from pdjax import schema
 from pdjax.base_policies.chunking import executed_part
-from pdjax.schema import ConfigError, Count, Range
+from pdjax.base_policies.settings import NOISE_STEPS, DiffusionConfig
+from pdjax.base_policies.trainable import (
+    TrainablePolicy,
+    Windows,
+    as_base_policy,
+    functional,
+    whiten,
+)
+from pdjax.base_policies.unet import UNet
 from pdjax.types import Array, BasePolicy, Key, Params
-
-NOISE_STEPS = 100  # policy_decorator online/pi_dec_diffusion_maniskill2.py, num_diffusion_iters
-
-
-@dataclasses.dataclass(frozen=True)
-class DiffusionConfig:
-    """Shape of a diffusion policy; stored beside its parameters."""
-
-    obs_horizon: Count = 2
-    """Observations that it reads."""
-    act_horizon: Count = 4
-    """Control steps executed of each prediction."""
-    pred_horizon: Count = 8
-    """Actions that it predicts; at least obs_horizon - 1 + act_horizon."""
-    hidden: Count = 256
-    """Width of the denoiser."""
-    blocks: Count = 3
-    """Residual blocks of the denoiser."""
-    ddim_steps: Annotated[int, Range(1, NOISE_STEPS)] = 4
-    """Denoising steps in a rollout, of 100 in training."""
-    prediction: Literal["sample", "epsilon"] = "sample"
-    """What the network predicts: the clean chunk, which takes far fewer gradient steps to become
-    precise (arXiv:2403.03954), or the noise, as the reference implementation."""
-
-    def validate(self) -> None:
-        """Raises ConfigError at a value out of range, or where a prediction cannot hold what is
-        executed."""
-        schema.check(self)
-        needed = self.obs_horizon - 1 + self.act_horizon
-        if self.pred_horizon < needed:
-            raise ConfigError(
-                f"pred_horizon={self.pred_horizon} must be >= obs_horizon - 1 + act_horizon ="
-                f" {needed}; raise pred_horizon or lower act_horizon"
-            )
 
 
 class Denoiser(NamedTuple):
@@ -114,13 +86,12 @@ def make_denoiser(obs_dim: int, act_dim: int, config: DiffusionConfig) -> Denois
     """Builds the network for these sizes."""
     chunk_dim, cond_dim = config.pred_horizon * act_dim, config.obs_horizon * obs_dim
 
-    def build(key):
-        return _MLP(chunk_dim, cond_dim, config, nnx.Rngs(params=key))
+    def build(rngs):
+        if config.denoiser == "unet":
+            return UNet(act_dim, cond_dim, config, rngs)
+        return _MLP(chunk_dim, cond_dim, config, rngs)
 
-    graph, _ = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))))
-
-    def init(key):
-        return nnx.to_pure_dict(nnx.split(build(key))[1])
+    graph, init = functional(build)
 
     def apply(params, noisy, step, cond):
         return nnx.merge(graph, nnx.State(params))(noisy, step, cond)
@@ -195,25 +166,42 @@ def ddim_sample(denoiser: Denoiser, params: Params, cond: Array, noise: Array, s
 def make_policy(config: DiffusionConfig, act_dim: int, params: Params, obs_mean: Array,
                 obs_std: Array) -> BasePolicy:  # fmt: skip
     """A trained diffusion policy as a `BasePolicy`; it keeps no state between decisions."""
-    obs_dim = len(obs_mean)
-    denoiser = make_denoiser(obs_dim, act_dim, config)
-    bundle = {"denoiser": params, "obs_mean": obs_mean, "obs_std": obs_std}
+    denoiser = make_denoiser(len(obs_mean), act_dim, config)
 
     def apply(params, carry, obs_history, key):
-        cond = ((obs_history - params["obs_mean"]) / params["obs_std"]).reshape(1, -1)
+        cond = whiten(params, obs_history).reshape(1, -1)
         noise = jax.random.normal(key, (1, config.pred_horizon * act_dim))
         chunk = ddim_sample(denoiser, params["denoiser"], cond, noise, config.ddim_steps)
         prediction = chunk.reshape(config.pred_horizon, act_dim)
         return executed_part(prediction, config.obs_horizon, config.act_horizon), carry
 
-    return BasePolicy(
-        init_carry=lambda key: (),
-        apply=apply,
-        params=bundle,
-        obs_dim=obs_dim,
-        act_dim=act_dim,
+    bundle = {"denoiser": params, "obs_mean": obs_mean, "obs_std": obs_std}
+    return as_base_policy(bundle, apply, act_dim, (config.obs_horizon, config.act_horizon))
+
+
+def make_trainable(config: DiffusionConfig, obs_dim: int, act_dim: int) -> TrainablePolicy:
+    """A diffusion policy of these sizes, to be trained."""
+    denoiser = make_denoiser(obs_dim, act_dim, config)
+
+    def init(key: Key, windows: Windows):
+        del windows
+        return {"denoiser": denoiser.init(key)}, {}
+
+    def windows_loss(params: Params, windows: Windows, key: Key) -> Array:
+        count = len(windows.obs)
+        flat = windows.obs.reshape(count, -1), windows.actions.reshape(count, -1)
+        return loss(denoiser, params["denoiser"], flat, key)
+
+    def finish(params: Params) -> BasePolicy:
+        return make_policy(config, act_dim, params["denoiser"], params["obs_mean"],
+                           params["obs_std"])  # fmt: skip
+
+    return TrainablePolicy(
         obs_horizon=config.obs_horizon,
-        act_horizon=config.act_horizon,
-        obs_mean=obs_mean,
-        obs_std=obs_std,
+        pred_horizon=config.pred_horizon,
+        from_now=False,
+        init=init,
+        loss=windows_loss,
+        decays=None,
+        make_policy=finish,
     )
