@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pdjax import evaluation, report, unfinished
+from pdjax import evaluation, plots, report, unfinished
 from pdjax.base_policies import imitation
 from pdjax.base_policies.settings import ImitationConfig
 from pdjax.decision import Frozen
@@ -122,7 +122,7 @@ def train_base_policy(
             unfinished.start(out, description)
     best, last = _train(env, episodes, config, out, resume)
     unfinished.finish(out, best, last if config.eval_every else None, config, task)
-    report.plot_imitation(out, task)
+    plots.plot_imitation(out, task)
     summary: dict[str, Any] = {"task": task, "policy": str(out), "kind": config.kind,
                                "episodes": len(found), "steps": config.steps,
                                "seed": config.seed}  # fmt: skip

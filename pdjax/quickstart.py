@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pdjax import config as configs
-from pdjax import finished, imitate, report, runner
+from pdjax import finished, imitate, plots, report, runner
 from pdjax.base_policies.settings import ImitationConfig
 from pdjax.outputs import new_directory, write_result
 from pdjax.render import RenderError
@@ -42,7 +42,7 @@ def quickstart(out: Path, seed: int) -> dict[str, Any]:
     video = _try_video(result.directory, out / "base_and_refined.mp4")
     summary = result.summary | {"wall_s": time.monotonic() - start, "video": video}
     write_result(out, summary)
-    report.plot_learning_curve(out / "run", summary).replace(out / "learning_curve.png")
+    plots.plot_learning_curve(out / "run", summary).replace(out / "learning_curve.png")
     report.show_comparison(summary)
     report.say(f"{summary['wall_s'] / 60:.1f} minutes; look at {out}/learning_curve.png"
                + (f" and {video}" if video else ""))  # fmt: skip

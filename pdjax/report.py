@@ -1,6 +1,6 @@
-"""What a run shows and keeps: a progress line, JSONL, TensorBoard, a learning curve, a table.
+"""What a run shows and keeps: a progress line, JSONL, TensorBoard, tables.
 
-The only file that imports trackers and plotting. Knows no algorithm, only names and numbers.
+The only file that imports trackers. Knows no algorithm, only names and numbers.
 """
 
 import json
@@ -227,92 +227,3 @@ def _rate(summary: Mapping[str, Any], name: str) -> str:
 def _gain(summary: Mapping[str, Any]) -> str:
     low, high = summary["gain_ci"]
     return f"{summary['gain']:+.1%} [{low:+.0%}, {high:+.0%}]"
-
-
-def plot_learning_curve(directory: Path, summary: Mapping[str, Any]) -> Path:
-    """Draws success against decision steps (and wall-clock) from a run's metrics.
-
-    Returns:
-      The PNG written, `learning_curve.png` in the run's directory.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.ticker import MaxNLocator
-
-    evaluations, epochs = read_metrics(directory, "eval"), read_metrics(directory, "train")
-    figure, axis = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
-    axis.plot([e["decision_steps"] for e in epochs], [e["train_success"] for e in epochs],
-              color="0.75", linewidth=1.2, label="while exploring (training episodes)")  # fmt: skip
-    axis.plot([e["decision_steps"] for e in evaluations], [e["success_once"] for e in evaluations],
-              color="C0", marker="o", markersize=4, label="refined, interim")  # fmt: skip
-    axis.axhline(summary["base_success"], color="C1", linestyle="--", label="base policy")
-    if epochs:
-        last = epochs[-1]["decision_steps"]
-        (low, high), final = summary["refined_ci"], summary["refined_success"]
-        axis.errorbar([last], [final], yerr=[[final - low], [high - final]],
-                      color="C2", marker="D", capsize=4, linestyle="none",
-                      label=f"refined, final ({summary['episodes']} paired episodes)")  # fmt: skip
-        minutes = [e["wall_s"] / 60 for e in epochs]
-        top = axis.secondary_xaxis("top", functions=_time_axis(epochs, minutes))
-        ticks = MaxNLocator(6).tick_values(0, minutes[-1])
-        top.set_xticks([tick for tick in ticks if tick <= minutes[-1]])  # others would pile up
-        top.set_xlabel("training wall-clock (minutes)")
-    axis.set(xlabel="decision steps", ylabel="success_once", ylim=(-0.02, 1.02))
-    axis.set_title(f"{summary['task']}, seed {summary['seed']}: gain {summary['gain']:+.1%}",
-                   fontsize=11)  # fmt: skip
-    axis.grid(alpha=0.25)
-    axis.legend(loc="lower right", fontsize=8)
-    path = directory / "learning_curve.png"
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
-
-
-def plot_imitation(directory: Path, task: str) -> Path:
-    """Draws losses and, where it was evaluated, success against gradient steps.
-
-    Args:
-      directory: with `imitation.jsonl`.
-      task: for the title.
-
-    Returns:
-      The PNG written, `learning_curve.png`.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    lines = (directory / "imitation.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    figure, axis = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
-    for name, color in (("train_loss", "0.6"), ("validation_loss", "C0")):
-        axis.plot([r["step"] for r in records], [r[name] for r in records], color=color, label=name)
-    axis.set(xlabel="gradient steps", ylabel="loss", title=task)
-    if all(r[name] > 0 for r in records for name in ("train_loss", "validation_loss")):
-        axis.set_yscale("log")
-    evaluated = [r for r in records if "success_once" in r]
-    if evaluated:
-        right = axis.twinx()
-        right.plot([r["step"] for r in evaluated], [r["success_once"] for r in evaluated],
-                   color="C2", marker="o", markersize=4)  # fmt: skip
-        right.set(ylim=(-0.02, 1.02))
-        right.set_ylabel("success_once in the simulator", color="C2")
-    axis.grid(alpha=0.25)
-    axis.legend(loc="upper right", fontsize=8)
-    path = directory / "learning_curve.png"
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
-
-
-def _time_axis(epochs: list[dict[str, Any]], minutes: list[float]):
-    import numpy as np
-
-    steps = [e["decision_steps"] for e in epochs]
-    return (
-        lambda x: np.interp(x, [0, *steps], [0, *minutes]),
-        lambda m: np.interp(m, [0, *minutes], [0, *steps]),
-    )

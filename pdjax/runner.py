@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pdjax import checkpoint, evaluation, report
+from pdjax import checkpoint, evaluation, plots, report
 from pdjax import config as configs
 from pdjax.base_policies import foreign, imitation
 from pdjax.config import BasePolicyConfig, Config, ConfigError
@@ -153,7 +153,7 @@ def run(config: Config, directory: Path, resume: bool = False) -> Result:
         "physics": built.env.engine,
         "wall_s": before + trained + time.monotonic() - start,
     }
-    report.plot_learning_curve(directory, summary)
+    plots.plot_learning_curve(directory, summary)
     write_result(directory, summary)
     return Result(directory, summary)
 

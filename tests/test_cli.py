@@ -143,7 +143,10 @@ TRAIN = ["train", "peg_fast", "--out", "new/run", "--set", "base_policy.path=bas
         ([*TRAIN, "--set", "seed"], "--set 'seed' has no value; expected section.key=value"),
         ([*TRAIN, "--set"], "argument --set: expected one argument"),
         ([*TRAIN, "task.name=Foo"], "unknown task 'Foo'"),
-        ([*TRAIN, "task.reward=dense"], "task PegInsertionSide has no reward 'dense'; choose one"),
+        (
+            [*TRAIN, "task.name=TurnFaucet", "task.reward=dense"],
+            "task TurnFaucet has no reward 'dense'",
+        ),
         ([*TRAIN, "task.shift=mas"], "unknown shift 'mas'; did you mean mass?"),
         ([*TRAIN, "base_policy.path=nowhere"], "no usable base policy in nowhere: expected"),
         ([*TRAIN, "base_policy.act_horizon=8"], "pred_horizon=8 must be >= obs_horizon - 1 + act"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from pdjax import outputs, report
+from pdjax import outputs, plots, report
 from pdjax.schema import ConfigError
 
 SUMMARY = {
@@ -56,12 +56,12 @@ def colored(picture):
 
 def test_a_learning_curve_is_drawn(tmp_path):
     write_run(tmp_path)
-    path = report.plot_learning_curve(tmp_path, SUMMARY)
+    path = plots.plot_learning_curve(tmp_path, SUMMARY)
     assert path == tmp_path / "learning_curve.png"
     picture = image.imread(path)
     assert picture.shape[0] > 400
     (tmp_path / "bare").mkdir()
-    bare = image.imread(report.plot_learning_curve(tmp_path / "bare", SUMMARY))
+    bare = image.imread(plots.plot_learning_curve(tmp_path / "bare", SUMMARY))
     # the curve and the final result add colour to a plot of the base policy's line alone
     assert 0 < colored(bare) < 0.8 * colored(picture)
 

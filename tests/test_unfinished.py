@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from probe import make_point_env
 
-from pdjax import imitate, report, unfinished
+from pdjax import imitate, unfinished
 from pdjax.base_policies import imitation, settings
 from pdjax.schema import ConfigError
 from pdjax_envs.trajectory import Trajectory
@@ -160,4 +160,4 @@ def test_a_curve_line_cut_short_is_dropped(tmp_path):
 def test_losses_below_nothing_are_drawn_too(tmp_path):
     record = {"step": 1, "train_loss": -1.0, "validation_loss": 2.0, "success_once": 0.5}
     (tmp_path / "imitation.jsonl").write_text(json.dumps(record) + "\n")
-    assert report.plot_imitation(tmp_path, "Point").stat().st_size > 5_000
+    assert plots.plot_imitation(tmp_path, "Point").stat().st_size > 5_000
