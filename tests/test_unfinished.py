@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from probe import make_point_env
 
-from pdjax import imitate, unfinished
+from pdjax import imitate, plots, unfinished
 from pdjax.base_policies import imitation, settings
 from pdjax.schema import ConfigError
 from pdjax_envs.trajectory import Trajectory

@@ -1,0 +1,123 @@
+"""Base policies of all tasks: records demonstrations, imitates them, notes how good they are.
+
+    python experiments/bases.py                              # tasks with an expert of their own
+    python experiments/bases.py AdroitDoor --dapg dapg/      # with the published files of DAPG
+    python experiments/bases.py PushChair --policy bet --seeds 0 1 2
+
+A recipe says how much data and training leaves a policy worth refining: one that succeeds in 20 to
+80 % of episodes. Demonstrations and policies go to `runs/bases/`; a row for each policy is appended
+to `experiments/results/bases.jsonl`: its command lines, the expert's success, and the policy's over
+200 episodes with its 95 % interval, for families of objects on the held-out ones too.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+RESULTS = Path(__file__).parent / "results" / "bases.jsonl"
+EPISODES = 200
+
+
+class Recipe(NamedTuple):
+    """How a task's base policies are made.
+
+    Attributes:
+      episodes: demonstrations of the expert; 0 = a published file.
+      flags: kind of policy -> flags of `pdjax imitate`.
+      source: file in the DAPG folder: a policy that demonstrates, or demonstrations; "" = the
+        task's scripted expert.
+      held_out: task with objects that the demonstrations do not show; "" = none.
+    """
+
+    episodes: int
+    flags: dict[str, str]
+    source: str = ""
+    held_out: str = ""
+
+
+RECIPES = {
+    "PegInsertionSide": Recipe(300, {"diffusion": "--steps 6000", "bet": "--steps 6000"}),
+    "StackCube": Recipe(100, {"diffusion": "--steps 3000", "bet": ""}),
+    "TurnFaucet": Recipe(
+        30, {"diffusion": "--steps 2000", "bet": ""}, held_out="TurnFaucetHeldOut"
+    ),
+    "PushChair": Recipe(100, {"diffusion": "--steps 4000", "bet": ""}, held_out="PushChairHeldOut"),
+    # People's demonstrations; clones of the published policies hardly ever fail.
+    "AdroitDoor": Recipe(0, {"diffusion": "--steps 2000", "bet": ""}, "door-v0_demos.pickle"),
+    "AdroitHammer": Recipe(2, {"diffusion": "--steps 1000", "bet": ""}, "hammer-v0.pickle"),
+    "AdroitPen": Recipe(40, {"diffusion": "--steps 1000", "bet": ""}, "pen-v0.pickle"),
+    "AdroitRelocate": Recipe(10, {"diffusion": "--steps 1000", "bet": ""}, "relocate-v0.pickle"),
+}
+
+
+def run(*arguments: object) -> tuple[str, dict[str, Any]]:
+    """Runs a pdjax command; returns its line and what it printed as JSON."""
+    line = ["pdjax", *(str(argument) for argument in arguments)]
+    print("$", shlex.join(line), file=sys.stderr, flush=True)
+    program = [sys.executable, "-m", "pdjax.cli", *line[1:], "--json"]
+    done = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True)
+    return shlex.join(line), json.loads(done.stdout.splitlines()[-1])
+
+
+def demonstrate(task: str, recipe: Recipe, folder: Path, dapg: Path | None) -> dict[str, Any]:
+    """Records a task's demonstrations, unless they are there or published as a file."""
+    if recipe.source and dapg is None:
+        raise SystemExit(f"{task} needs {recipe.source}: name its folder with --dapg")
+    if not recipe.episodes:
+        return {"file": str(dapg / recipe.source), "command": "", "expert_success": None}
+    file, note = folder / "demos.h5", folder / "demos_made.json"
+    if not note.exists():
+        # A published policy's own noise is disturbance enough.
+        expert = ("--expert", f"dapg:{dapg / recipe.source}", "--noise", 0) if recipe.source else ()
+        command, made = run("demos", task, "--out", file, "--episodes", recipe.episodes, *expert)
+        note.write_text(json.dumps({"file": str(file), "command": command,
+                                    "expert_success": made["expert_success"]}))  # fmt: skip
+    return json.loads(note.read_text())
+
+
+def make(task: str, policy: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Makes one policy; returns its row."""
+    recipe, folder = RECIPES[task], args.out / task
+    demos = demonstrate(task, recipe, folder, args.dapg)
+    out = folder / f"{policy}_seed{seed}"
+    flags = ("--policy", policy, *recipe.flags[policy].split(), "--seed", seed)
+    command, made = run("imitate", demos["file"], "--task", task, "--out", out, *flags,
+                        "--eval-episodes", EPISODES)  # fmt: skip
+    row = {"task": task, "policy": policy, "seed": seed, "expert_success": demos["expert_success"],
+           "demonstrations": made["episodes"], "base_success": made["base_success"],
+           "base_ci": made["base_ci"], "wall_s": made["wall_s"],
+           "commands": [text for text in (demos["command"], command) if text]}  # fmt: skip
+    if recipe.held_out:
+        picture = folder / f"{policy}_seed{seed}_held_out.png"
+        _, seen = run("screen", out, "--task", recipe.held_out, "--episodes", EPISODES,
+                      "--out", picture)  # fmt: skip
+        row |= {"held_out_success": seen["base_success"], "held_out_ci": seen["base_ci"]}
+    return row
+
+
+def main() -> None:
+    """Makes the policies that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help="if none, all with an expert")
+    parser.add_argument("--policy", nargs="+", default=["diffusion", "bet"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--dapg", type=Path, help="folder with the published files of DAPG")
+    parser.add_argument("--out", type=Path, default=Path("runs/bases"))
+    args = parser.parse_args()
+    unknown = set(args.tasks) - RECIPES.keys()
+    if unknown:
+        parser.error(f"no recipe for {', '.join(sorted(unknown))}; there are: {', '.join(RECIPES)}")
+    for task in args.tasks or [name for name, recipe in RECIPES.items() if not recipe.source]:
+        for policy in args.policy:
+            for seed in args.seeds:
+                row = make(task, policy, seed, args)
+                with RESULTS.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()
