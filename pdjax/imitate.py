@@ -3,6 +3,7 @@
 The first half of the program's job; the second, refining a base policy, is `runner`.
 """
 
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -120,12 +121,14 @@ def train_base_policy(
         new_directory(out)
         if config.eval_every:
             unfinished.start(out, description)
+    start = time.monotonic()
     best, last = _train(env, episodes, config, out, resume)
+    wall_s = time.monotonic() - start
     unfinished.finish(out, best, last if config.eval_every else None, config, task)
     plots.plot_imitation(out, task)
     summary: dict[str, Any] = {"task": task, "policy": str(out), "kind": config.kind,
                                "episodes": len(found), "steps": config.steps,
-                               "seed": config.seed}  # fmt: skip
+                               "seed": config.seed, "wall_s": wall_s}  # fmt: skip
     if eval_episodes:
         success = base_success(env, best, eval_episodes)
         low, high = evaluation.wilson(success.sum(), eval_episodes)
