@@ -59,7 +59,7 @@ class _Source(NamedTuple):
           ConfigError: an unknown mode, or statistics that are missing or of another size.
         """
         kind = {PARTS[0]: "STATE", PARTS[1]: "ENV"}.get(name, "ACTION")
-        mode = self.config.get("normalization_mapping", {}).get(kind, "IDENTITY")
+        mode = str(self.config["normalization_mapping"].get(kind, "IDENTITY"))
         if mode == "IDENTITY":
             return np.zeros(count, np.float32), np.ones(count, np.float32)
         if mode not in MODES:
@@ -109,6 +109,8 @@ def read(folder: Path, ddim_steps: int = 0) -> Imported:
     name = config.get("type")
     if name not in ("diffusion", "act"):
         raise ConfigError(f"{path}: type is {name!r}, expected diffusion or act")
+    if not isinstance(config.get("normalization_mapping"), dict):
+        raise ConfigError(f"{path} lacks normalization_mapping, from kinds of features to modes")
     parts, act_dim = _features(path, config)
     weights = read_safetensors(folder / "model.safetensors")
     source = _Source(path, config, parts, act_dim, _statistics(folder, weights))
@@ -155,15 +157,16 @@ def _statistics(folder: Path, weights: Weights) -> dict[str, np.ndarray]:
     for description in ("policy_preprocessor.json", "policy_postprocessor.json"):
         if (folder / description).exists():
             _check_steps(folder / description)
-    for file in sorted(folder.glob("policy_*processor_step_*normalizer_processor.safetensors")):
+    files = folder.glob("policy_*processor_step_*normalizer_processor.safetensors")
+    for file in sorted(files, reverse=True):  # what undoes the actions' normalisation comes last
         stats |= read_safetensors(file).arrays
     return stats
 
 
 def _check_steps(path: Path) -> None:
     steps = read_json(path, "the processor's description").get("steps", [])
-    unknown = {str(step.get("registry_name")) for step in steps} - STEPS
-    if unknown:
+    names = {str(step.get("registry_name")) for step in steps if isinstance(step, dict)}
+    if unknown := names - STEPS:
         raise ConfigError(
             f"{path}: the step {sorted(unknown)[0]} is not known to pdjax, which takes policies"
             " with nothing but normalisation around them"

@@ -6,7 +6,6 @@ pure: it reads files.
 """
 
 import json
-import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -96,17 +95,14 @@ def read_torch(path: Path) -> dict[str, Any]:
             f"{path} needs torch, which is not installed; pip install 'pdjax[torch]'"
         ) from None
 
-    def load():
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            found = re.search(r"(?:GLOBAL|class|function)\s+([\w.]+\.\w+)", str(error))
-            raise ConfigError(
-                f"{path} is no file of arrays alone: it holds {found[1] if found else 'code'},"
-                " which could run code and is not read; save model.state_dict() by torch.save"
-            ) from None
-
-    values = guard(load, f"reading {path}")
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # many kinds, of which a pickle with more than arrays is one
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"holds {found[1]}, which could run code" if found else "is no file of torch.save"
+        raise ConfigError(
+            f"{path} {what} and is not read; save model.state_dict() by torch.save"
+        ) from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}, expected a dict of state dicts")
     return values
@@ -204,6 +200,6 @@ def _axes(names: tuple[str, ...], dimensions: int) -> tuple[int, ...]:
     """How torch's axes are to be ordered."""
     if names[-1] != "kernel":
         return tuple(range(dimensions))
-    if names[0] == "up" and names[-2] == "resample":
+    if "up" in names and names[-2] == "resample":
         return 2, 0, 1  # a transposed convolution is (in, out, taps) in torch
     return tuple(reversed(range(dimensions)))
