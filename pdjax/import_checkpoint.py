@@ -72,6 +72,9 @@ def read(checkpoint: Path, task: Task, ddim_steps: int = 0) -> Imported:
     """
     importer = importers_lerobot if checkpoint.is_dir() else importers_reference
     found = importer.read(checkpoint, ddim_steps)
+    if ddim_steps and found.kind != "diffusion":
+        raise ConfigError(f"--ddim-steps got {ddim_steps}, but {checkpoint} is {found.kind}, which"
+                          " denoises nothing; leave it out")  # fmt: skip
     sizes = {"observation": (len(found.params["obs_mean"]), task.obs_dim),
              "action": (found.act_dim, task.act_dim)}  # fmt: skip
     for name, (got, expected) in sizes.items():

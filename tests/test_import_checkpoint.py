@@ -449,6 +449,8 @@ def test_settings_that_do_not_fit(point, capsys):
     refuse(capsys, path, "reads 6 observed numbers besides the step's 8, expected a multiple of")
     Path("run/args.json").unlink()
     refuse(capsys, path, "args.json: expected the args.json of")
+    bet = reference_bet(Path("bet"))
+    refuse(capsys, bet, "--ddim-steps got 4, but", "--ddim-steps", "4")
     other = reference_unet(Path("other"), make_unet(obs_dim=5))
     refuse(capsys, other, "its observation has 5 numbers, expected 3 of Point; give the --task")
     other = reference_unet(Path("another"), make_unet(act_dim=2))

@@ -117,8 +117,9 @@ def read(folder: Path, ddim_steps: int = 0) -> Imported:
     pairs = [source.normalisation(part, count) for part, count in parts.items()]
     mean, width = (np.concatenate(side) for side in zip(*pairs, strict=True))
     own = {"obs_mean": jnp.asarray(mean), "obs_std": jnp.asarray(width + np.float32(1e-8))}
-    read_kind = _act if name == "act" else _diffusion
-    return read_kind(source, weights, own, ddim_steps)
+    if name == "act":
+        return _act(source, weights, own)
+    return _diffusion(source, weights, own, ddim_steps)
 
 
 def _features(path: Path, config: dict[str, Any]) -> tuple[dict[str, int], int]:
@@ -209,8 +210,7 @@ def _diffusion(source: _Source, weights: Weights, own: Params, steps: int) -> Im
                     f"LeRobot, which samples by {sampler}")  # fmt: skip
 
 
-def _act(source: _Source, weights: Weights, own: Params, steps: int) -> Imported:
-    del steps
+def _act(source: _Source, weights: Weights, own: Params) -> Imported:
     _expect(source, {"pre_norm": False, "feedforward_activation": "relu", "n_obs_steps": 1})
     names = {"act_horizon": "n_action_steps", "pred_horizon": "chunk_size",
              "encoder_layers": "n_encoder_layers", "decoder_layers": "n_decoder_layers",
