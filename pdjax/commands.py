@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pdjax.config import Physics
-from pdjax.policy_commands import Imitate, Screen, Wrap
+from pdjax.policy_commands import Imitate, Import, Screen, Wrap
 from pdjax.schema import ConfigError, Count, Natural, Range, Seed
 
 NOISE_LIMIT = 1.0  # beyond it noise would always hit the ends of the actions' range
@@ -240,6 +240,7 @@ COMMANDS: dict[str, type[Command]] = {
     "data": Data,
     "imitate": Imitate,
     "wrap": Wrap,
+    "import": Import,
     "screen": Screen,
     "train": Train,
     "eval": Eval,

@@ -5,13 +5,14 @@ Apart from `commands` for size; the same rules hold.
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pdjax import schema
 from pdjax.base_policies import settings
 from pdjax.base_policies.description import Device
+from pdjax.base_policies.settings import NOISE_STEPS
 from pdjax.config import Physics, parse_override
-from pdjax.schema import Count, Natural, Seed
+from pdjax.schema import Count, Natural, Range, Seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,12 +101,47 @@ class Wrap:
 
 
 @dataclasses.dataclass(frozen=True)
+class Import:
+    """Makes a base policy of a PyTorch checkpoint: policy_decorator's diffusion and BeT, LeRobot's
+    diffusion and ACT."""
+
+    checkpoint: Path
+    """FILE.pt of policy_decorator's offline scripts, with its args.json beside it or one folder up
+    (needs torch); or a folder of LeRobot, with config.json and model.safetensors. No code in it is
+    run."""
+    task: str
+    """Task that it acts in, see `pdjax envs`; its observations are the policy's, in their order."""
+    out: Path
+    """Directory to write, new or empty."""
+    demos: Path | None = None
+    """Demonstrations that it was trained on, from which the learner's observation statistics come;
+    else they come from the checkpoint where it has them, else from the trial."""
+    ddim_steps: Annotated[int, Range(0, NOISE_STEPS)] = 0
+    """Denoising steps of a diffusion policy; 0 = as the checkpoint's own sampler where that is
+    DDIM, else 4 of policy_decorator's and 10 of LeRobot's."""
+    episodes: Count = 20
+    """Episodes to try it on."""
+    seed: Seed = 0
+    """Seed of these episodes."""
+    physics: Physics = "auto"
+    """Physics engine of the trial."""
+
+    def run(self) -> dict[str, Any]:
+        """Tries it and writes."""
+        from pdjax import import_checkpoint, wrap
+
+        play = wrap.Play(self.episodes, self.seed, self.physics)
+        return import_checkpoint.import_checkpoint(self.checkpoint, self.task, self.out, play,
+                                                   self.demos, self.ddim_steps)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
 class Screen:
     """Says whether a base policy is worth refining, with which residual_scale and by which command:
     plays it alone and under random residuals."""
 
     base: Path
-    """Directory of `pdjax imitate` or `pdjax wrap`."""
+    """Directory of `pdjax imitate`, `pdjax wrap` or `pdjax import`."""
     task: str
     """Task to refine it on, see `pdjax envs`."""
     out: Path = Path("screen.png")

@@ -1,5 +1,7 @@
 """ACT: temporal ensembling and divergence by hand, style in training only."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,3 +91,21 @@ def test_ensembling_with_longer_chunks_is_refused():
         ActConfig(act_horizon=9).validate()
     with pytest.raises(ConfigError, match="width got 128, expected a multiple of 3"):
         ActConfig(heads=3).validate()
+
+
+def test_without_style_the_loss_is_the_distance_from_what_a_rollout_predicts():
+    config = dataclasses.replace(SMALL, act_horizon=4, obs_horizon=2, obs_tokens=2, style=False,
+                                 decoder_norm=True)  # fmt: skip
+    kind = act.make_trainable(config, 3, 2)
+    rng = np.random.default_rng(0)
+    obs = jnp.asarray(rng.normal(size=(5, 2, 3)), jnp.float32)
+    actions = jnp.asarray(rng.uniform(-1, 1, size=(5, 4, 2)), jnp.float32)
+    params, _ = kind.init(jax.random.key(0), Windows(obs, actions))
+    assert not [name for name in params["act"] if name.startswith(("style", "summary"))]
+    assert params["act"]["places"].shape == (1 + 2 * 2, 16)  # z, and two tokens an observation
+    params["act"]["out"]["kernel"] *= 0.1  # so that nothing is clipped
+    base = kind.make_policy(params | {"obs_mean": jnp.zeros(3), "obs_std": jnp.ones(3)})
+    chunks = [base.apply(base.params, (), seen, jax.random.key(1))[0] for seen in obs]
+    expected = np.abs(np.stack(chunks) - actions).mean()
+    loss = kind.loss(params, Windows(obs, actions), jax.random.key(2))
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)

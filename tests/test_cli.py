@@ -97,7 +97,7 @@ DEMOS = ["demos", TASK, "--out", "new/x.h5"]
     [
         (
             [],
-            "no command; choose one of: envs, demos, data, imitate, wrap, screen, train, eval, ",
+            "no command; choose one of: envs, demos, data, imitate, wrap, import, screen, ",
         ),
         (["trian"], "invalid choice: 'trian'"),
         (["--json", "envs"], "envs does not take '--json' here; write it after the command"),

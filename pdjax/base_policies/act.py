@@ -110,15 +110,19 @@ class _Network(nnx.Module):
         def layers(count, looks=False):
             return nnx.List(_Layer(config, looks, rngs) for _ in range(count))
 
-        self.summary = tokens(1)
-        self.style_obs, self.style_action = linear(obs_dim, width), linear(act_dim, width)
-        self.style_layers = layers(config.encoder_layers)
-        self.style_out = linear(width, 2 * config.latent_dim)
-        self.embed_latent, self.embed_obs = linear(config.latent_dim, width), linear(obs_dim, width)
-        self.places = tokens(1 + config.obs_horizon)
+        if config.style:
+            self.summary = tokens(1)
+            self.style_obs, self.style_action = linear(obs_dim, width), linear(act_dim, width)
+            self.style_layers = layers(config.encoder_layers)
+            self.style_out = linear(width, 2 * config.latent_dim)
+        self.embed_latent = linear(config.latent_dim, width)
+        self.embed_obs = linear(obs_dim, config.obs_tokens * width)
+        self.places = tokens(1 + config.obs_horizon * config.obs_tokens)
         self.encoder = layers(config.encoder_layers)
         self.queries = tokens(config.pred_horizon)
         self.decoder = layers(config.decoder_layers, looks=True)
+        if config.decoder_norm:
+            self.decoder_norm = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
         self.out = linear(width, act_dim)
 
     def style(self, obs: Array, actions: Array, keys: Keys) -> tuple[Array, Array]:
@@ -134,13 +138,15 @@ class _Network(nnx.Module):
 
     def __call__(self, obs: Array, latent: Array, keys: Keys) -> Array:
         """(n, obs_horizon, obs_dim), (n, latent_dim) -> (n, pred_horizon, act_dim)."""
-        x = jnp.concatenate([self.embed_latent(latent)[:, None], self.embed_obs(obs)], axis=1)
+        z = self.embed_latent(latent)[:, None]
+        tokens = self.embed_obs(obs).reshape(len(obs), -1, z.shape[-1])  # obs_tokens an observation
+        x = jnp.concatenate([z, tokens], axis=1)
         for layer in self.encoder:
             x = layer(x, self.places[...], keys)
         y = jnp.zeros((len(obs), *self.queries.shape))
         for layer in self.decoder:
             y = layer(y, self.queries[...], keys, (x, self.places[...]))
-        return self.out(y)
+        return self.out(self.decoder_norm(y) if hasattr(self, "decoder_norm") else y)
 
 
 def _positions(count: int, width: int) -> Array:
@@ -170,6 +176,10 @@ def make_trainable(config: ActConfig, obs_dim: int, act_dim: int) -> TrainablePo
     def loss(params: Params, windows: Windows, key: Key) -> Array:
         noise_key, style_key, drop_key = jax.random.split(key, 3)
         net = network(params)
+        if not config.style:
+            latent = jnp.zeros((len(windows.obs), config.latent_dim))
+            chunk = net(windows.obs, latent, Keys(drop_key, config.dropout))
+            return jnp.mean(jnp.abs(chunk - windows.actions))
         mean, log_variance = net.style(
             windows.obs, windows.actions, Keys(style_key, config.dropout)
         )

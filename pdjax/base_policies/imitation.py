@@ -18,9 +18,10 @@ import optax
 
 from pdjax import checkpoint, schema
 from pdjax.base_policies import act, behavior_transformer, diffusion, mlp
+from pdjax.base_policies.adaptation import Adaptation, adapt
 from pdjax.base_policies.chunking import training_windows
 from pdjax.base_policies.settings import KINDS, ImitationConfig, PolicyConfig
-from pdjax.base_policies.trainable import TrainablePolicy, Windows
+from pdjax.base_policies.trainable import TrainablePolicy, Windows, abstract_params
 from pdjax.types import Array, BasePolicy, Key, Params
 
 STD_FLOOR = 1e-2  # constant entries (the robot's base) must not blow up small differences
@@ -188,13 +189,30 @@ def save(directory: Path, policy: BasePolicy, config: ImitationConfig, task: str
     """Writes a policy directory that `load` reads."""
     sections = dataclasses.asdict(config)
     training = {name: value for name, value in sections.items() if name not in {"kind", *KINDS}}
-    description = {
-        "kind": config.kind,
-        "task": task,
-        "obs_dim": policy.obs_dim,
-        "act_dim": policy.act_dim,
-        "imitation": {"policy": sections[config.kind], **training},
-    }
+    more = {"imitation": {"policy": sections[config.kind], **training}}
+    _write(directory, policy, {"kind": config.kind, "task": task}, more)
+
+
+def save_imported(
+    directory: Path, policy: BasePolicy, shape: PolicyConfig, task: str, adaptation: Adaptation
+) -> None:
+    """Writes a policy that was trained elsewhere, so that `load` reads it.
+
+    Args:
+      directory: see `save`.
+      policy: as its kind's `make_policy` gives it, not yet adapted.
+      shape: of the policy.
+      task: its name.
+      adaptation: what it is surrounded with.
+    """
+    kind = next(name for name, section in KINDS.items() if isinstance(shape, section))
+    more = {"imitation": {"policy": dataclasses.asdict(shape)},
+            "adaptation": dataclasses.asdict(adaptation)}  # fmt: skip
+    _write(directory, policy, {"kind": kind, "task": task}, more)
+
+
+def _write(directory: Path, policy: BasePolicy, what: dict[str, Any], more: dict[str, Any]) -> None:
+    description = what | {"obs_dim": policy.obs_dim, "act_dim": policy.act_dim} | more
     checkpoint.save(directory / "params", policy.params)
     (directory / "policy.json").write_text(json.dumps(description, indent=2) + "\n")
 
@@ -203,7 +221,7 @@ def load(directory: Path, act_horizon: int = 0) -> tuple[BasePolicy, str]:
     """Reads a policy directory.
 
     Args:
-      directory: written by `save`.
+      directory: written by `save` or `save_imported`.
       act_horizon: control steps to execute of each chunk; 0 = as trained.
 
     Returns:
@@ -219,23 +237,20 @@ def load(directory: Path, act_horizon: int = 0) -> tuple[BasePolicy, str]:
         shape = schema.build(KINDS[name], description["imitation"]["policy"])
         obs_dim, act_dim = int(description["obs_dim"]), int(description["act_dim"])
         task = str(description["task"])
+        around = description.get("adaptation")
+        adaptation = schema.build(Adaptation, around) if around else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise checkpoint.CheckpointError(
             f"no usable base policy in {directory}: expected policy.json and params/ as written by"
-            " `pdjax imitate`"
+            " `pdjax imitate` or `pdjax import`"
         ) from None
     shape = _with_act_horizon(name, shape, act_horizon)
     shape.validate()
     kind = MAKERS[name](shape, obs_dim, act_dim)
 
-    def untrained(key: Key) -> Params:
-        nothing = Windows(jnp.zeros((1, kind.obs_horizon, obs_dim)),
-                          jnp.zeros((1, kind.pred_horizon, act_dim)))  # fmt: skip
-        trained, fixed = kind.init(key, nothing)
-        return trained | fixed | {"obs_mean": jnp.zeros(obs_dim), "obs_std": jnp.ones(obs_dim)}
-
-    like = jax.eval_shape(untrained, jax.random.key(0))
-    return kind.make_policy(checkpoint.restore(directory / "params", like)), task
+    like = abstract_params(kind, obs_dim, act_dim)
+    policy = kind.make_policy(checkpoint.restore(directory / "params", like))
+    return adapt(policy, adaptation) if adaptation else policy, task
 
 
 def _with_act_horizon(name: str, shape: PolicyConfig, act_horizon: int) -> PolicyConfig:

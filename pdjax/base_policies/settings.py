@@ -46,6 +46,9 @@ class DiffusionConfig:
     """Control steps that a convolution of the U-Net spans; odd."""
     unet_groups: Count = 8
     """Groups of the U-Net's group normalisation; must divide every width."""
+    unet_final_groups: Natural = 0
+    """Groups of the last normalisation, as policy_decorator and LeRobot have 8 whatever the others
+    have; 0 = unet_groups."""
     unet_step_dim: Annotated[int, Range(4)] = 64
     """Numbers in the U-Net's embedding of the noise level; even."""
     unet_scale: bool = True
@@ -70,6 +73,8 @@ class DiffusionConfig:
         _multiple("pred_horizon", self.pred_horizon, halved, "2^(levels of unet_dims - 1)")
         for width in self.unet_dims:
             _multiple("unet_dims", width, self.unet_groups, "unet_groups")
+        if self.unet_final_groups:
+            _multiple("unet_dims", self.unet_dims[0], self.unet_final_groups, "unet_final_groups")
         _multiple("unet_step_dim", self.unet_step_dim, 2, "even")
         _multiple("unet_kernel + 1", self.unet_kernel + 1, 2, "kernels are odd")
 
@@ -111,6 +116,8 @@ class ActConfig:
 
     obs_horizon: Count = 1
     """Observations that it reads, a token each."""
+    obs_tokens: Count = 1
+    """Tokens that each observation becomes (LeRobot: one of the robot's, one of the rest)."""
     act_horizon: Count = 4
     """Control steps executed of each prediction; 1 with temporal_ensemble."""
     pred_horizon: Count = 8
@@ -128,6 +135,10 @@ class ActConfig:
     """Hidden width within a layer (ACT: 3200)."""
     latent_dim: Count = 32
     """Numbers in the style variable z; 0s in a rollout."""
+    style: bool = True
+    """Whether a style encoder finds z in training; else it is 0 there too, and not in the file."""
+    decoder_norm: bool = False
+    """Whether the decoder's tokens are normalised once more at its end, as in ACT and LeRobot."""
     kl_weight: NonNegative = 10.0
     """Weight of z's divergence from a standard normal; ACT's beta."""
     dropout: Dropout = 0.0

@@ -90,7 +90,7 @@ def read_torchscript(path: Path) -> Any:
     if not any(name.endswith("/constants.pkl") for name in names):
         raise ConfigError(
             f"{path} is no TorchScript file; a pickle (torch.save), which may run code when it is"
-            f" read, is not taken; {advice}"
+            f" read, is not taken; {advice}; `pdjax import` takes some state dicts"
         )
     try:
         import torch  # pyright: ignore[reportMissingImports]

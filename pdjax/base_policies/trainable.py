@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from pdjax.types import Array, BasePolicy, Key, Params
@@ -53,6 +54,18 @@ def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Any, Callable[[
 
     graph, _ = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(params=jax.random.key(0)))))
     return graph, init
+
+
+def abstract_params(kind: TrainablePolicy, obs_dim: int, act_dim: int) -> Params:
+    """Shapes of the parameters that `kind.make_policy` takes, as `jax.ShapeDtypeStruct`."""
+
+    def untrained(key: Key) -> Params:
+        nothing = Windows(jnp.zeros((1, kind.obs_horizon, obs_dim)),
+                          jnp.zeros((1, kind.pred_horizon, act_dim)))  # fmt: skip
+        trained, fixed = kind.init(key, nothing)
+        return trained | fixed | {"obs_mean": jnp.zeros(obs_dim), "obs_std": jnp.ones(obs_dim)}
+
+    return jax.eval_shape(untrained, jax.random.key(0))
 
 
 def as_base_policy(

@@ -83,7 +83,7 @@ class UNet(nnx.Module):
         self.up = nnx.List(
             level(2 * dims[i + 1], dims[i], _Up(dims[i], rngs)) for i in range(last, 0, -1)
         )
-        self.final_block = _Block(dims[1], dims[1], config, rngs)
+        self.final_block = _Block(dims[1], dims[1], config, rngs, config.unet_final_groups)
         self.final = _Conv(1, dims[1], act_dim, rngs)
 
     def __call__(self, noisy: Array, step: Array, cond: Array) -> Array:
@@ -138,9 +138,12 @@ class _Residual(nnx.Module):
 class _Block(nnx.Module):
     """Convolution, group normalisation, mish."""
 
-    def __init__(self, inward: int, outward: int, config: DiffusionConfig, rngs: nnx.Rngs):
+    def __init__(
+        self, inward: int, outward: int, config: DiffusionConfig, rngs: nnx.Rngs, groups: int = 0
+    ):
         self.conv = _Conv(config.unet_kernel, inward, outward, rngs)
-        self.norm = nnx.GroupNorm(outward, config.unet_groups, epsilon=1e-5, rngs=rngs)
+        groups = groups or config.unet_groups
+        self.norm = nnx.GroupNorm(outward, groups, epsilon=1e-5, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
         return mish(self.norm(self.conv(x)))
