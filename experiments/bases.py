@@ -43,12 +43,12 @@ RECIPES = {
     "PegInsertionSide": Recipe(300, {"diffusion": "--steps 6000", "bet": "--steps 6000"}),
     "StackCube": Recipe(100, {"diffusion": "--steps 3000", "bet": ""}),
     "TurnFaucet": Recipe(
-        30, {"diffusion": "--steps 2000", "bet": ""}, held_out="TurnFaucetHeldOut"
+        100, {"diffusion": "--steps 4000", "bet": ""}, held_out="TurnFaucetHeldOut"
     ),
     "PushChair": Recipe(100, {"diffusion": "--steps 4000", "bet": ""}, held_out="PushChairHeldOut"),
     # People's demonstrations; clones of the published policies hardly ever fail.
     "AdroitDoor": Recipe(0, {"diffusion": "--steps 2000", "bet": ""}, "door-v0_demos.pickle"),
-    "AdroitHammer": Recipe(2, {"diffusion": "--steps 1000", "bet": ""}, "hammer-v0.pickle"),
+    "AdroitHammer": Recipe(2, {"diffusion": "--steps 600", "bet": ""}, "hammer-v0.pickle"),
     "AdroitPen": Recipe(40, {"diffusion": "--steps 1000", "bet": ""}, "pen-v0.pickle"),
     "AdroitRelocate": Recipe(10, {"diffusion": "--steps 1000", "bet": ""}, "relocate-v0.pickle"),
 }
