@@ -46,7 +46,7 @@ class BasePolicyConfig:
     """The frozen policy that is refined."""
 
     path: str = ""
-    """Directory written by `pdjax imitate`, `pdjax import`, or by `pdjax wrap` for a policy of your own."""
+    """Directory written by `pdjax imitate`, `pdjax import` or `pdjax wrap`."""
     act_horizon: Natural = 0
     """Control steps executed of each predicted chunk; 0 = as the policy was trained."""
 
