@@ -219,7 +219,7 @@ class Render:
 
 @dataclasses.dataclass(frozen=True)
 class Quickstart:
-    """Demonstrations, imitation, refinement paired evaluation of PegInsertionSide, in minutes."""
+    """Demonstrations, imitation, refinement and evaluation of PegInsertionSide, in minutes."""
 
     out: Path | None = None
     """Directory to write, new or empty; default runs/quickstart-seedN."""

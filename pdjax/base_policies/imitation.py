@@ -146,7 +146,7 @@ def train(
 
 def _make_optimizer(config: ImitationConfig, kind: TrainablePolicy) -> optax.GradientTransformation:
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, max(1, config.steps // 20), config.steps
+        0.0, config.learning_rate, max(1, config.steps // 20), max(2, config.steps)
     )
     return optax.chain(
         optax.clip_by_global_norm(1.0),

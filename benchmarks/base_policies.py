@@ -1,0 +1,130 @@
+"""What base policies cost at rollout: decisions per second, and how near to the machine's best.
+
+    python benchmarks/base_policies.py                    # all kinds, 16 environments
+    python benchmarks/base_policies.py --kinds diffusion_unet bet --num-envs 64
+
+In turns in the same process, with untrained parameters, which cost the same as trained ones:
+
+- rollout: decisions of the jitted rollout on the native engine, with an untrained residual;
+- base: calls of the base policy alone for all environments, in decisions per second;
+- matmul: a plain float32 matrix product of 1,024 x 1,024, the most this machine gives.
+
+Each kind of policy is as `pdjax imitate --policy KIND` makes it. The share of the machine's rate is
+the base's floating-point operations by XLA's cost analysis, per second, over matmul's. A row is
+appended to `benchmarks/results/base_policies.jsonl`.
+"""
+
+import argparse
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from harness import alternate, append_row, median, ratio, timed
+
+from pdjax.base_policies import imitation, settings
+from pdjax.decision import Frozen, base_actions
+from pdjax.rollout import make_rollout
+from pdjax.types import BasePolicy
+from pdjax_envs import registry
+
+SIZE = 1024  # of the plain matrix product
+
+
+def make_base(kind: str, obs_dim: int, act_dim: int) -> BasePolicy:
+    """An untrained policy of a recipe, on data without a pattern."""
+    config = settings.recipe(kind, {"steps": 1})
+    rng = np.random.default_rng(0)
+    shapes = ((65, obs_dim), (64, act_dim))
+    episodes = [tuple(rng.uniform(-1, 1, shape).astype(np.float32) for shape in shapes)] * 20
+    return imitation.train(episodes, config)
+
+
+def matmul():
+    """(function, arguments, floating-point operations) of the plain product."""
+    left, right = jax.random.normal(jax.random.key(0), (2, SIZE, SIZE))
+    return jax.jit(jnp.matmul), (left, right), 2 * SIZE**3
+
+
+def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Rates of one kind of policy."""
+    env = registry.make(args.task, "native")
+    base = make_base(kind, env.task.obs_dim, env.task.act_dim)
+    rollout = make_rollout(env, base)
+    frozen = Frozen(env.model, base.params, base.obs_mean, base.obs_std)
+    state = jax.jit(rollout.init, static_argnums=2)(frozen, jax.random.key(0), args.num_envs)
+    keys = jax.random.split(jax.random.key(1), args.decisions)
+
+    def choose(obs, base_action, key, index):
+        del obs, index
+        return jax.random.uniform(key, base_action.shape, minval=-1.0), 0.01
+
+    @jax.jit
+    def collect(frozen, state, keys):
+        return rollout.collect(frozen, state, choose, keys)[2]
+
+    @jax.jit
+    def call(frozen, carry, history, key):
+        return base_actions(base, frozen, carry, history, key)
+
+    arguments = (frozen, state.carry, state.history, keys[0])
+    cost = call.lower(*arguments).compile().cost_analysis()
+    product, matrices, product_flops = matmul()
+    for function, inputs in ((collect, (frozen, state, keys)), (call, arguments),
+                             (product, matrices)):  # fmt: skip
+        timed(function, *inputs)
+
+    def repeated(function, inputs, times, amount):
+        seconds = sum(timed(function, *inputs)[0] for _ in range(times))
+        return times * amount / seconds
+
+    rates = alternate(
+        {
+            "rollout": lambda: repeated(collect, (frozen, state, keys), 1,
+                                        args.decisions * args.num_envs),
+            "base": lambda: repeated(call, arguments, 10, args.num_envs),
+            "matmul": lambda: repeated(product, matrices, 10, product_flops),
+        },
+        args.repeats,
+    )  # fmt: skip
+    # What a scan repeats is counted once by XLA: the denoising steps.
+    flops = cost["flops"] * (getattr(settings.recipe(kind, {}).policy, "ddim_steps", 1))
+    base_flops = [flops / args.num_envs * rate for rate in rates["base"]]
+    return {
+        "kind": kind,
+        "task": args.task,
+        "num_envs": args.num_envs,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(base.params)),
+        "act_horizon": base.act_horizon,
+        "decisions_per_s": {name: median(rates[name]) for name in ("rollout", "base")},
+        "gflop_per_s": {"base": median([rate / 1e9 for rate in base_flops]),
+                        "matmul": median([rate / 1e9 for rate in rates["matmul"]])},
+        "base_over_matmul": ratio(base_flops, rates["matmul"]),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measures, prints and appends a row."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kinds", nargs="+", default=list(settings.RECIPES))
+    parser.add_argument("--task", default="PegInsertionSide")
+    parser.add_argument("--num-envs", type=int, default=16)
+    parser.add_argument("--decisions", type=int, default=32, help="of each environment, per turn")
+    parser.add_argument("--repeats", type=int, default=9, help="turns")
+    parser.add_argument("--dry", action="store_true", help="append no row")
+    args = parser.parse_args()
+    rows = []
+    for kind in args.kinds:
+        row = measure(kind, args)
+        print(f"{kind}, {row['parameters']:,} parameters, {args.num_envs} environments:"
+              f" {row['decisions_per_s']['rollout']:,.0f} decisions/s"
+              f" ({row['decisions_per_s']['base']:,.0f} of the base alone), base at"
+              f" {row['base_over_matmul']['median']:.0%} of the matrix product's"
+              f" {row['gflop_per_s']['matmul']:,.0f} GFLOP/s", flush=True)  # fmt: skip
+        rows.append(row)
+    if not args.dry:
+        append_row("base_policies", {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()
