@@ -47,7 +47,9 @@ RECIPES = {
     ),
     "PushChair": Recipe(100, {"diffusion": "--steps 4000", "bet": ""}, held_out="PushChairHeldOut"),
     # People's demonstrations; clones of the published policies hardly ever fail.
-    "AdroitDoor": Recipe(0, {"diffusion": "--steps 2000", "bet": "--steps 800"}, "door-v0_demos.pickle"),
+    "AdroitDoor": Recipe(
+        0, {"diffusion": "--steps 2000", "bet": "--steps 800"}, "door-v0_demos.pickle"
+    ),
     "AdroitHammer": Recipe(2, {"diffusion": "--steps 600", "bet": ""}, "hammer-v0.pickle"),
     "AdroitPen": Recipe(40, {"diffusion": "--steps 1000", "bet": "--steps 2000"}, "pen-v0.pickle"),
     "AdroitRelocate": Recipe(10, {"diffusion": "--steps 1000", "bet": ""}, "relocate-v0.pickle"),
