@@ -31,7 +31,8 @@ def plot_screening(path: Path, summary: Mapping[str, Any], steps: np.ndarray,
     y = np.array([summary["base_success"], *(scale["success"] for scale in scales)])
     low, high = np.array([summary["base_ci"], *(scale["ci"] for scale in scales)]).T
     left.errorbar(x, y, yerr=np.maximum([y - low, high - y], 0), marker="o", capsize=3)
-    left.axhline(y[0] / 2, color="0.6", linestyle=":", label="half of the base's success")
+    left.axhline(summary["kept_success"], color="0.6", linestyle=":",
+                 label="what the recommended scale has to keep")  # fmt: skip
     left.axvline(summary["residual_scale"], color="C2", linestyle="--",
                  label=f"recommended: {summary['residual_scale']:g}")  # fmt: skip
     left.set(xlabel="scale of a random residual", ylabel="success_once", ylim=(-0.02, 1.02))

@@ -166,6 +166,7 @@ def recommend(base: int, scaled: list[int], episodes: int, decisions: int) -> di
     rate = (base + scaled[SCALES.index(scale)]) / 2 / episodes
     needed = EXAMPLES * decisions / max(rate, 1 / episodes)
     return {"explorable_scale": largest(0.5), "residual_scale": scale,
+            "kept_success": KEEP * base / episodes,
             "exploration_steps": ROUND_TO * math.ceil(needed / ROUND_TO)}  # fmt: skip
 
 
