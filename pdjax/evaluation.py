@@ -50,6 +50,12 @@ def paired_gain(base: ArrayLike, refined: ArrayLike) -> tuple[float, tuple[float
     return gain, (gain - float(np.sqrt(max(down, 0))), gain + float(np.sqrt(max(up, 0))))
 
 
+def base_summary(successes: int, episodes: int) -> dict[str, Any]:
+    """A base policy's success_once alone, ready for JSON."""
+    return {"base_success": successes / episodes, "base_ci": list(wilson(successes, episodes)),
+            "eval_episodes": episodes}  # fmt: skip
+
+
 def summarize(base: Evaluation, refined: Evaluation) -> dict[str, Any]:
     """The comparison as plain numbers, ready for JSON.
 

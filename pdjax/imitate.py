@@ -131,11 +131,8 @@ def train_base_policy(
                                "seed": config.seed, "wall_s": wall_s}  # fmt: skip
     if eval_episodes:
         success = base_success(env, best, eval_episodes)
-        low, high = evaluation.wilson(success.sum(), eval_episodes)
-        report.say(f"{out}: success_once {success.mean():.1%} [{low:.1%}, {high:.1%}] over"
-                   f" {eval_episodes} episodes")  # fmt: skip
-        summary |= {"base_success": success.mean(), "base_ci": [low, high],
-                    "eval_episodes": eval_episodes}  # fmt: skip
+        summary |= evaluation.base_summary(int(success.sum()), eval_episodes)
+        report.show_base(summary, f"{out}: ")
     return summary
 
 
@@ -149,10 +146,9 @@ def _train(env: Env, episodes: imitation.Episodes, config: ImitationConfig, out:
     kept = unfinished.Kept(state, policy.params, np.float32(-1), np.int32(0))
     if resume:
         kept = unfinished.restore(out, kept)
-    with (
-        report.progress("imitating", config.steps, "steps") as bar,
-        unfinished.Curve(out, int(kept.step)) as curve,
-    ):
+    curve = out / "imitation.jsonl"
+    report.drop_records(curve, "step", int(kept.step))
+    with report.progress("imitating", config.steps, "steps") as bar:
         for begin in range(int(kept.step), config.steps, trainer.block):
             step = min(begin + trainer.block, config.steps)
             state, record = trainer.advance(kept.state)
@@ -167,7 +163,7 @@ def _train(env: Env, episodes: imitation.Episodes, config: ImitationConfig, out:
                 record["success_once"] = float(success)
                 if success >= kept.success:  # of equals the longer trained
                     kept = kept._replace(best=params, success=success)
-            curve.write({"step": step, **record})
+            report.add_record(curve, {"step": step, **record})
             if due:
                 unfinished.save(out, kept)
             bar.update(step, _note(record))

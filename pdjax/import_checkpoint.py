@@ -17,7 +17,7 @@ from pdjax.base_policies.importers import Imported
 from pdjax.outputs import check_directory, new_directory
 from pdjax.schema import ConfigError
 from pdjax.types import BasePolicy
-from pdjax.wrap import Play, try_policy
+from pdjax.wrap import Play, try_aloud
 from pdjax_envs import demonstrations, registry
 from pdjax_envs.task import Task
 
@@ -48,14 +48,8 @@ def import_checkpoint(checkpoint: Path, task: str, out: Path, play: Play, demos:
         episodes = [(t.obs, t.actions) for t in demonstrations.read(demos, env.task)]
         known, where = imitation.statistics(episodes), str(demos)
     policy = make_policy(found, env.task)
-    with report.progress("trying", play.episodes, "episodes") as bar:
-        obs, actions, successes = try_policy(env, adapt(policy, _adaptation(found, policy)),
-                                             play.episodes, play.seed)  # fmt: skip
-        bar.update(play.episodes)
-    if not np.isfinite(actions).all():
-        raise ConfigError(
-            f"{checkpoint} gave NaN actions on {task}'s observations; is it its task?"
-        )
+    adapted = adapt(policy, _adaptation(found, policy))
+    obs, _, successes = try_aloud(env, adapted, play, (str(checkpoint), "is it its task?"))
     if known is None:
         known, where = (obs.mean(axis=0), obs.std(axis=0)), f"the trial's {play.episodes} episodes"
     new_directory(out)
@@ -109,12 +103,9 @@ def _report(out: Path, found: Imported, policy: BasePolicy, where: str,
                f" obs_horizon {policy.obs_horizon}, act_horizon {policy.act_horizon}, pred_horizon"
                f" {pred_horizon}" + (f", {steps} DDIM steps" if steps else ""))  # fmt: skip
     report.say(f"observation statistics for the learner come from {where}")
-    successes, episodes = tried
-    low, high = evaluation.wilson(successes, episodes)
-    report.say(f"success_once {successes / episodes:.1%} [{low:.1%}, {high:.1%}] over {episodes}"
-               " episodes")  # fmt: skip
+    success = evaluation.base_summary(*tried)
+    report.show_base(success)
     return {"policy": str(out), "kind": found.kind, "origin": found.origin,
             "parameters": parameters, "obs_horizon": policy.obs_horizon,
             "act_horizon": policy.act_horizon, "pred_horizon": pred_horizon,
-            "statistics": where, "base_success": successes / episodes, "base_ci": [low, high],
-            "eval_episodes": episodes}  # fmt: skip
+            "statistics": where, **success}  # fmt: skip

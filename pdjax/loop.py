@@ -5,7 +5,6 @@ guard judges; everything that the next epoch depends on is saved; a wish to stop
 the training state as a whole only: what it trains is `train`'s matter.
 """
 
-import json
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -149,20 +148,18 @@ class _Run:
     def begin(self, log: report.MetricsLog) -> None:
         """Opens the records, and plays the base policy on the interim episodes."""
         self._log, self._start = log, time.monotonic() - log.wall_s
-        report.drop_records(self._directory / "audit.jsonl", log.begin)
+        report.drop_records(self._directory / "audit.jsonl", "decision_steps", log.begin)
         if self._config.eval.interim_episodes:
-            shapes = jax.eval_shape(self._steps.init).sac.actor
-            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-            self._base = self._assess(zeros, 0.0)
+            actor = _no_residual(jax.eval_shape(self._steps.init).sac.actor)
+            self._base = self._assess(actor, 0.0)
 
     def start(self, progress: Progress) -> Progress:
         """Before the first epoch: the base policy is what has to be beaten."""
         if self._base is None:
             return progress
         self.write("eval", 0, _figures(self._base))
-        score = self._base.success_once.mean()
-        progress = progress._replace(best_score=jnp.float32(score))
         successes = self._base.success_once
+        progress = progress._replace(best_score=jnp.float32(successes.mean()))
         verdicts = guard.check_base(self._config.guard, int(successes.sum()), len(successes))
         return self._obey(progress, 0, verdicts)
 
@@ -216,15 +213,12 @@ class _Run:
         for verdict in verdicts:
             record = {"decision_steps": done, "wall_s": time.monotonic() - self._start,
                       "done": action, **verdict._asdict()}  # fmt: skip
-            with (self._directory / "audit.jsonl").open("a") as file:
-                file.write(json.dumps(plain(record)) + "\n")
+            report.add_record(self._directory / "audit.jsonl", record)
             report.say(f"guard: {verdict.rule} {plain(verdict.numbers)}: {action}")
         if action == "shrink":
-            hyperparams = progress.state.hyperparams
-            hyperparams = hyperparams._replace(
-                exploration_limit=0.5 * hyperparams.exploration_limit
-            )
-            return progress._replace(state=progress.state._replace(hyperparams=hyperparams))
+            before = progress.state.hyperparams
+            after = before._replace(exploration_limit=0.5 * before.exploration_limit)
+            return progress._replace(state=progress.state._replace(hyperparams=after))
         if action == "roll_back":
             return self._roll_back(progress)
         return progress._replace(stopped=progress.stopped | (action == "stop"))
@@ -268,7 +262,7 @@ def _start(state: TrainState) -> Progress:
     zero, no = jnp.zeros(()), jnp.zeros((), jnp.int32)
     return Progress(
         state=state,
-        best_actor=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state.sac.actor),
+        best_actor=_no_residual(state.sac.actor),
         best_score=zero - 1,
         first_drift=zero - 1,
         train_successes=zero,
@@ -277,6 +271,11 @@ def _start(state: TrainState) -> Progress:
         rollbacks=no,
         stopped=jnp.zeros((), bool),
     )
+
+
+def _no_residual(actor: Params) -> Params:
+    """Parameters, all zero, of which every residual is zero."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), actor)
 
 
 def _figures(result: Evaluation) -> dict[str, Any]:

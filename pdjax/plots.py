@@ -1,13 +1,12 @@
 """Pictures of what `report` keeps. The only file that imports plotting; knows names and numbers."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pdjax.report import read_metrics
+from pdjax.report import read_metrics, read_records
 
 
 def plot_screening(path: Path, summary: Mapping[str, Any], steps: np.ndarray,
@@ -20,12 +19,7 @@ def plot_screening(path: Path, summary: Mapping[str, Any], steps: np.ndarray,
       steps: (episodes,) control steps to success, or the time limit.
       success: (episodes,) bool.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
+    figure, (left, right) = _subplots(1, 2, figsize=(9.6, 3.8))
     scales = summary["scales"]
     x = [0.0, *(scale["residual_scale"] for scale in scales)]
     y = np.array([summary["base_success"], *(scale["success"] for scale in scales)])
@@ -47,8 +41,7 @@ def plot_screening(path: Path, summary: Mapping[str, Any], steps: np.ndarray,
     for axis in (left, right):
         axis.grid(alpha=0.25)
     figure.suptitle(f"{summary['task']}: {summary['verdict']}", fontsize=11)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def plot_learning_curve(directory: Path, summary: Mapping[str, Any]) -> Path:
@@ -57,14 +50,10 @@ def plot_learning_curve(directory: Path, summary: Mapping[str, Any]) -> Path:
     Returns:
       The PNG written, `learning_curve.png` in the run's directory.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
     evaluations, epochs = read_metrics(directory, "eval"), read_metrics(directory, "train")
-    figure, axis = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
+    figure, axis = _subplots(figsize=(7.2, 4.4))
     axis.plot([e["decision_steps"] for e in epochs], [e["train_success"] for e in epochs],
               color="0.75", linewidth=1.2, label="while exploring (training episodes)")  # fmt: skip
     axis.plot([e["decision_steps"] for e in evaluations], [e["success_once"] for e in evaluations],
@@ -86,10 +75,7 @@ def plot_learning_curve(directory: Path, summary: Mapping[str, Any]) -> Path:
                    fontsize=11)  # fmt: skip
     axis.grid(alpha=0.25)
     axis.legend(loc="lower right", fontsize=8)
-    path = directory / "learning_curve.png"
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
+    return _save(figure, directory / "learning_curve.png")
 
 
 def plot_imitation(directory: Path, task: str) -> Path:
@@ -102,14 +88,8 @@ def plot_imitation(directory: Path, task: str) -> Path:
     Returns:
       The PNG written, `learning_curve.png`.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    lines = (directory / "imitation.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    figure, axis = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
+    records = read_records(directory / "imitation.jsonl")
+    figure, axis = _subplots(figsize=(7.2, 4.4))
     for name, color in (("train_loss", "0.6"), ("validation_loss", "C0")):
         axis.plot([r["step"] for r in records], [r[name] for r in records], color=color, label=name)
     axis.set(xlabel="gradient steps", ylabel="loss", title=task)
@@ -124,15 +104,29 @@ def plot_imitation(directory: Path, task: str) -> Path:
         right.set_ylabel("success_once in the simulator", color="C2")
     axis.grid(alpha=0.25)
     axis.legend(loc="upper right", fontsize=8)
-    path = directory / "learning_curve.png"
+    return _save(figure, directory / "learning_curve.png")
+
+
+def _subplots(*grid: int, figsize: tuple[float, float]):
+    """Matplotlib's figure and axes, for files: without a screen."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt.subplots(*grid, figsize=figsize, layout="constrained")
+
+
+def _save(figure: Any, path: Path) -> Path:
+    """Writes a figure as PNG and frees it."""
+    from matplotlib import pyplot as plt
+
     figure.savefig(path, dpi=150)
     plt.close(figure)
     return path
 
 
 def _time_axis(epochs: list[dict[str, Any]], minutes: list[float]):
-    import numpy as np
-
     steps = [e["decision_steps"] for e in epochs]
     return (
         lambda x: np.interp(x, [0, *steps], [0, *minutes]),

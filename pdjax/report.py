@@ -101,16 +101,15 @@ class MetricsLog:
     """
 
     def __init__(self, directory: Path, begin: int = 0):
-        path = directory / "metrics.jsonl"
-        drop_records(path, begin)
+        self._path = directory / "metrics.jsonl"
+        drop_records(self._path, "decision_steps", begin)
         self.begin, self.wall_s = begin, wall_s(directory)
-        self._file = open(path, "a", buffering=1)  # noqa: SIM115
         self._writer = SummaryWriter(str(directory / "tb"), purge_step=begin + 1)
 
     def write(self, group: str, step: int, values: Mapping[str, Any]) -> None:
         """Records values of a group (`train`, `eval`) at a number of decision steps."""
         numbers = plain(values)
-        self._file.write(json.dumps({"group": group, "decision_steps": step, **numbers}) + "\n")
+        add_record(self._path, {"group": group, "decision_steps": step, **numbers})
         for name, value in numbers.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
                 self._writer.add_scalar(f"{group}/{name}", value, step)
@@ -119,32 +118,45 @@ class MetricsLog:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Flushes both, however the block ends."""
-        self._file.close()
+        """Flushes TensorBoard's, however the block ends."""
         self._writer.close()
 
 
 def read_metrics(directory: Path, group: str) -> list[dict[str, Any]]:
     """The records of one group of a run's `metrics.jsonl`, in order."""
-    return [record for record in _records(directory / "metrics.jsonl") if record["group"] == group]
+    records = read_records(directory / "metrics.jsonl")
+    return [record for record in records if record["group"] == group]
 
 
 def wall_s(directory: Path) -> float:
     """Seconds that a run has trained for, by its records; 0 without any."""
-    return max((record["wall_s"] for record in _records(directory / "metrics.jsonl")), default=0.0)
+    records = read_records(directory / "metrics.jsonl")
+    return max((record["wall_s"] for record in records), default=0.0)
 
 
-def drop_records(path: Path, after: int) -> None:
-    """Removes the records of later decision steps from a JSONL file; after 0, a new run, all."""
-    kept = [record for record in _records(path) if after and record["decision_steps"] <= after]
+def add_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Appends a record to a file of one JSON object a line."""
+    with path.open("a") as file:
+        file.write(json.dumps(plain(record)) + "\n")
+
+
+def drop_records(path: Path, counter: str, after: int) -> None:
+    """Removes from such a file what was recorded after a point that work goes on from.
+
+    Args:
+      path: of the file; may be missing.
+      counter: the number in each record that says when it was.
+      after: the last to stay; after 0, a new start, none does.
+    """
+    kept = [record for record in read_records(path) if after and record[counter] <= after]
     if path.exists():
         partial = path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
         partial.replace(path)
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
-    """All records; a last line that was not written to its end is left out."""
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """All records of such a file; a last line that was not written to its end is left out."""
     lines = path.read_text().split("\n")[:-1] if path.is_file() else []
     return [json.loads(line) for line in lines]
 
@@ -207,6 +219,13 @@ def show_comparison(summary: Mapping[str, Any]) -> None:
     title = f"{summary['task']}: {summary['episodes']} paired episodes, 95 % intervals"
     show_table(title, ["", "base policy", "refined"], rows)
     say(f"gain: {_gain(summary)}")
+
+
+def show_base(summary: Mapping[str, Any], before: str = "") -> None:
+    """Prints success_once of a base policy alone, see `evaluation.base_summary`."""
+    low, high = summary["base_ci"]
+    say(f"{before}success_once {summary['base_success']:.1%} [{low:.1%}, {high:.1%}] over"
+        f" {summary['eval_episodes']} episodes")  # fmt: skip
 
 
 def show_shifts(summaries: Sequence[Mapping[str, Any]]) -> None:

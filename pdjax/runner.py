@@ -120,7 +120,8 @@ def run(config: Config, directory: Path, resume: bool = False) -> Result:
       stopping.Stopped: it was asked to stop, and can be resumed.
     """
     start = time.monotonic()
-    if not (resume and _is_begun(config, directory)):
+    begun = resume and _is_begun(config, directory)
+    if not begun:
         check_directory(directory)
     elif (directory / "result.json").is_file():
         report.say(f"{directory} is finished already")
@@ -130,7 +131,7 @@ def run(config: Config, directory: Path, resume: bool = False) -> Result:
         raise ConfigError(
             f"{directory} is inside the base policy's directory; choose another --out"
         )
-    if not _is_begun(config, directory):
+    if not begun:
         _begin(config, directory)
     if foreign.is_foreign(Path(config.base_policy.path)):
         num_envs = config.train.num_envs

@@ -201,6 +201,15 @@ def check(instance: Any) -> None:
     build(type(instance), dataclasses.asdict(instance))
 
 
+def check_lengths(instance: Any, allowed: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ConfigError at the first field whose length is not among those allowed for it."""
+    for name, lengths in allowed.items():
+        if (count := len(getattr(instance, name))) not in lengths:
+            raise ConfigError(
+                f"{name} has {count} numbers, expected {' or '.join(map(str, lengths))}"
+            )
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """A hint after an unknown name: the one that was meant, or all there are."""
     known = list(known)

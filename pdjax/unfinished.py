@@ -18,7 +18,6 @@ import numpy as np
 from pdjax import checkpoint
 from pdjax.base_policies import imitation
 from pdjax.base_policies.settings import ImitationConfig
-from pdjax.outputs import plain
 from pdjax.schema import ConfigError
 from pdjax.types import BasePolicy, Params
 
@@ -130,27 +129,3 @@ def finish(directory: Path, best: BasePolicy, last: BasePolicy | None, config: I
         checkpoint.save(directory / "last", last.params)
     imitation.save(directory, best, config, task)
     shutil.rmtree(directory / "training", ignore_errors=True)
-
-
-class Curve:
-    """Writes one JSON object a line to `imitation.jsonl`; resumed, it keeps what was before."""
-
-    def __init__(self, directory: Path, step: int):
-        path = directory / "imitation.jsonl"
-        before = path.read_text().splitlines(keepends=True) if step else []
-        # a line that an interruption cut short lies beyond the state that training goes on from
-        whole = (line for line in before if line.endswith("\n"))
-        kept = [line for line in whole if json.loads(line)["step"] <= step]
-        self._file = open(path, "w", buffering=1)  # noqa: SIM115
-        self._file.writelines(kept)
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Adds a record; its `step` counts gradient steps."""
-        self._file.write(json.dumps(plain(record)) + "\n")
-
-    def __enter__(self) -> "Curve":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Closes the file, however the block ends."""
-        self._file.close()

@@ -52,11 +52,7 @@ def wrap(source: str, task: str, out: Path, declared: dict[str, Any], play: Play
     env = registry.make(task, play.physics, terminate_on_success=False)
     about, files, parts = read_source(source, env.task, declared)
     base = foreign.assemble(parts, about)
-    with report.progress("trying", play.episodes, "episodes") as bar:
-        obs, actions, successes = try_policy(env, base, play.episodes, play.seed)
-        bar.update(play.episodes)
-    if not np.isfinite(actions).all():
-        raise ConfigError(f"{source} gave NaN actions on {task}'s observations; mend the policy")
+    obs, actions, successes = try_aloud(env, base, play, (source, "mend the policy"))
     std = np.maximum(obs.std(axis=0), STD_FLOOR)
     about = dataclasses.replace(about, obs_mean=tuple(obs.mean(axis=0).tolist()),
                                 obs_std=tuple(std.tolist()))  # fmt: skip
@@ -117,6 +113,27 @@ def read_source(
     return dataclasses.replace(about, act_horizon=parts.act_horizon), files, parts
 
 
+def try_aloud(env: Env, base: BasePolicy, play: Play, said: tuple[str, str]):
+    """`try_policy` with a progress bar, for a policy that nobody has seen act yet.
+
+    Args:
+      env: see `try_policy`.
+      base: the policy.
+      play: how it is tried.
+      said: of a policy that gives NaN: what it is called, and what to do.
+
+    Raises:
+      ConfigError: it gives NaN.
+    """
+    with report.progress("trying", play.episodes, "episodes") as bar:
+        obs, actions, successes = try_policy(env, base, play.episodes, play.seed)
+        bar.update(play.episodes)
+    if not np.isfinite(actions).all():
+        source, advice = said
+        raise ConfigError(f"{source} gave NaN actions on {env.task.name}'s observations; {advice}")
+    return obs, actions, successes
+
+
 def try_policy(env: Env, base: BasePolicy, episodes: int, seed: int):
     """Plays whole episodes to the time limit.
 
@@ -152,17 +169,15 @@ def _report(out: Path, about: Description, base: BasePolicy, tried: tuple) -> di
     """Says and returns what was found."""
     actions, successes, episodes = tried
     crowded = float((np.abs(actions) >= 1).mean())
-    low, high = evaluation.wilson(successes, episodes)
+    found = evaluation.base_summary(successes, episodes)
     way, microseconds = foreign.cost(base, episodes)
     report.say(f"{out}: {about.kind} policy for {about.task}, obs_horizon {about.obs_horizon},"
                f" act_horizon {about.act_horizon}, called {way},"
                f" {microseconds:,.0f} us a call for {episodes} environments")  # fmt: skip
-    report.say(f"success_once {successes / episodes:.1%} [{low:.1%}, {high:.1%}] over {episodes}"
-               " episodes")  # fmt: skip
+    report.show_base(found)
     if crowded > CROWDED:
         hint = "if its actions are not in [-1, 1], say so by --action-low and --action-high"
         report.say(f"{crowded:.0%} of its action numbers lie at or beyond the bounds; {hint}")
     return {"policy": str(out), "task": about.task, "kind": about.kind, "called": way,
             "obs_horizon": about.obs_horizon, "act_horizon": about.act_horizon,
-            "call_us": microseconds, "base_success": successes / episodes, "base_ci": [low, high],
-            "eval_episodes": episodes, "at_bounds": crowded}  # fmt: skip
+            "call_us": microseconds, **found, "at_bounds": crowded}  # fmt: skip

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pdjax import schema
-from pdjax.schema import ConfigError, Range
+from pdjax.schema import Range
 from pdjax.types import BasePolicy
 
 
@@ -33,11 +33,7 @@ class Adaptation:
         schema.check(self)
         sizes = {"obs_mean": (obs_dim,), "obs_std": (obs_dim,)}
         sizes |= {"action_scale": (1, act_dim), "action_offset": (1, act_dim)}
-        for name, allowed in sizes.items():
-            if (count := len(getattr(self, name))) not in allowed:
-                raise ConfigError(
-                    f"{name} has {count} numbers, expected {' or '.join(map(str, allowed))}"
-                )
+        schema.check_lengths(self, sizes)
 
 
 def adapt(policy: BasePolicy, adaptation: Adaptation) -> BasePolicy:

@@ -50,11 +50,7 @@ class Description:
         schema.check(self)
         sizes = {"obs_mean": (self.obs_dim,), "obs_std": (self.obs_dim,)}
         sizes |= {"action_low": (1, self.act_dim), "action_high": (1, self.act_dim)}
-        for name, allowed in sizes.items():
-            if (count := len(getattr(self, name))) not in allowed:
-                raise ConfigError(
-                    f"{name} has {count} numbers, expected {' or '.join(map(str, allowed))}"
-                )
+        schema.check_lengths(self, sizes)
         lows, highs = _paired(self.action_low, self.action_high)
         if not all(low < high for low, high in zip(lows, highs, strict=True)):
             raise ConfigError(
