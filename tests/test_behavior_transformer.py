@@ -125,6 +125,19 @@ def test_bins_are_not_trained_and_biases_do_not_decay():
     assert decays["positions"] is False and decays["norm"]["scale"] is False
 
 
+def test_a_bin_spans_a_chunk_that_begins_now():
+    rising = 0.1 * np.arange(8)[:, None]
+    shape = dataclasses.replace(CONFIG, layers=1, bins=8, act_horizon=2)
+    config = settings.ImitationConfig(kind="bet", bet=shape, steps=20, validation=0)
+    trainer = imitation.make_trainer([(np.ones((9, 5)), rising)], config)
+    policy = trainer.make_policy(trainer.init())
+    expected = np.concatenate([rising, rising[[1, 2, 3, 4, 5, 6, 7, 7]]], axis=1)
+    bins = np.asarray(policy.params["bins"])
+    np.testing.assert_allclose(bins[np.argsort(bins[:, 0])], expected, atol=1e-6)
+    chunk, _ = policy.apply(policy.params, (), jnp.ones((shape.obs_horizon, 5)), jax.random.key(0))
+    assert chunk.shape == (policy.act_horizon, 1) == (2, 1)
+
+
 def test_size_is_the_reference_s():
     # policy_decorator: 4 blocks of 12 width^2 + 13 width, input, 10 positions, last norm, readout
     # of 256 without bias, head of 8 bins with 1 + 7 numbers

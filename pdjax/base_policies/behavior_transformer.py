@@ -3,7 +3,8 @@
 A causal transformer (minGPT: normalisation before each part, learned positions, GELU) reads the
 latest observations and predicts for each of them which cluster ("bin") the demonstrator's action
 lay in, and for every bin the offset from its centre. So modes stay apart that a mean would blend.
-Bins are fitted once, on the demonstrations, and never trained.
+Bins are fitted once, on the demonstrations, and never trained. What is clustered is one action or,
+with `act_horizon` above 1, a chunk of them laid end to end (as arXiv:2403.03181 predicts chunks).
 
 Source: arXiv:2206.11251; policy_decorator nets/behavior_transformer and offline/bet_maniskill2.py.
 Two things differ: dropout is off in a rollout (there it stays on), and windows that reach beyond an
@@ -36,7 +37,7 @@ class Prediction(NamedTuple):
 
     Attributes:
       logits: (..., bins).
-      offsets: (..., bins, act_dim), from each bin's centre.
+      offsets: (..., bins, chunk_dim), from each bin's centre.
     """
 
     logits: Array
@@ -61,7 +62,7 @@ class _Block(nnx.Module):
 
 
 class _Transformer(nnx.Module):
-    def __init__(self, config: BehaviorTransformerConfig, obs_dim: int, act_dim: int, rngs):
+    def __init__(self, config: BehaviorTransformerConfig, obs_dim: int, chunk_dim: int, rngs):
         self.bins = config.bins
         self.embed = _linear(obs_dim, config.width, rngs)
         normal = jax.random.normal(rngs.params(), (config.obs_horizon, config.width))
@@ -69,7 +70,7 @@ class _Transformer(nnx.Module):
         self.blocks = nnx.List(_Block(config, rngs) for _ in range(config.layers))
         self.norm = nnx.LayerNorm(config.width, epsilon=1e-5, rngs=rngs)
         self.readout = _linear(config.width, config.readout, rngs, use_bias=False)
-        self.head = nnx.Linear(config.readout, config.bins * (act_dim + 1), rngs=rngs)
+        self.head = nnx.Linear(config.readout, config.bins * (chunk_dim + 1), rngs=rngs)
 
     def __call__(self, obs: Array, keys: Keys) -> Prediction:
         x = keys.drop(self.embed(obs) + self.positions[...])
@@ -91,12 +92,12 @@ def fit_bins(actions: Array, bins: int, key: Key) -> Array:
     """k-means: starts spread out (k-means++), then moves each centre to the mean of its own.
 
     Args:
-      actions: (n, act_dim).
+      actions: (n, chunk_dim), here and below one chunk each.
       bins: centres.
       key: for the actions that centres start at.
 
     Returns:
-      (bins, act_dim). A centre that loses all its actions stays where it is.
+      (bins, chunk_dim). A centre that loses all its actions stays where it is.
     """
     first_key, key = jax.random.split(key)
 
@@ -127,7 +128,7 @@ def fit_bins(actions: Array, bins: int, key: Key) -> Array:
 
 
 def nearest(actions: Array, centers: Array) -> Array:
-    """(...,) index of the centre nearest to each of (..., act_dim) actions."""
+    """(...,) index of the centre nearest to each of (..., chunk_dim) actions."""
     return jnp.argmin(_distances(actions, centers), axis=-1)
 
 
@@ -154,8 +155,8 @@ def loss(prediction: Prediction, actions: Array, centers: Array,
 
     Args:
       prediction: of every observation in the windows, (n, obs_horizon, ...).
-      actions: (n, obs_horizon, act_dim).
-      centers: (bins, act_dim).
+      actions: (n, obs_horizon, chunk_dim).
+      centers: (bins, chunk_dim).
       config: gamma and weight are read.
     """
     bins = nearest(actions, centers)
@@ -166,7 +167,7 @@ def loss(prediction: Prediction, actions: Array, centers: Array,
 
 
 def choose(prediction: Prediction, centers: Array, rollout: str, key: Key) -> Array:
-    """(act_dim,) centre + offset of the likeliest bin, or of one drawn by its probability."""
+    """(chunk_dim,) centre + offset of the likeliest bin, or of one drawn by its probability."""
     if rollout == "sampled":
         chosen = jax.random.categorical(key, prediction.logits)
     else:
@@ -179,7 +180,13 @@ def make_trainable(
 ) -> TrainablePolicy:
     """A Behavior Transformer of these sizes, to be trained."""
 
-    graph, start = functional(lambda rngs: _Transformer(config, obs_dim, act_dim, rngs))
+    chunk_dim = config.act_horizon * act_dim
+    graph, start = functional(lambda rngs: _Transformer(config, obs_dim, chunk_dim, rngs))
+
+    def chunks(windows: Windows) -> Array:
+        """(n, obs_horizon, chunk_dim): what begins at each observation."""
+        index = jnp.arange(config.obs_horizon)[:, None] + jnp.arange(config.act_horizon)
+        return windows.actions[:, index].reshape(*windows.obs.shape[:2], chunk_dim)
 
     def predict(params: Params, obs: Array, key: Key | None) -> Prediction:
         keys = Keys(key, config.dropout)
@@ -187,14 +194,14 @@ def make_trainable(
 
     def init(key: Key, windows: Windows):
         network_key, pick_key, bins_key = jax.random.split(key, 3)
-        actions = windows.actions[:, -1]
+        actions = chunks(windows)[:, -1]
         count = min(len(actions), KMEANS_ACTIONS)
         actions = jax.random.permutation(pick_key, actions)[:count]
         network = start(network_key)
         return {"transformer": network}, {"bins": fit_bins(actions, config.bins, bins_key)}
 
     def windows_loss(params: Params, windows: Windows, key: Key) -> Array:
-        return loss(predict(params, windows.obs, key), windows.actions, params["bins"], config)
+        return loss(predict(params, windows.obs, key), chunks(windows), params["bins"], config)
 
     def decays(params: Params) -> Params:
         # weights of linear layers, not biases, normalisations and positions (minGPT)
@@ -208,13 +215,13 @@ def make_trainable(
             obs = whiten(params, obs_history)
             last = jax.tree.map(lambda x: x[-1], predict(params, obs, None))
             action = choose(last, params["bins"], config.rollout, key)
-            return jnp.clip(action, -1, 1)[None], carry
+            return jnp.clip(action, -1, 1).reshape(config.act_horizon, act_dim), carry
 
-        return as_base_policy(params, apply, act_dim, (config.obs_horizon, 1))
+        return as_base_policy(params, apply, act_dim, (config.obs_horizon, config.act_horizon))
 
     return TrainablePolicy(
         obs_horizon=config.obs_horizon,
-        pred_horizon=config.obs_horizon,
+        pred_horizon=config.obs_horizon - 1 + config.act_horizon,
         from_now=False,
         init=init,
         loss=windows_loss,

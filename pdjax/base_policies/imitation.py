@@ -255,11 +255,11 @@ def load(directory: Path, act_horizon: int = 0) -> tuple[BasePolicy, str]:
 
 def _with_act_horizon(name: str, shape: PolicyConfig, act_horizon: int) -> PolicyConfig:
     """The shape with another act_horizon, where the kind's parameters allow any."""
-    if not act_horizon or act_horizon == getattr(shape, "act_horizon", 1):
+    if not act_horizon or act_horizon == shape.act_horizon:
         return shape
     if not hasattr(shape, "pred_horizon"):
         raise schema.ConfigError(
             f"act_horizon={act_horizon} cannot be executed: this {name} policy predicts"
-            f" {getattr(shape, 'act_horizon', 1)} at once; train it anew or leave it 0"
+            f" {shape.act_horizon} at once; train it anew or leave it 0"
         )
     return dataclasses.replace(shape, act_horizon=act_horizon)

@@ -85,6 +85,9 @@ class BehaviorTransformerConfig:
 
     obs_horizon: Count = 10
     """Observations that it reads: its context."""
+    act_horizon: Count = 1
+    """Control steps that a bin spans, predicted and executed at once; 1 as in the source. More keep
+    it from copying its own history, which costs precise tasks most of their success."""
     bins: Count = 8
     """Clusters of actions (policy_decorator offline/bet_maniskill2.py, n_clusters)."""
     layers: Count = 4
