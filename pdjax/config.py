@@ -5,6 +5,7 @@ it is validated once, when a run is built, and never changed afterwards.
 """
 
 import dataclasses
+import json
 import operator
 import typing
 from importlib import resources
@@ -61,6 +62,15 @@ class DecoratorConfig:
     """Decisions over which the residual is progressively let in; the paper's H; 0 = at once."""
     actor_input: Literal["obs", "obs_base_action"] = "obs"
     """What the residual policy reads."""
+    gate: Literal["random", "uncertain"] = "random"
+    """Where the residual is let in: random = by chance; uncertain = in the same share of
+    environments, but where two draws of the base policy differ most (a second call of it; for
+    stochastic ones)."""
+    residual_limits: Annotated[tuple[float, ...], Range(0, 1)] = ()
+    """Share of residual_scale that each number of an action may use; empty = all of it."""
+    residual_per: Literal["chunk", "control_step"] = "chunk"
+    """How often the residual policy is asked; control_step = anew at each step of the base policy's
+    chunk, which then counts as one decision (the base policy is called at each, too)."""
     critic_input: Literal["sum", "res", "concat"] = "sum"
     """Action that the critics read: base + scaled residual (unclipped), residual, or both."""
     hold_residual: bool = False
@@ -93,7 +103,14 @@ class SACConfig:
     hidden: Annotated[tuple[int, ...], Range(1)] = (256, 256, 256)
     """Widths of the hidden layers, actor and critics."""
     num_critics: Count = 2
-    """Critics in the ensemble; targets take their minimum."""
+    """Critics in the ensemble."""
+    min_of: Natural = 0
+    """Critics, drawn anew for each update, of which targets take the least; 0 = all. Where it is
+    fewer than all, the actor follows the mean of all (REDQ, arXiv:2101.05982)."""
+    actor_every: Count = 1
+    """Updates of the critics for each of actor and temperature (TD3, arXiv:1802.09477)."""
+    head_gain: Annotated[float, Range(0)] = 0.01
+    """Orthogonal gain of the residual policy's last layers; 0 = its mean starts at no residual."""
     critic_layer_norm: bool = False
     """LayerNorm after each hidden layer of the critics."""
     initial_temperature: Positive = 1.0
@@ -109,6 +126,8 @@ class SACConfig:
     residual_penalty: float = 0.0
     """Weight of the mean squared residual in the actor's loss: the residual stays small where the
     critics see no gain."""
+    smoothness_penalty: float = 0.0
+    """Weight of the mean squared change of the residual between a transition's two ends."""
     n_step: Count = 1
     """Decisions of reward before the target bootstraps."""
     reward_offset: float = -1.0
@@ -136,6 +155,11 @@ class TrainConfig:
     """Gradient steps per decision."""
     replay_capacity: Count = 1_000_000
     """Decisions that the replay holds."""
+    demos: str = ""
+    """Demonstrations to learn from besides, as for `pdjax imitate`; read if demo_share > 0."""
+    demo_share: Annotated[float, Range(0, 0.9)] = 0.0
+    """Share of each batch that is drawn from them, with what the base policy would have done there;
+    their residual, the difference, may lie beyond the bounds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,8 +262,7 @@ def configs() -> dict[str, Path]:
 
 def save(config: Config, path: Path) -> None:
     """Writes a config that `load` reads back unchanged."""
-    data = dataclasses.asdict(config)
-    data["sac"]["hidden"] = list(config.sac.hidden)
+    data = json.loads(json.dumps(dataclasses.asdict(config)))  # YAML knows lists, not tuples
     path.write_text(yaml.safe_dump(data, sort_keys=False))
 
 
@@ -264,6 +287,10 @@ def validate(config: Config) -> None:
         raise ConfigError(
             f"sac.log_std_min={config.sac.log_std_min} must be below"
             f" sac.log_std_max={config.sac.log_std_max}"
+        )
+    if config.sac.min_of > config.sac.num_critics:
+        raise ConfigError(
+            f"sac.min_of={config.sac.min_of} must be <= sac.num_critics={config.sac.num_critics}"
         )
 
 

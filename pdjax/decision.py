@@ -24,12 +24,14 @@ class Frozen(NamedTuple):
       base_params: the base policy's parameters.
       obs_mean: (obs_dim,) subtracted from observations before the learner sees them.
       obs_std: (obs_dim,) by which they are then divided.
+      demos: a ReplayState of demonstrations, see `demo_replay`; () where none are learned from.
     """
 
     model: Any
     base_params: Params
     obs_mean: Array
     obs_std: Array
+    demos: Any = ()
 
 
 class RolloutState(NamedTuple):

@@ -59,6 +59,19 @@ def spread(residual_action: Array, chunk_dim: int) -> Array:
     return jnp.concatenate([residual_action] * repeats, axis=-1)
 
 
+def hold(chunk: Array, residual_dim: int) -> Array:
+    """The residual nearest to a change of a chunk: the inverse of `spread`, by the mean over steps.
+
+    Args:
+      chunk: (..., chunk_dim).
+      residual_dim: a divisor of chunk_dim.
+
+    Returns:
+      (..., residual_dim).
+    """
+    return jnp.mean(chunk.reshape(*chunk.shape[:-1], -1, residual_dim), axis=-2)
+
+
 def clip_action(action: Array) -> Array:
     """Bounds an action to the [-1, 1] that the simulator takes."""
     return jnp.clip(action, -1.0, 1.0)
@@ -92,6 +105,24 @@ def gate(key: Key, prob: Array | float, num: int) -> Array:
       (num,) bool.
     """
     return jax.random.bernoulli(key, prob, (num,))
+
+
+def gate_uncertain(key: Key, prob: Array | float, uncertainty: Array) -> Array:
+    """Lets the residual in where the base policy is least certain: a share `prob` of environments.
+
+    Args:
+      key: consumed; which of equals, and whether a fraction of an environment counts as one.
+      prob: scalar in [0, 1], see `exploration_prob`.
+      uncertainty: (num_envs,), how far two draws of the base policy differ.
+
+    Returns:
+      (num_envs,) bool, prob * num_envs of them on average.
+    """
+    num = len(uncertainty)
+    tie_key, round_key = jax.random.split(key)
+    count = jnp.floor(prob * num + jax.random.uniform(round_key))
+    order = jnp.lexsort((jax.random.uniform(tie_key, (num,)), -uncertainty))  # most uncertain first
+    return jnp.zeros(num, bool).at[order].set(jnp.arange(num) < count)
 
 
 def actor_input(obs: Array, base_action: Array, kind: str) -> Array:

@@ -3,8 +3,10 @@
 The first half of the program's job; the second, refining a base policy, is `runner`.
 """
 
+import json
 import time
 from collections.abc import Callable
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from pdjax import evaluation, plots, report, unfinished
 from pdjax.base_policies import imitation
 from pdjax.base_policies.settings import ImitationConfig
 from pdjax.decision import Frozen
-from pdjax.outputs import check_directory, check_file, new_directory
+from pdjax.outputs import check_directory, check_file, new_directory, write_result
 from pdjax.rollout import make_rollout
 from pdjax.schema import ConfigError
 from pdjax.types import BasePolicy, Params
@@ -90,8 +92,9 @@ def train_base_policy(
     """Trains a base policy on a demonstration file and writes its directory.
 
     Beside the policy (`imitation.save`) the directory gets `imitation.jsonl` and
-    `learning_curve.png`; with `config.eval_every` also `last/`, the last parameters, where the
-    policy itself is the best by success in the simulator, and until it is finished `training/`.
+    `learning_curve.png` and `result.json`; with `config.eval_every` also `last/`, the last
+    parameters, where the policy itself is the best by success in the simulator, and until it is
+    finished `training/`.
 
     Args:
       demos: the file.
@@ -100,61 +103,73 @@ def train_base_policy(
       config: policy and training.
       eval_episodes: to evaluate the finished policy on; others than those that choose the best.
       physics: engine of all evaluations.
-      resume: whether to go on with an interrupted training.
+      resume: go on with the training in `out`; begin where there is none yet, and return its
+        result where it is finished.
 
     Raises:
       ConfigError: the directory is not empty or cannot be written, a number is out of range, or
-        there is nothing to resume that fits.
+        what was begun there had other settings.
       demonstrations.DataError: the demonstrations cannot be used.
       registry.UnknownName: no such task.
     """
     config.validate()
+    if resume and (out / "policy.json").is_file() and (out / "result.json").is_file():
+        report.say(f"{out} is finished already")
+        return json.loads((out / "result.json").read_text())
     if not resume:
         check_directory(out)
     env = registry.make(task, physics)
     found = demonstrations.read(demos, env.task)
     episodes = [(t.obs, t.actions) for t in found]
     description = unfinished.describe(config, task, episodes)
-    if resume:
-        unfinished.check(out, description)
-    else:
+    if not (resume and unfinished.is_begun(out, description)):
         new_directory(out)
         if config.eval_every:
             unfinished.start(out, description)
     start = time.monotonic()
-    best, last = _train(env, episodes, config, out, resume)
+    best, last = _train(env, episodes, config, out)
     wall_s = time.monotonic() - start
-    unfinished.finish(out, best, last if config.eval_every else None, config, task)
     plots.plot_imitation(out, task)
+    *_, trained = report.read_records(out / "imitation.jsonl")
     summary: dict[str, Any] = {"task": task, "policy": str(out), "kind": config.kind,
-                               "episodes": len(found), "steps": config.steps,
+                               "episodes": len(found), "steps": trained["step"],
                                "seed": config.seed, "wall_s": wall_s}  # fmt: skip
     if eval_episodes:
         success = base_success(env, best, eval_episodes)
         summary |= evaluation.base_summary(int(success.sum()), eval_episodes)
         report.show_base(summary, f"{out}: ")
+    write_result(out, summary)
+    unfinished.finish(out, best, last if config.eval_every else None, config, task)
     return summary
 
 
-def _train(env: Env, episodes: imitation.Episodes, config: ImitationConfig, out: Path,
-           resume: bool) -> tuple[BasePolicy, BasePolicy]:  # fmt: skip
+def _train(
+    env: Env, episodes: imitation.Episodes, config: ImitationConfig, out: Path
+) -> tuple[BasePolicy, BasePolicy]:
     """Trains to the end, evaluating and saving on the way; returns the best and the last policy."""
     trainer = imitation.make_trainer(episodes, config)
     state = trainer.init()
     policy = trainer.make_policy(state)
     play = make_base_success(env, policy)
-    kept = unfinished.Kept(state, policy.params, np.float32(-1), np.int32(0))
-    if resume:
-        kept = unfinished.restore(out, kept)
+    kept, done = unfinished.Kept(state, policy.params, np.float32(-1)), 0
+    saved = unfinished.checkpoints(out) if config.eval_every else None
+    if saved is not None:
+        step, kept, problems = saved.restore(kept)
+        done = max(step, 0)
+        for problem in problems:
+            report.say(f"{problem} - going on from an earlier one")
     curve = out / "imitation.jsonl"
-    report.drop_records(curve, "step", int(kept.step))
-    with report.progress("imitating", config.steps, "steps") as bar:
-        for begin in range(int(kept.step), config.steps, trainer.block):
-            step = min(begin + trainer.block, config.steps)
+    report.drop_records(curve, "step", done)
+    with (
+        closing(saved) if saved is not None else nullcontext(),
+        report.progress("imitating", config.steps, "steps") as bar,
+    ):
+        while done < config.steps and not 0 < config.stop_at <= kept.success:
+            begin, done = done, min(done + trainer.block, config.steps)
             state, record = trainer.advance(kept.state)
-            kept = kept._replace(state=state, step=np.int32(step))
+            kept = kept._replace(state=state)
             due = config.eval_every and (
-                step // config.eval_every > begin // config.eval_every or step == config.steps
+                done // config.eval_every > begin // config.eval_every or done == config.steps
             )
             if due:
                 params = trainer.make_policy(state).params
@@ -163,10 +178,10 @@ def _train(env: Env, episodes: imitation.Episodes, config: ImitationConfig, out:
                 record["success_once"] = float(success)
                 if success >= kept.success:  # of equals the longer trained
                     kept = kept._replace(best=params, success=success)
-            report.add_record(curve, {"step": step, **record})
-            if due:
-                unfinished.save(out, kept)
-            bar.update(step, _note(record))
+            report.add_record(curve, {"step": done, **record})
+            if due and saved is not None:
+                report.say_unsaved(saved.save(done, kept))
+            bar.update(done, _note(record))
     last = trainer.make_policy(kept.state)
     if not config.eval_every:
         return last, last

@@ -194,7 +194,7 @@ class _Run:
         if may_be_best and score >= progress.best_score:
             copy = jax.tree.map(jnp.copy, actor)  # the state is donated
             progress = progress._replace(best_actor=copy, best_score=score)
-            self._say_problem(self._best.save(done, progress.state))
+            report.say_unsaved(self._best.save(done, progress.state))
         gain, interval = paired_gain(base.success_once, result.success_once)
         saturation = float(result.saturation.mean())
         return progress, guard.check_evaluation(self._config.guard, gain, interval, saturation)
@@ -245,12 +245,7 @@ class _Run:
 
     def save(self, done: int, progress: Progress, wait: bool) -> None:
         """Writes a checkpoint; training goes on where that fails."""
-        self._say_problem(self._newest.save(done, progress, wait))
-
-    def _say_problem(self, problem: str) -> None:
-        if problem:
-            report.say(f"a checkpoint could not be written ({problem}); training goes on, the one"
-                       " before is kept")  # fmt: skip
+        report.say_unsaved(self._newest.save(done, progress, wait))
 
     def close(self) -> None:
         """Waits for what is being written."""

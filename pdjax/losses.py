@@ -38,11 +38,12 @@ def actor_loss(values: Array, log_prob: Array, temperature: Array, weight: Array
 
 
 def size_penalty(residual_action: Array, weight: Array) -> Array:
-    """Mean squared residual of the policy, (batch, residual_dim) to (): ours.
+    """Mean square of the policy's residual, or of its change, (batch, residual_dim) to (): ours.
 
     Weighted by SACConfig.residual_penalty and added to eq. 9. One decision's residual changes the
     return by far less than the critics' error nearly everywhere; without this pull to zero the
-    actor follows that error away from a base policy that was good.
+    actor follows that error away from a base policy that was good. Of the change it is the temporal
+    term of CAPS (arXiv:2012.06644, eq. 2, squared), SACConfig.smoothness_penalty.
     """
     return weighted_mean(jnp.mean(residual_action**2, axis=-1), weight)
 

@@ -17,8 +17,8 @@ from flax import nnx
 from pdjax.config import SACConfig
 from pdjax.types import Array, Key, Params
 
-HEAD_GAIN = 0.01
-"""Orthogonal gain of each last layer: residual and values start near 0 (policy_decorator)."""
+VALUE_GAIN = 0.01
+"""Orthogonal gain of the critics' last layers: values start near 0 (policy_decorator)."""
 LAYER_NORM_EPSILON = 1e-5
 """Added to the variance, as torch.nn.LayerNorm does."""
 
@@ -55,7 +55,7 @@ def make_residual_policy(input_dim: int, residual_dim: int, config: SACConfig) -
     Args:
       input_dim: numbers that the policy reads, see `decorator.actor_input`.
       residual_dim: numbers in one residual action.
-      config: `hidden`, `log_std_min` and `log_std_max` are read.
+      config: `hidden`, `head_gain`, `log_std_min` and `log_std_max` are read.
     """
     graph, init = _split(lambda rngs: _Actor(input_dim, residual_dim, config, rngs))
 
@@ -123,8 +123,8 @@ class _Actor(nnx.Module):
         self.bounds = (config.log_std_min, config.log_std_max)
         self.hidden = _hidden_layers(input_dim, config.hidden, rngs)
         width = (input_dim, *config.hidden)[-1]
-        self.mean = _head(width, residual_dim, rngs)
-        self.log_std = _head(width, residual_dim, rngs)
+        self.mean = _head(width, residual_dim, config.head_gain, rngs)
+        self.log_std = _head(width, residual_dim, config.head_gain, rngs)
 
     def __call__(self, x: Array) -> tuple[Array, Array]:
         for layer in self.hidden:
@@ -143,7 +143,7 @@ class _Critic(nnx.Module):
         self.norms = nnx.List(
             nnx.LayerNorm(width, epsilon=LAYER_NORM_EPSILON, rngs=rngs) for width in normed
         )
-        self.value = _head((input_dim, *config.hidden)[-1], 1, rngs)
+        self.value = _head((input_dim, *config.hidden)[-1], 1, VALUE_GAIN, rngs)
 
     def __call__(self, x: Array) -> Array:
         for index, layer in enumerate(self.hidden):
@@ -173,9 +173,9 @@ def _hidden_layers(input_dim: int, widths: tuple[int, ...], rngs: nnx.Rngs) -> n
     return layers
 
 
-def _head(width: int, out_dim: int, rngs: nnx.Rngs) -> nnx.Linear:
+def _head(width: int, out_dim: int, gain: float, rngs: nnx.Rngs) -> nnx.Linear:
     """A last layer: orthogonal with a small gain, bias 0."""
-    return nnx.Linear(width, out_dim, kernel_init=nnx.initializers.orthogonal(HEAD_GAIN), rngs=rngs)
+    return nnx.Linear(width, out_dim, kernel_init=nnx.initializers.orthogonal(gain), rngs=rngs)
 
 
 def _symmetric_uniform(bound: float):

@@ -41,7 +41,8 @@ class Imitate:
     eval_episodes: Natural = 100
     """Episodes to evaluate the finished policy on; 0 = none."""
     resume: bool = False
-    """Go on where an interrupted training with --eval-every last evaluated; all else as before."""
+    """Go on where an interrupted training with --eval-every last evaluated; begin where there is
+    none, and print its result where it is finished; all else as before."""
     physics: Physics = "auto"
     """Physics engine of the evaluations."""
 

@@ -14,6 +14,40 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "sac": {"critic_layer_norm": True, "initial_temperature": 0.01},
         "train": {"learning_starts": 20_000, "prefill": "base"},
     },
+    # arXiv:2509.19301: a residual at every control step, ten critics, many updates, demonstrations
+    # in every batch (name them in train.demos). What it does not say is ours: scale, temperature.
+    "resfit": {
+        "decorator": {
+            "residual_per": "control_step",
+            "residual_scale": 0.2,
+            "exploration_steps": 0,
+            "actor_input": "obs_base_action",
+            "normalize_obs": True,
+        },
+        "sac": {
+            "gamma": 0.99,
+            "tau": 0.005,
+            "batch_size": 256,
+            "critic_layer_norm": True,
+            "num_critics": 10,
+            "min_of": 2,
+            "n_step": 3,
+            "initial_temperature": 0.01,
+            "entropy_backup": False,
+            "log_std_min": -5.0,
+            "head_gain": 0.0,
+            "reward_offset": 0.0,
+        },
+        "train": {
+            "total_decisions": 200_000,
+            "decisions_per_round": 16,
+            "learning_starts": 10_000,
+            "prefill": "base",
+            "updates_per_decision": 4,
+            "replay_capacity": 200_000,
+            "demo_share": 0.5,
+        },
+    },
     # Ours, for minutes on a CPU; DECISIONS.md says what each choice brought.
     "fast": {
         "decorator": {

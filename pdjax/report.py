@@ -172,6 +172,13 @@ def emit_json(values: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
+def say_unsaved(problem: str) -> None:
+    """Prints why a checkpoint could not be written, unless the problem is ""."""
+    if problem:
+        say(f"a checkpoint could not be written ({problem}); training goes on, the one before is"
+            " kept")  # fmt: skip
+
+
 def show_table(title: str, header: list[str], rows: list[list[str]], text: str = "") -> None:
     """Prints a small table for people, on stderr: a name first, then numbers, and `text` last.
 

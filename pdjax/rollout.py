@@ -12,10 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from pdjax.base_policies.chunking import push_history
+from pdjax.config import DecoratorConfig
 from pdjax.decision import Frozen, RolloutState, base_actions, play_chunk, start_episode
 from pdjax.decorator import OBS_CLIP, clip_action, decorate, normalize
 from pdjax.types import Array, BasePolicy, Key, Metrics, Transition
 from pdjax_envs.task import Env, select
+
+PLAIN = DecoratorConfig()
 
 
 class Rollout(NamedTuple):
@@ -25,8 +28,9 @@ class Rollout(NamedTuple):
       init: (frozen, key, num_envs) -> RolloutState.
       collect: (frozen, state, choose_residual, keys (decisions,)) -> (state, rows, metrics);
         choose_residual: (view, base_action, key, decision index) -> residual_action,
-        all with leading num_envs; rows: Transition with leaves (decisions, num_envs, ...); metrics:
-        counts over the block, see `_decide`.
+        all with leading num_envs; with gate="uncertain" it also gets how far two draws of the base
+        policy differ, (num_envs,); rows: Transition with leaves (decisions, num_envs, ...);
+        metrics: counts over the block, see `_decide`.
       evaluate: see `evaluate`.
       see: (frozen, obs (n, obs_dim)) -> (n, view_dim), what the learner's networks read.
       view_dim: numbers in it.
@@ -59,15 +63,16 @@ class Evaluation(NamedTuple):
     qpos: Array | None
 
 
-def make_rollout(env: Env, base: BasePolicy, task_features: bool = False) -> Rollout:
+def make_rollout(env: Env, base: BasePolicy, config: DecoratorConfig = PLAIN) -> Rollout:
     """Binds the rollout functions to an environment and a base policy.
 
     Args:
       env: the environment.
       base: the base policy.
-      task_features: whether the learner also reads the task's features, where it has any.
+      config: `task_features` and `gate` are read.
     """
-    features = env.task.features if task_features else None
+    features = env.task.features if config.task_features else None
+    doubt = config.gate == "uncertain"
 
     def see(frozen: Frozen, obs: Array) -> Array:
         seen = normalize(obs, frozen.obs_mean, frozen.obs_std)
@@ -85,7 +90,8 @@ def make_rollout(env: Env, base: BasePolicy, task_features: bool = False) -> Rol
 
     def collect(frozen: Frozen, state: RolloutState, choose_residual, keys: Array):
         def decide(state, inputs):
-            return _decide(env, base, frozen, seeing(frozen, choose_residual), state, inputs)
+            choose = seeing(frozen, choose_residual)
+            return _decide(env, base, frozen, (choose, doubt), state, inputs)
 
         state, (rows, counts) = jax.lax.scan(decide, state, (keys, jnp.arange(len(keys))))
         return state, rows, jax.tree.map(jnp.sum, counts)
@@ -101,15 +107,19 @@ def make_rollout(env: Env, base: BasePolicy, task_features: bool = False) -> Rol
     return Rollout(init, collect, evaluation, see, view_dim)
 
 
-def _decide(env, base, frozen, choose_residual, state: RolloutState, inputs):
+def _decide(env, base, frozen, residual: tuple, state: RolloutState, inputs):
     """One decision of all environments: base, residual, chunk or reset."""
-    key, index = inputs
+    (choose_residual, doubt), (key, index) = residual, inputs
     num_envs = len(state.history)
-    base_key, residual_key, reset_key = jax.random.split(key, 3)
+    base_key, residual_key, reset_key, doubt_key = jax.random.split(key, 4)
     chunk, carry = base_actions(base, frozen, state.carry, state.history, base_key)
     base_action = chunk.reshape(num_envs, -1)
     obs = state.history[:, -1]
-    residual_action, residual_scale = choose_residual(obs, base_action, residual_key, index)
+    inputs = (obs, base_action, residual_key, index)
+    if doubt:
+        other, _ = base_actions(base, frozen, state.carry, state.history, doubt_key)
+        inputs += (jnp.mean((other - chunk) ** 2, axis=(1, 2)),)
+    residual_action, residual_scale = choose_residual(*inputs)
     action = clip_action(decorate(base_action, residual_action, residual_scale))
 
     played_env, history, outcome = jax.vmap(play_chunk, (None, None, 0, 0, 0))(

@@ -20,15 +20,18 @@ import jax.numpy as jnp
 from pdjax import checkpoint, evaluation, plots, report
 from pdjax import config as configs
 from pdjax.base_policies import foreign, imitation
+from pdjax.base_policies.chunking import step_by_step
 from pdjax.config import BasePolicyConfig, Config, ConfigError
 from pdjax.decision import Frozen
+from pdjax.demo_replay import make_demo_replay
 from pdjax.loop import Steps, refine
 from pdjax.outputs import check_directory, new_directory, write_result
+from pdjax.replay import ReplayState
 from pdjax.rollout import Evaluation, Rollout, make_rollout
 from pdjax.sac import SAC, make_hyperparams, make_sac
 from pdjax.train import Trainer, make_trainer, residual_dim
 from pdjax.types import BasePolicy, Params
-from pdjax_envs import registry
+from pdjax_envs import demonstrations, registry
 from pdjax_envs.task import Env, Task
 
 
@@ -72,15 +75,30 @@ def build(config: Config) -> Run:
     task = config.task
     env = registry.make(task.name, task.physics, task.reward, task.terminate_on_success, task.shift)
     base = load_base(config.base_policy, env.task)
-    rollout = make_rollout(env, base, config.decorator.task_features)
+    if config.decorator.residual_per == "control_step":
+        base = step_by_step(base)
+    rollout = make_rollout(env, base, config.decorator)
     chunk_dim, size = base.act_horizon * base.act_dim, residual_dim(config.decorator, base)
     sac = make_sac(config.sac, config.decorator, rollout.view_dim, chunk_dim, size)
     trainer = make_trainer(config, base, rollout, sac)
     mean, std = base.obs_mean, base.obs_std
     if not config.decorator.normalize_obs:
         mean, std = jnp.zeros_like(mean), jnp.ones_like(std)
-    frozen = Frozen(env.model, base.params, mean, std)
+    demos = _demos(config, env.task, base) if config.train.demo_share else ()
+    frozen = Frozen(env.model, base.params, mean, std, demos)
     return Run(config, env, base, rollout, sac, trainer, frozen)
+
+
+def _demos(config: Config, task: Task, base: BasePolicy) -> ReplayState:
+    """Demonstrations to learn from."""
+    if not config.train.demos or not config.decorator.residual_scale:
+        raise ConfigError(
+            f"train.demo_share={config.train.demo_share} needs train.demos, a file of"
+            " demonstrations, and decorator.residual_scale above 0"
+        )
+    found = demonstrations.read(Path(config.train.demos), task)
+    size = residual_dim(config.decorator, base)
+    return make_demo_replay(base, found, size, jax.random.key(config.seed))
 
 
 def load_base(base_policy: BasePolicyConfig, task: Task) -> BasePolicy:

@@ -135,14 +135,17 @@ def convert(option: Option, value: Any, source: str) -> Any:
       ConfigError: the wrong type or out of range.
     """
     try:
-        return _convert(option.kind, option.range, value)
+        found = _convert(option.kind, option.range, value)
+        if found == () != option.default:
+            raise ValueError  # what is never empty by itself needs a number
+        return found
     except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"{source} got {value!r}, expected {option.expected()}") from None
 
 
 def _convert(kind: Any, allowed: Range, value: Any) -> Any:
     if get_origin(kind) is tuple:
-        if not isinstance(value, list | tuple) or not value:
+        if not isinstance(value, list | tuple):
             raise TypeError
         return tuple(_convert(get_args(kind)[0], allowed, item) for item in value)
     if get_origin(kind) is UnionType:

@@ -6,6 +6,7 @@ that the update ratio owes.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +15,10 @@ import jax.numpy as jnp
 from pdjax import decorator
 from pdjax.config import Config, ConfigError, DecoratorConfig
 from pdjax.decision import Frozen, RolloutState
-from pdjax.replay import ReplayState, make_replay
+from pdjax.gradient_step import Hyperparams, SACState
+from pdjax.replay import ReplayState, make_replay, sample
 from pdjax.rollout import Rollout
-from pdjax.sac import SAC, Hyperparams, SACState
+from pdjax.sac import SAC
 from pdjax.types import Array, BasePolicy, Batch, Key, Metrics, Transition
 
 
@@ -139,13 +141,24 @@ def make_trainer(config: Config, base: BasePolicy, rollout: Rollout, sac: SAC) -
         view = rollout.see
         return batch._replace(obs=view(frozen, batch.obs), next_obs=view(frozen, batch.next_obs))
 
+    def draw_batch(frozen: Frozen, state: TrainState, key: Key) -> Batch:
+        draw = partial(sample, n_step=config.sac.n_step, gamma=state.hyperparams.gamma,
+                       reward_offset=config.sac.reward_offset)  # fmt: skip
+        from_demos = round(config.train.demo_share * config.sac.batch_size)
+        if not from_demos:
+            return draw(state.replay, key, config.sac.batch_size)
+        replay_key, demo_key = jax.random.split(key)
+        batch = draw(state.replay, replay_key, config.sac.batch_size - from_demos)
+        demos = draw(frozen.demos, demo_key, from_demos)
+        scale = state.hyperparams.residual_scale  # `demo_replay` stores differences
+        demos = demos._replace(residual_action=demos.residual_action / scale)
+        return jax.tree.map(lambda *halves: jnp.concatenate(halves), batch, demos)
+
     def learn(frozen: Frozen, state: TrainState, key: Key):
         def update(sac_state: SACState, key: Key):
             sample_key, update_key = jax.random.split(key)
-            batch = replay.sample(state.replay, sample_key, config.sac.batch_size,
-                                  config.sac.n_step, state.hyperparams.gamma,
-                                  config.sac.reward_offset)  # fmt: skip
-            return sac.update(sac_state, seen(frozen, batch), state.hyperparams, update_key)
+            batch = seen(frozen, draw_batch(frozen, state, sample_key))
+            return sac.update(sac_state, batch, state.hyperparams, update_key)
 
         keys = jax.random.split(key, schedule.updates)
         sac_state, metrics = jax.lax.scan(update, state.sac, keys)
@@ -200,7 +213,16 @@ def _replay_rows(config: Config, schedule: Schedule) -> int:
 
 
 def residual_dim(config: DecoratorConfig, base: BasePolicy) -> int:
-    """Numbers in one residual action: a chunk's, or one action's if it is held over the chunk."""
+    """Numbers in one residual action: a chunk's, or one action's if it is held over the chunk.
+
+    Raises:
+      ConfigError: residual_limits are not one for each number of an action.
+    """
+    if len(config.residual_limits) not in (0, base.act_dim):
+        raise ConfigError(
+            f"decorator.residual_limits has {len(config.residual_limits)} numbers, expected one for"
+            f" each of an action's {base.act_dim}, or none"
+        )
     return base.act_dim if config.hold_residual else base.act_horizon * base.act_dim
 
 
@@ -225,16 +247,20 @@ def _explorer(config: Config, sac: SAC, state: TrainState):
     num_envs = config.train.num_envs
     learning = state.decision_steps >= config.train.learning_starts
 
-    def choose(obs: Array, base_action: Array, key: Key, index: Array):
+    def choose(obs: Array, base_action: Array, key: Key, index: Array, *uncertainty: Array):
         policy_key, uniform_key, gate_key = jax.random.split(key, 3)
         drawn = sac.act(state.sac.actor, obs, base_action, policy_key)
         if config.train.prefill == "uniform":
-            prefill = jax.random.uniform(uniform_key, drawn.shape, minval=-1.0)
+            prefill = sac.limits * jax.random.uniform(uniform_key, drawn.shape, minval=-1.0)
         else:
             prefill = drawn if config.train.prefill == "policy" else jnp.zeros_like(drawn)
         prob = _exploration(state, (index + 1) * num_envs)
-        is_open = decorator.gate(gate_key, prob, num_envs)[:, None]
-        residual_action = jnp.where(is_open, jnp.where(learning, drawn, prefill), 0.0)
+        if uncertainty:
+            is_open = decorator.gate_uncertain(gate_key, prob, *uncertainty)
+        else:
+            is_open = decorator.gate(gate_key, prob, num_envs)
+        chosen = jnp.where(learning, drawn, prefill)
+        residual_action = jnp.where(is_open[:, None], chosen, 0.0)
         return residual_action, state.hyperparams.residual_scale
 
     return choose

@@ -2,7 +2,7 @@
 
 Kept apart from the training because only this touches the directory. Until the policy is finished
 its directory holds `training/`: what is trained (`config.json`) and the state at the latest
-evaluation (`step_N/`, each written whole before the one before it goes). `policy.json` comes last.
+evaluation (`checkpoints/`). `policy.json` comes last.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ import numpy as np
 from pdjax import checkpoint
 from pdjax.base_policies import imitation
 from pdjax.base_policies.settings import ImitationConfig
+from pdjax.checkpoint import Checkpoints
 from pdjax.schema import ConfigError
 from pdjax.types import BasePolicy, Params
 
@@ -29,13 +30,11 @@ class Kept(NamedTuple):
       state: of the training.
       best: parameters of the best policy so far.
       success: () float32, its success_once; -1 before any.
-      step: () int32, gradient steps done.
     """
 
     state: imitation.ImitationState
     best: Params
     success: Any
-    step: Any
 
 
 def describe(config: ImitationConfig, task: str, episodes: imitation.Episodes) -> dict[str, Any]:
@@ -55,27 +54,25 @@ def start(directory: Path, description: Mapping[str, Any]) -> None:
     (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n")
 
 
-def check(directory: Path, description: Mapping[str, Any]) -> None:
-    """Checks that a directory holds a training that can be resumed with these settings.
+def checkpoints(directory: Path) -> Checkpoints:
+    """Where the state at the latest evaluation is kept."""
+    return Checkpoints(directory / "training" / "checkpoints", keep=1)
+
+
+def is_begun(directory: Path, description: Mapping[str, Any]) -> bool:
+    """Whether a directory holds this training, not yet finished.
 
     Raises:
-      ConfigError: it does not.
+      ConfigError: it holds a training with other settings.
     """
-    path = directory / "training" / "config.json"
-    if (directory / "policy.json").is_file():
-        raise ConfigError(f"{directory} is finished already; train into another --out")
     try:
-        started = json.loads(path.read_text())
+        started = json.loads((directory / "training" / "config.json").read_text())
     except (OSError, ValueError):
-        started = None
-    if not isinstance(started, dict) or _latest(directory) is None:
-        raise ConfigError(
-            f"nothing to resume in {directory}: expected training/ as `pdjax imitate` with"
-            " --eval-every writes it at its first evaluation; start without --resume"
-        )
+        return False
     difference = _difference(started, description)
     if difference:
         raise ConfigError(f"cannot resume {directory}: {difference}; give what it was begun with")
+    return True
 
 
 def _difference(started: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> str:
@@ -91,33 +88,6 @@ def _difference(started: Mapping[str, Any], wanted: Mapping[str, Any], prefix: s
                 return "the demonstrations are others"
             return f"{prefix}{name} was {before!r} and is {value!r}"
     return ""
-
-
-def save(directory: Path, kept: Kept) -> None:
-    """Writes the state, then removes earlier ones."""
-    folder = directory / "training"
-    new = folder / f"step_{int(kept.step)}"
-    checkpoint.save(new, kept)
-    for old in folder.glob("step_*"):
-        if old != new:
-            shutil.rmtree(old)
-
-
-def restore(directory: Path, like: Kept) -> Kept:
-    """Reads the latest state.
-
-    Raises:
-      checkpoint.CheckpointError: it is damaged or of another shape.
-    """
-    latest = _latest(directory)
-    assert latest is not None, "see check"
-    return checkpoint.restore(latest, like)
-
-
-def _latest(directory: Path) -> Path | None:
-    """Orbax gives unfinished writes other names, so that what is called step_N is whole."""
-    steps = [path for path in (directory / "training").glob("step_*") if path.name[5:].isdigit()]
-    return max(steps, key=lambda path: int(path.name[5:]), default=None)
 
 
 def finish(directory: Path, best: BasePolicy, last: BasePolicy | None, config: ImitationConfig,

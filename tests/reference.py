@@ -24,6 +24,10 @@ class Settings(NamedTuple):
     learning_rates: dict[str, float]  # actor, critic, temperature
     target_entropy: float
     residual_scale: float
+    limits: float | np.ndarray = 1.0  # largest size of each number in a residual
+    residual_penalty: float = 0.0
+    smoothness_penalty: float = 0.0
+    follows_mean: bool = False  # the actor follows the mean of all critics, not the least
 
 
 class Learner:
@@ -37,8 +41,11 @@ class Learner:
         self.settings = settings
         self.moments = {}
 
-    def update(self, batch, noise_next, noise_actor):
-        """One step on a batch of NumPy arrays; returns the metrics."""
+    def update(self, batch, noise_next, noise_actor, subset=None):
+        """One step on a batch of NumPy arrays; returns the metrics.
+
+        `subset`: indices of the target critics whose least value counts; all if None.
+        """
         s = self.settings
         temperature = np.exp(self.log_temperature)
         weight = batch.weight / batch.weight.sum()
@@ -46,7 +53,8 @@ class Learner:
         # y = r + discount * (min_i Q'_i(s', a') - T log pi(a'|s'))
         residual, log_prob, _ = self._draw(batch.next_obs, batch.next_base_action, noise_next)
         next_in = self._critic_input(batch.next_obs, batch.next_base_action, residual)
-        next_values = np.min([forward(p, next_in, "value")[0][:, 0] for p in self.targets], 0)
+        targets = self.targets if subset is None else [self.targets[i] for i in subset]
+        next_values = np.min([forward(p, next_in, "value")[0][:, 0] for p in targets], 0)
         target = batch.reward + batch.discount * (next_values - temperature * log_prob)
 
         # critics: sum_i mean (Q_i - y)^2, every critic clipped and moved by itself
@@ -92,7 +100,8 @@ class Learner:
 
         d_input = np.zeros_like(critic_in)  # of the loss, through the least critic of each row
         for index, (_, critic_cache) in enumerate(outputs):
-            upstream = np.where(chosen == index, -weight, 0.0)[:, None]
+            share = 1 / len(outputs) if s.follows_mean else chosen == index
+            upstream = (-weight * share)[:, None]
             d_input += backward(self.critics[index], critic_cache, {"value": upstream})[1]
         chunk_dim = residual.shape[1]
         obs_dim = batch.obs.shape[1]
@@ -100,29 +109,53 @@ class Learner:
         if s.critic_input == "sum":
             d_residual = s.residual_scale * d_residual
 
-        # x = mean + std * noise, residual = tanh x, d log pi / dx = 2 tanh x, / dlog_std = -1
+        # penalty: mean over numbers of residual^2
+        d_residual = d_residual + s.residual_penalty * (2 * weight[:, None] * residual / chunk_dim)
+        # x = mean + std * noise, residual = limits * tanh x
+        # log pi: d / dx = 2 tanh x, d / dlog_std = -1
         d_log_prob = (temperature * weight)[:, None]
-        d_x = d_residual * (1 - residual**2) + d_log_prob * 2 * residual
+        tanh = residual / s.limits
+        d_x = d_residual * s.limits * (1 - tanh**2) + d_log_prob * 2 * tanh
         d_log_std = d_x * std * noise - d_log_prob
         d_raw = d_log_std * 0.5 * (s.log_std_max - s.log_std_min) * (1 - np.tanh(raw) ** 2)
         grads, _ = backward(self.actor, cache, {"mean": d_x, "log_std": d_raw})
-        metrics["actor_loss"] = np.sum(weight * (temperature * log_prob - values.min(axis=0)))
+        change = self._add_smoothness(batch, weight, grads)
+        value = values.mean(axis=0) if s.follows_mean else values.min(axis=0)
+        penalties = (
+            s.residual_penalty * np.mean(residual**2, axis=1) + s.smoothness_penalty * change
+        )
+        metrics["actor_loss"] = np.sum(weight * (temperature * log_prob - value + penalties))
         metrics["entropy"] = -np.sum(weight * log_prob)
         metrics["residual_magnitude"] = np.sum(weight * np.abs(residual).mean(axis=1))
         metrics["actor_grad_norm"] = global_norm(grads)
         self.actor = self._adam("actor", self.actor, clip(grads, s.max_grad_norm))
         return log_prob
 
-    def _draw(self, obs, base_action, noise):
+    def _add_smoothness(self, batch, weight, grads):
+        """Adds the gradient of mean (m(s') - m(s))^2, m = limits tanh mean; returns the squares."""
+        s, none = self.settings, 0 * batch.base_action
+        now, _, (cache, *_) = self._draw(batch.obs, batch.base_action, none, still=True)
+        later, _, (later_cache, *_) = self._draw(
+            batch.next_obs, batch.next_base_action, none, still=True
+        )
+        for sign, mean, one in ((-1, now, cache), (1, later, later_cache)):
+            d_mean = sign * 2 * weight[:, None] * (later - now) / now.shape[1]
+            d_mean = d_mean * s.limits * (1 - (mean / s.limits) ** 2)
+            more, _ = backward(self.actor, one, {"mean": d_mean})
+            for name, grad in more.items():
+                grads[name] = grads[name] + s.smoothness_penalty * grad
+        return np.mean((later - now) ** 2, axis=1)
+
+    def _draw(self, obs, base_action, noise, still=False):
         s = self.settings
         x = np.concatenate([obs, base_action], 1) if s.actor_input == "obs_base_action" else obs
         (mean, raw), cache = forward(self.actor, x, "mean", "log_std")
         std = np.exp(s.log_std_min + (s.log_std_max - s.log_std_min) * (np.tanh(raw) + 1) / 2)
-        pre = mean + std * noise
+        pre = mean if still else mean + std * noise
         # normal density at pre, divided by the slope of tanh; 1 - tanh^2 = 1 / cosh^2
         density = -(noise**2) / 2 - np.log(std) - np.log(2 * np.pi) / 2
         log_prob = np.sum(density + 2 * np.log(np.cosh(pre)), axis=1)
-        return np.tanh(pre), log_prob, (cache, std, raw)
+        return s.limits * np.tanh(pre), log_prob, (cache, std, raw)
 
     def _critic_input(self, obs, base_action, residual):
         kinds = {

@@ -124,3 +124,26 @@ def test_normalize_whitens_and_clips():
     mean, std = jnp.array([1.0, 0.0, 0.0]), jnp.array([2.0, 0.001, 0.001])
     result = decorator.normalize(jnp.array([[5.0, 1.0, -1.0]]), mean, std)
     np.testing.assert_allclose(result, [[2.0, 10.0, -10.0]])
+
+
+def test_the_uncertain_gate_opens_where_draws_differ_most_in_the_right_share(key):
+    uncertainty = jnp.array([0.1, 0.7, 0.0, 0.4])
+    gate = jax.jit(jax.vmap(decorator.gate_uncertain, (0, None, None)))
+
+    def draw(prob, uncertainty=uncertainty):
+        return gate(jax.random.split(jax.random.clone(key), 2000), prob, uncertainty)
+
+    assert (draw(0.5) == jnp.array([False, True, False, True])).all()
+    most = draw(0.65)  # 2.6 of 4: the third most uncertain at times
+    assert most[:, [1, 3]].all() and not most[:, 2].any()
+    assert abs(most[:, 0].mean() - 0.6) < 0.05
+    assert not draw(0.0).any() and draw(1.0).all()
+    equals = draw(0.25, jnp.zeros(4)).mean(axis=0)  # a base policy without noise: by chance
+    np.testing.assert_allclose(equals, 0.25, atol=0.05)
+
+
+def test_hold_undoes_spread():
+    residual = np.random.default_rng(0).uniform(-1, 1, (5, 3)).astype(np.float32)
+    np.testing.assert_allclose(decorator.hold(decorator.spread(residual, 12), 3), residual, 1e-6)
+    chunk = np.array([[1.0, 0.0, 3.0, 2.0]])  # two steps of two numbers
+    np.testing.assert_allclose(decorator.hold(chunk, 2), [[2.0, 1.0]])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import reference
 
-from pdjax import sac
+from pdjax import losses, sac
 from pdjax.config import Config, DecoratorConfig, SACConfig
 from pdjax.replay import make_replay
 from pdjax.types import Batch, Transition
@@ -94,6 +94,23 @@ def members(params):
 def test_updates_equal_reference(critic_input, actor_input, layer_norm, num_critics):
     config = dataclasses.replace(SMALL, critic_layer_norm=layer_norm, num_critics=num_critics)
     decorator = DecoratorConfig(0.3, critic_input=critic_input, actor_input=actor_input)
+    settings = {"critic_input": critic_input, "actor_input": actor_input}
+    compare_with_reference(config, decorator, settings)
+
+
+def test_updates_equal_reference_with_every_penalty_limit_and_a_subset_of_critics():
+    config = dataclasses.replace(
+        SMALL, num_critics=4, min_of=2, residual_penalty=0.7, smoothness_penalty=30.0
+    )
+    limits = (1.0, 0.5, 0.0625)
+    settings = {"critic_input": "sum", "actor_input": "obs", "limits": np.array(limits),
+                "residual_penalty": 0.7, "smoothness_penalty": 30.0,
+                "follows_mean": True}  # fmt: skip
+    compare_with_reference(config, DecoratorConfig(0.3, residual_limits=limits), settings)
+
+
+def compare_with_reference(config, decorator, settings):
+    """Three updates of `pdjax.sac` and of the NumPy reference, from the same state and noise."""
     learner, hyperparams, update = make(config, decorator)
     rng = np.random.default_rng(0)
     state = random_state(rng, learner)
@@ -103,8 +120,6 @@ def test_updates_equal_reference(critic_input, actor_input, layer_norm, num_crit
         members(state.target_critic),
         state.log_temperature,
         reference.Settings(
-            critic_input=critic_input,
-            actor_input=actor_input,
             log_std_min=-5.0,
             log_std_max=2.0,
             max_grad_norm=1.0,
@@ -112,14 +127,20 @@ def test_updates_equal_reference(critic_input, actor_input, layer_norm, num_crit
             learning_rates={"actor": 1e-3, "critic": 2e-3, "temperature": 3e-3},
             target_entropy=-3.0,
             residual_scale=0.3,
+            **settings,
         ),
     )
     for step in range(3):
         batch = random_batch(rng)
-        draws = jax.random.split(jax.random.key(step))
+        *draws, subset_key = jax.random.split(jax.random.key(step), 3)
+        subset = None
+        if config.min_of:
+            num, chosen = config.num_critics, (config.min_of,)
+            subset = jax.random.choice(subset_key, num, chosen, replace=False)
+            assert len(set(subset.tolist())) == config.min_of
         noises = [np.asarray(jax.random.normal(k, (BATCH, CHUNK_DIM)), float) for k in draws]
         state, metrics = update(state, batch, hyperparams, jax.random.key(step))
-        expected_metrics = expected.update(jax.tree.map(np.float64, batch), *noises)
+        expected_metrics = expected.update(jax.tree.map(np.float64, batch), *noises, subset)
         assert metrics.keys() == expected_metrics.keys()
         for name, value in expected_metrics.items():
             np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
@@ -136,7 +157,7 @@ def test_updates_equal_reference(critic_input, actor_input, layer_norm, num_crit
 
 
 def test_soft_target_hand_numbers():
-    target = sac.soft_target(
+    target = losses.soft_target(
         reward=jnp.array([1.0, 1.0, -2.0]),
         discount=jnp.array([0.9, 0.0, 0.729]),
         next_values=jnp.array([[3.0, 9.0, 10.0], [5.0, 9.0, 8.0]]),
@@ -164,7 +185,7 @@ def test_target_of_an_episode_hand_numbers(key):
     sample = jax.jit(lambda k: replay.sample(replay.add(replay.init(), rows), k, 200, 3, 0.5, 0.0))
     batch = sample(key)
     # Q' = 100 * row, so the target also shows which row it bootstraps from; T log pi = .5 * 2 = 1
-    target = sac.soft_target(
+    target = losses.soft_target(
         batch.reward, batch.discount, 100 * batch.next_obs.T, jnp.array(0.5), jnp.full(200, 2.0)
     )
     expected = {
@@ -185,18 +206,18 @@ def test_losses_hand_numbers():
     weight = jnp.array([1.0, 1.0, 0.0])
     values = jnp.array([[1.0, 2.0, 50.0], [3.0, 0.0, 50.0]])
     # mean over rows 0, 1: critic 0: ((1-2)^2 + (2-2)^2) / 2 = .5; critic 1: (1 + 4) / 2 = 2.5
-    assert sac.critic_loss(values, jnp.array([2.0, 2.0, 0.0]), weight) == pytest.approx(3.0)
+    assert losses.critic_loss(values, jnp.array([2.0, 2.0, 0.0]), weight) == pytest.approx(3.0)
     # ((.5*4 - 1) + (.5*2 - 0)) / 2 = 1
     log_prob = jnp.array([4.0, 2.0, 99.0])
-    assert sac.actor_loss(values, log_prob, jnp.array(0.5), weight) == pytest.approx(1.0)
+    assert losses.actor_loss(values, log_prob, jnp.array(0.5), weight) == pytest.approx(1.0)
     # -log T * mean(4 - 5, 2 - 5) = -(-.7) * -2 = -1.4; policy too random: T must fall (grad > 0)
     args = (jnp.array(-0.7), log_prob, jnp.array(-5.0), weight)
-    assert sac.temperature_loss(*args) == pytest.approx(-1.4)
-    assert jax.grad(sac.temperature_loss)(*args) == pytest.approx(2.0)
+    assert losses.temperature_loss(*args) == pytest.approx(-1.4)
+    assert jax.grad(losses.temperature_loss)(*args) == pytest.approx(2.0)
 
 
 def test_weighted_mean_of_nothing_is_zero():
-    assert sac.weighted_mean(jnp.array([3.0, 4.0]), jnp.zeros(2)) == 0
+    assert losses.weighted_mean(jnp.array([3.0, 4.0]), jnp.zeros(2)) == 0
 
 
 @pytest.mark.parametrize("critic_input", ["sum", "res", "concat"])
@@ -206,6 +227,40 @@ def test_target_entropy_is_the_same_for_every_critic_input(critic_input):
         decorator=DecoratorConfig(critic_input=critic_input),
     )
     assert sac.make_hyperparams(config, residual_dim=28).target_entropy == -14.0
+
+
+def test_the_actor_may_move_less_often_than_the_critics():
+    learner, hyperparams, update = make(dataclasses.replace(SHALLOW, actor_every=2))
+    _, _, plain = make(SHALLOW)
+    rng = np.random.default_rng(0)
+    start, batch = random_state(rng, learner), random_batch(rng)
+    first, metrics = update(start, batch, hyperparams, jax.random.key(0))
+    expected, plain_metrics = plain(start, batch, hyperparams, jax.random.key(0))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, 1e-5, 1e-7), first, expected)
+    assert metrics["actor_loss"] == pytest.approx(2 * float(plain_metrics["actor_loss"]), rel=1e-5)
+    second, metrics = update(first, batch, hyperparams, jax.random.key(1))
+    jax.tree.map(np.testing.assert_array_equal, second.actor, first.actor)
+    assert second.log_temperature == first.log_temperature and metrics["actor_loss"] == 0
+    assert np.any(second.critic["value"]["kernel"] != first.critic["value"]["kernel"])
+    assert second.gradient_steps == 2
+
+
+def test_a_head_without_gain_starts_at_no_residual(key):
+    learner, _, _ = make(dataclasses.replace(SHALLOW, head_gain=0.0))
+    batch = random_batch(np.random.default_rng(0))
+    actor = jax.jit(learner.init)(key).actor
+    assert not np.any(learner.act_deterministic(actor, batch.obs, batch.base_action))
+
+
+def test_limits_bound_each_number(key):
+    limits = (1.0, 0.25, 0.0)
+    learner, _, _ = make(SHALLOW, DecoratorConfig(residual_limits=limits))
+    rng = np.random.default_rng(0)
+    state = random_state(rng, learner)
+    actor = jax.tree.map(lambda x: 100 * x, state.actor)  # saturates
+    batch = random_batch(rng)
+    drawn = learner.act(actor, batch.obs, batch.base_action, key)
+    np.testing.assert_allclose(np.abs(drawn).max(axis=0), limits, rtol=1e-5)
 
 
 def test_rows_of_weight_zero_do_not_matter():

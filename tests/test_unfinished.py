@@ -65,7 +65,8 @@ def test_a_resumed_training_equals_one_in_a_go_bit_for_bit(tmp_path, monkeypatch
         interrupt_after(patch, 13)  # blocks of 2 steps: evaluated at 10 and 20, stopped after 26
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "parts", config)
-    assert [path.name for path in (tmp_path / "parts/training").glob("step_*")] == ["step_20"]
+    kept = (tmp_path / "parts/training/checkpoints").iterdir()
+    assert [path.name for path in kept] == ["20"]
     assert not (tmp_path / "parts/policy.json").exists()
     train(tmp_path / "parts", config, resume=True)
 
@@ -76,7 +77,7 @@ def test_a_resumed_training_equals_one_in_a_go_bit_for_bit(tmp_path, monkeypatch
         whole, parts = (read(tmp_path / run, folder) for run in ("whole", "parts"))
         jax.tree.map(np.testing.assert_array_equal, whole, parts)
     assert {path.name for path in (tmp_path / "parts").iterdir()} == {
-        *names, "params", "last", "learning_curve.png",
+        *names, "params", "last", "learning_curve.png", "result.json",
     }  # fmt: skip
 
 
@@ -118,19 +119,16 @@ def test_without_evaluation_the_last_is_kept_as_by_plain_training(tmp_path, poin
     assert task == "Point"
     jax.tree.map(np.testing.assert_array_equal, plain.params, loaded.params)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "params", "policy.json", "imitation.jsonl", "learning_curve.png",
+        "params", "policy.json", "imitation.jsonl", "learning_curve.png", "result.json",
     }  # fmt: skip
 
 
 def test_what_cannot_be_resumed_is_refused_and_left_alone(tmp_path, monkeypatch, point):
     config, out = config_of("mlp"), tmp_path / "run"
-    with pytest.raises(ConfigError, match="nothing to resume in"):
-        train(out, config, resume=True)
-    assert not out.exists()
     with monkeypatch.context() as patch:
         interrupt_after(patch, 6)
         with pytest.raises(KeyboardInterrupt):
-            train(out, config)
+            train(out, config, resume=True)  # begins
     with pytest.raises(ConfigError, match="is not empty"):
         train(out, config)
     with pytest.raises(ConfigError, match=r"cannot resume .*: mlp.hidden was \[8\] and is \[9\]"):
@@ -141,9 +139,20 @@ def test_what_cannot_be_resumed_is_refused_and_left_alone(tmp_path, monkeypatch,
     with pytest.raises(ConfigError, match="the demonstrations are others"):
         train(out, config, resume=True)
     point.append(kept)
-    train(out, config, resume=True)
-    with pytest.raises(ConfigError, match="is finished already"):
-        train(out, config, resume=True)
+    result = train(out, config, resume=True)
+    assert result["steps"] == 40
+    monkeypatch.setattr(imitate, "_train", None)  # must not train again
+    assert train(out, config, resume=True) == result
+
+
+def test_training_stops_where_it_is_good_enough(tmp_path, monkeypatch):
+    scores = iter([0.25, 0.5])
+    play = lambda params, episodes, seed: np.array([next(scores)])  # noqa: E731
+    monkeypatch.setattr(imitate, "make_base_success", lambda env, policy: play)
+    result = train(tmp_path / "run", config_of("mlp", stop_at=0.5))
+    assert result["steps"] == 20
+    with pytest.raises(ConfigError, match=r"stop_at=0.5 needs evaluations"):
+        config_of("mlp", stop_at=0.5, eval_every=0)
 
 
 def test_a_curve_line_cut_short_is_dropped(tmp_path):

@@ -3,11 +3,13 @@
 Pure functions, used both to cut training windows from demonstrations and in rollouts.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Array = jax.Array
+from pdjax.types import Array, BasePolicy, Params
 
 
 def start_history(obs: Array, obs_horizon: int) -> Array:
@@ -59,3 +61,34 @@ def training_windows(
 def executed_part(prediction: Array, obs_horizon: int, act_horizon: int) -> Array:
     """The actions that are executed of a (pred_horizon, act_dim) prediction."""
     return prediction[obs_horizon - 1 : obs_horizon - 1 + act_horizon]
+
+
+def step_by_step(base: BasePolicy) -> BasePolicy:
+    """The same policy, one control step at a time: chunks wait in the carry, act_horizon is 1.
+
+    So a residual can answer to every observation while the base policy still acts in chunks. Its
+    cost: environments reach the end of their chunks at different times, so the base policy is
+    called for all of them at each control step.
+
+    Args:
+      base: a policy of any act_horizon.
+
+    Returns:
+      A policy that executes exactly the actions of `base`, given the keys of the decisions at
+      which a chunk begins.
+    """
+    end = base.act_horizon
+
+    def init_carry(key: Array) -> Any:
+        return base.init_carry(key), jnp.zeros((end, base.act_dim)), jnp.int32(end)
+
+    def apply(params: Params, carry: Any, obs_history: Array, key: Array) -> tuple[Array, Any]:
+        kept, chunk, index = carry
+        new_chunk, new_kept = base.apply(params, kept, obs_history, key)
+        is_over = index == end
+        chunk = jnp.where(is_over, new_chunk, chunk)
+        index = jnp.where(is_over, 0, index)
+        kept = jax.tree.map(lambda new, old: jnp.where(is_over, new, old), new_kept, kept)
+        return chunk[index][None], (kept, chunk, index + 1)
+
+    return base._replace(init_carry=init_carry, apply=apply, act_horizon=1)

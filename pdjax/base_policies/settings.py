@@ -221,6 +221,9 @@ class ImitationConfig:
     0 = none, and the last policy is kept."""
     interim_episodes: Count = 64
     """Episodes of each of them; always the same."""
+    stop_at: Share = 0.0
+    """Success in one of them at which training stops, for a policy that is good enough, or bad
+    enough to be refined; 0 = never."""
     seed: Seed = 0
     """Seed of initialisation, shuffling and noise."""
 
@@ -233,6 +236,10 @@ class ImitationConfig:
         """Raises ConfigError at a value out of range or a shape that cannot work."""
         schema.check(self)
         self.policy.validate()
+        if self.stop_at and not self.eval_every:
+            raise ConfigError(
+                f"stop_at={self.stop_at} needs evaluations in the simulator; set eval_every too"
+            )
 
 
 KINDS: dict[str, type[PolicyConfig]] = {
