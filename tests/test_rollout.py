@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from probe import SPEED, make_constant_policy, make_counting_policy, make_point_env
 
+from pdjax.base_policies.chunking import step_by_step
 from pdjax.decision import Frozen
 from pdjax.rollout import _summarize, make_rollout
 
@@ -161,6 +162,20 @@ def test_scan_equals_a_python_loop_of_control_steps():
         for step in range(6):
             state, _ = env.step(env.model, state, jnp.array([0.4]))
             np.testing.assert_allclose(result.qpos[step, index], state.physics.qpos, rtol=1e-6)
+
+
+def test_a_chunked_policy_step_by_step_does_the_same():
+    """Two routes: chunks played by the rollout, or waiting in the policy's own carry."""
+    env, base = make_point_env(episode_steps=11), make_counting_policy(act_horizon=3)
+    whole = evaluate(env, base, nothing, 0.0, record=True)
+    stepped = evaluate(env, step_by_step(base), nothing, 0.0, record=True)
+    np.testing.assert_array_equal(whole.qpos, stepped.qpos)
+    assert len(np.unique(np.diff(whole.qpos[:, 0, 0]).round(5))) > 2  # the count shows
+    rows, _ = collect(env, step_by_step(base), decisions=26, num_envs=2)
+    # 11 control steps, each a decision: 3 of each chunk, the last cut short; then a reset
+    expected = 0.01 * np.array([1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4])
+    for episode in (rows.base_action[:11], rows.base_action[12:23]):
+        np.testing.assert_allclose(episode[:, 1, 0], expected, rtol=1e-6)
 
 
 def test_success_need_not_end_an_episode():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from probe import make_constant_policy, make_point_env
 
-from pdjax.config import Config, ConfigError, preset
+from pdjax.config import Config, ConfigError, DecoratorConfig, preset
 from pdjax.decision import Frozen
 from pdjax.rollout import make_rollout
 from pdjax.sac import make_hyperparams, make_sac
@@ -38,9 +38,9 @@ def small_config(**train):
     )
 
 
-def build(config, velocity=0.2, episode_steps=12):
-    env, base = make_point_env(episode_steps=episode_steps), make_constant_policy(velocity)
-    rollout = make_rollout(env, base)
+def build(config, velocity=0.2, episode_steps=12, base=None):
+    env, base = make_point_env(episode_steps=episode_steps), base or make_constant_policy(velocity)
+    rollout = make_rollout(env, base, config.decorator)
     size = residual_dim(config.decorator, base)
     chunk_dim = base.act_horizon * base.act_dim
     sac = make_sac(config.sac, config.decorator, rollout.view_dim, chunk_dim, size)
@@ -177,3 +177,30 @@ def test_the_paper_preset_has_the_papers_schedule():
     # policy_decorator: 64 decisions, then 16 updates
     schedule = make_schedule(Config())
     assert schedule.decisions * 16 == 64 and schedule.updates == 16
+
+
+def test_the_uncertain_gate_lets_in_the_same_share_where_the_base_is_noisy():
+    config = small_config(prefill="uniform", learning_starts=10**6, decisions_per_epoch=512)
+    changes = {"exploration_steps": 1024, "gate": "uncertain"}
+    config = dataclasses.replace(config, decorator=dataclasses.replace(config.decorator, **changes))
+    noisy = make_constant_policy(0.0)
+
+    def apply(params, carry, obs_history, key):  # noisy to the right of the middle
+        del params
+        return 0.1 * jax.random.normal(key, (2, 1)) * (obs_history[-1, 0] > 0), carry
+
+    _, _, frozen, trainer, state = build(config, base=noisy._replace(apply=apply))
+    state, _ = jax.jit(trainer.train_epoch)(frozen, state)
+    rows = jax.tree.map(lambda x: np.asarray(x[: 512 // 8]), state.replay.storage)
+    let_in = (rows.residual_action != 0).any(-1)
+    assert abs(let_in.mean() - 0.25) < 0.05  # from 0 to 512 / 1024
+    noisy_rows = rows.obs[..., 0] > 0
+    assert let_in[noisy_rows].mean() > let_in[~noisy_rows].mean() + 0.1
+    first = (let_in & noisy_rows).sum(-1)
+    np.testing.assert_array_equal(first, np.minimum(let_in.sum(-1), noisy_rows.sum(-1)))
+
+
+def test_limits_must_be_one_for_each_number_of_an_action():
+    config = DecoratorConfig(residual_limits=(0.5, 0.5))
+    with pytest.raises(ConfigError, match="has 2 numbers, expected one for each of an action's 1"):
+        residual_dim(config, make_constant_policy())
