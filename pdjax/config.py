@@ -140,6 +140,8 @@ class TrainConfig:
 
     num_envs: Count = 16
     """Environments stepped together."""
+    devices: Natural = 0
+    """Devices over which environments, replay and batches are split; 0 = all that JAX finds."""
     total_decisions: Count = 1_000_000
     """Decisions of the whole run."""
     decisions_per_epoch: Count = 4_096

@@ -10,11 +10,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from pdjax.base_policies.chunking import push_history
 from pdjax.config import DecoratorConfig
 from pdjax.decision import Frozen, RolloutState, base_actions, play_chunk, start_episode
 from pdjax.decorator import OBS_CLIP, clip_action, decorate, normalize
+from pdjax.sharding import split
 from pdjax.types import Array, BasePolicy, Key, Metrics, Transition
 from pdjax_envs.task import Env, select
 
@@ -63,13 +65,16 @@ class Evaluation(NamedTuple):
     qpos: Array | None
 
 
-def make_rollout(env: Env, base: BasePolicy, config: DecoratorConfig = PLAIN) -> Rollout:
+def make_rollout(
+    env: Env, base: BasePolicy, config: DecoratorConfig = PLAIN, mesh: Mesh | None = None
+) -> Rollout:
     """Binds the rollout functions to an environment and a base policy.
 
     Args:
       env: the environment.
       base: the base policy.
       config: `task_features` and `gate` are read.
+      mesh: over which environments are split; None = wherever the inputs are.
     """
     features = env.task.features if config.task_features else None
     doubt = config.gate == "uncertain"
@@ -84,9 +89,8 @@ def make_rollout(env: Env, base: BasePolicy, config: DecoratorConfig = PLAIN) ->
         return lambda obs, *rest: choose(see(frozen, obs), *rest)
 
     def init(frozen: Frozen, key: Key, num_envs: int) -> RolloutState:
-        return jax.vmap(lambda k: start_episode(env, base, frozen, k))(
-            jax.random.split(key, num_envs)
-        )
+        keys = split(mesh, jax.random.split(key, num_envs))
+        return jax.vmap(lambda k: start_episode(env, base, frozen, k))(keys)
 
     def collect(frozen: Frozen, state: RolloutState, choose_residual, keys: Array):
         def decide(state, inputs):
@@ -97,7 +101,7 @@ def make_rollout(env: Env, base: BasePolicy, config: DecoratorConfig = PLAIN) ->
         return state, rows, jax.tree.map(jnp.sum, counts)
 
     def evaluation(frozen, choose_residual, residual_scale, key, episodes, record=False):
-        keys = jax.random.split(key, episodes)
+        keys = split(mesh, jax.random.split(key, episodes))
         residual = (seeing(frozen, choose_residual), residual_scale)
         return evaluate(env, base, frozen, residual, keys, record)
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from pdjax import checkpoint, evaluation, plots, report
 from pdjax import config as configs
@@ -29,7 +30,8 @@ from pdjax.outputs import check_directory, new_directory, write_result
 from pdjax.replay import ReplayState
 from pdjax.rollout import Evaluation, Rollout, make_rollout
 from pdjax.sac import SAC, make_hyperparams, make_sac
-from pdjax.train import Trainer, make_trainer, residual_dim
+from pdjax.sharding import make_mesh
+from pdjax.train import Trainer, make_trainer, place, residual_dim
 from pdjax.types import BasePolicy, Params
 from pdjax_envs import demonstrations, registry
 from pdjax_envs.task import Env, Task
@@ -45,6 +47,7 @@ class Run(NamedTuple):
       rollout: their rollout functions.
       sac: the learner.
       trainer: the training functions.
+      mesh: of the devices.
       frozen: model, base parameters, observation statistics.
     """
 
@@ -54,6 +57,7 @@ class Run(NamedTuple):
     rollout: Rollout
     sac: SAC
     trainer: Trainer
+    mesh: Mesh
     frozen: Frozen
 
 
@@ -77,16 +81,17 @@ def build(config: Config) -> Run:
     base = load_base(config.base_policy, env.task)
     if config.decorator.residual_per == "control_step":
         base = step_by_step(base)
-    rollout = make_rollout(env, base, config.decorator)
+    mesh = make_mesh(config)
+    rollout = make_rollout(env, base, config.decorator, mesh)
     chunk_dim, size = base.act_horizon * base.act_dim, residual_dim(config.decorator, base)
     sac = make_sac(config.sac, config.decorator, rollout.view_dim, chunk_dim, size)
-    trainer = make_trainer(config, base, rollout, sac)
+    trainer = make_trainer(config, base, rollout, sac, mesh)
     mean, std = base.obs_mean, base.obs_std
     if not config.decorator.normalize_obs:
         mean, std = jnp.zeros_like(mean), jnp.ones_like(std)
     demos = _demos(config, env.task, base) if config.train.demo_share else ()
     frozen = Frozen(env.model, base.params, mean, std, demos)
-    return Run(config, env, base, rollout, sac, trainer, frozen)
+    return Run(config, env, base, rollout, sac, trainer, mesh, frozen)
 
 
 def _demos(config: Config, task: Task, base: BasePolicy) -> ReplayState:
@@ -208,11 +213,15 @@ def _steps(built: Run) -> Steps:
     """What the training loop calls, compiled."""
     config, frozen = built.config, built.frozen
     hyperparams = make_hyperparams(config, residual_dim(config.decorator, built.base))
-    init = jax.jit(built.trainer.init)
-    train_epoch = jax.jit(built.trainer.train_epoch, donate_argnums=1)
+    key = jax.random.key(config.seed)
+    there = place(built.mesh, jax.eval_shape(built.trainer.init, frozen, hyperparams, key))
+    init = jax.jit(built.trainer.init, out_shardings=there)
+    train_epoch = jax.jit(built.trainer.train_epoch, donate_argnums=1,
+                          in_shardings=(None, there), out_shardings=(there, None))  # fmt: skip
     return Steps(
-        init=lambda: init(frozen, hyperparams, jax.random.key(config.seed)),
-        train_epoch=lambda state: train_epoch(frozen, state),
+        init=lambda: init(frozen, hyperparams, jax.random.clone(key)),
+        # a restored state comes from one device
+        train_epoch=lambda state: train_epoch(frozen, jax.device_put(state, there)),
         assess=make_assess(built),
     )
 

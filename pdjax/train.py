@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from pdjax import decorator
+from pdjax import decorator, sharding
 from pdjax.config import Config, ConfigError, DecoratorConfig
 from pdjax.decision import Frozen, RolloutState
 from pdjax.gradient_step import Hyperparams, SACState
 from pdjax.replay import ReplayState, make_replay, sample
 from pdjax.rollout import Rollout
 from pdjax.sac import SAC
+from pdjax.sharding import split
 from pdjax.types import Array, BasePolicy, Batch, Key, Metrics, Transition
 
 
@@ -97,7 +99,9 @@ def make_schedule(config: Config) -> Schedule:
     return Schedule(decisions, rounds, round(updates))
 
 
-def make_trainer(config: Config, base: BasePolicy, rollout: Rollout, sac: SAC) -> Trainer:
+def make_trainer(
+    config: Config, base: BasePolicy, rollout: Rollout, sac: SAC, mesh: Mesh | None = None
+) -> Trainer:
     """Binds the training functions.
 
     Args:
@@ -105,6 +109,7 @@ def make_trainer(config: Config, base: BasePolicy, rollout: Rollout, sac: SAC) -
       base: the base policy, for sizes.
       rollout: of the environment and the base policy.
       sac: the learner.
+      mesh: over which batches are split; None = one device.
     """
     schedule = make_schedule(config)
     chunk_dim = base.act_horizon * base.act_dim
@@ -157,7 +162,8 @@ def make_trainer(config: Config, base: BasePolicy, rollout: Rollout, sac: SAC) -
     def learn(frozen: Frozen, state: TrainState, key: Key):
         def update(sac_state: SACState, key: Key):
             sample_key, update_key = jax.random.split(key)
-            batch = seen(frozen, draw_batch(frozen, state, sample_key))
+            batch = split(mesh, draw_batch(frozen, state, sample_key))
+            batch = seen(frozen, batch)
             return sac.update(sac_state, batch, state.hyperparams, update_key)
 
         keys = jax.random.split(key, schedule.updates)
@@ -197,6 +203,16 @@ def make_trainer(config: Config, base: BasePolicy, rollout: Rollout, sac: SAC) -
         return state, metrics
 
     return Trainer(init, train_epoch, schedule)
+
+
+def place(mesh: Mesh, state: TrainState) -> TrainState:
+    """Where each leaf of a training state (shapes suffice) lives: a pytree of shardings."""
+    whole: Any = sharding.place(mesh, state, sharding.WHOLE)
+    storage = sharding.place(mesh, state.replay.storage, sharding.BY_ROW_AND_ENV)
+    return whole._replace(
+        replay=whole.replay._replace(storage=storage),
+        rollout=sharding.place(mesh, state.rollout, sharding.BY_ENV),
+    )
 
 
 def _replay_rows(config: Config, schedule: Schedule) -> int:

@@ -38,14 +38,14 @@ def small_config(**train):
     )
 
 
-def build(config, velocity=0.2, episode_steps=12, base=None):
+def build(config, velocity=0.2, episode_steps=12, base=None, mesh=None):
     env, base = make_point_env(episode_steps=episode_steps), base or make_constant_policy(velocity)
-    rollout = make_rollout(env, base, config.decorator)
+    rollout = make_rollout(env, base, config.decorator, mesh)
     size = residual_dim(config.decorator, base)
     chunk_dim = base.act_horizon * base.act_dim
     sac = make_sac(config.sac, config.decorator, rollout.view_dim, chunk_dim, size)
     frozen = Frozen(env.model, base.params, base.obs_mean, base.obs_std)
-    trainer = make_trainer(config, base, rollout, sac)
+    trainer = make_trainer(config, base, rollout, sac, mesh)
     hyperparams = make_hyperparams(config, size)
     state = jax.jit(trainer.init)(frozen, hyperparams, jax.random.key(config.seed))
     return rollout, sac, frozen, trainer, state
