@@ -53,7 +53,8 @@ class SACState(NamedTuple):
     """The learner.
 
     Attributes:
-      actor: parameters of the residual policy.
+      actor: parameters of the residual policy, as it explores.
+      mean_actor: their average over the latest updates, which is evaluated and kept.
       critic: parameters of the critics, leaves (num_critics, ...).
       target_critic: their slow copy.
       log_temperature: () float32.
@@ -62,6 +63,7 @@ class SACState(NamedTuple):
     """
 
     actor: Params
+    mean_actor: Params
     critic: Params
     target_critic: Params
     log_temperature: Array
@@ -115,6 +117,9 @@ def update(
         # so that means over many updates are means over those that moved the actor
         actor_metrics = jax.tree.map(lambda x: every * x, actor_metrics)
     state = state._replace(
+        mean_actor=optax.incremental_update(
+            state.actor, state.mean_actor, 1 - parts.config.actor_average
+        ),
         target_critic=optax.incremental_update(state.critic, state.target_critic, hyperparams.tau),
         gradient_steps=state.gradient_steps + 1,
     )

@@ -120,7 +120,7 @@ def refine(config: Config, steps: Steps, directory: Path) -> Progress:
             if stop and not last:
                 raise Stopped(f"stopped by {stop} after {done:,} of {total:,} decisions")
     if not config.eval.interim_episodes:
-        progress = progress._replace(best_actor=progress.state.sac.actor)
+        progress = progress._replace(best_actor=progress.state.sac.mean_actor)
     return progress
 
 
@@ -185,7 +185,7 @@ class _Run:
         self, base: Evaluation, progress: Progress, done: int, may_be_best: bool
     ) -> tuple[Progress, list[guard.Verdict]]:
         """An interim evaluation: keeps the actor if it is the best so far, the later of equals."""
-        actor = progress.state.sac.actor
+        actor = progress.state.sac.mean_actor
         result = self._assess(actor, self._config.decorator.residual_scale)
         self.write("eval", done, _figures(result))
         score = jnp.float32(result.success_once.mean())

@@ -105,9 +105,10 @@ def make_sac(
         actor, critic = policy.init(key_actor), critics.init(key_critic)
         log_temperature = jnp.log(jnp.asarray(config.initial_temperature, jnp.float32))
         return SACState(
-            actor=actor,
+            actor=actor,  # copies have their own buffers: the state is donated
+            mean_actor=jax.tree.map(jnp.copy, actor),
             critic=critic,
-            target_critic=jax.tree.map(jnp.copy, critic),  # own buffers: the state is donated
+            target_critic=jax.tree.map(jnp.copy, critic),
             log_temperature=log_temperature,
             actor_opt=parts.actor_tx.init(actor),
             critic_opt=parts.critic_tx.init(critic),

@@ -245,6 +245,19 @@ def test_the_actor_may_move_less_often_than_the_critics():
     assert second.gradient_steps == 2
 
 
+def test_the_averaged_actor_follows_and_without_averaging_is_the_actor():
+    rng = np.random.default_rng(0)
+    for decay in (0.0, 0.75):
+        learner, hyperparams, update = make(dataclasses.replace(SHALLOW, actor_average=decay))
+        start, batch = random_state(rng, learner), random_batch(rng)
+        state, _ = update(start, batch, hyperparams, jax.random.key(0))
+        # random_state leaves the average at zero
+        expected = jax.tree.map(lambda x, decay=decay: (1 - decay) * np.asarray(x), state.actor)
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, 1e-6), state.mean_actor, expected
+        )
+
+
 def test_a_head_without_gain_starts_at_no_residual(key):
     learner, _, _ = make(dataclasses.replace(SHALLOW, head_gain=0.0))
     batch = random_batch(np.random.default_rng(0))
