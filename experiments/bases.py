@@ -45,8 +45,8 @@ RECIPES = {
         {
             "diffusion": "--steps 3000 --set diffusion.hidden=512",
             # Two observations, chunks and no dropout: else it copies its own history, imprecisely.
-            "bet": "--steps 3000 --set bet.act_horizon=4 bet.obs_horizon=2 bet.dropout=0"
-            " bet.layers=2 batch_size=256",
+            "bet": "--steps 4000 --eval-every 1000 --set bet.act_horizon=4 bet.obs_horizon=2"
+            " bet.dropout=0 bet.layers=2 batch_size=256",
         },
     ),
     "StackCube": Recipe(100, {"diffusion": "--steps 3000", "bet": ""}),
@@ -59,7 +59,7 @@ RECIPES = {
         100,
         {
             "diffusion": "--steps 200 --eval-every 10 --set stop_at=0.4",
-            "bet": "--steps 200 --eval-every 10 --set stop_at=0.4",
+            "bet": "--steps 200 --eval-every 10 --set stop_at=0.4 bet.act_horizon=4",
             "mlp": "--steps 200 --eval-every 10 --set stop_at=0.55 mlp.components=1",
         },
         "door-v0.pickle",

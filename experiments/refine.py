@@ -1,0 +1,71 @@
+"""Refines recorded base policies and notes how it went: success against decisions and minutes.
+
+    python experiments/refine.py door_fast runs/bases/AdroitDoor/diffusion_seed0 --seeds 0 1 2
+    python experiments/refine.py my_pd.yaml runs/bases/AdroitDoor/mlp_seed1 --label pd
+
+Bases come from `experiments/bases.py`. Runs go to `runs/refine/`; a row for each is appended to
+`experiments/results/refine.jsonl`: the command line, success of base and refined policy over 200
+paired episodes, the interim evaluations, and the largest fall of these below the best before.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from bases import run
+
+RESULTS = Path(__file__).parent / "results" / "refine.jsonl"
+KEPT = ("task", "episodes", "base_success", "base_ci", "refined_success", "refined_ci", "gain",
+        "gain_ci", "base_smoothness", "refined_smoothness", "seed", "decision_steps",
+        "control_steps", "gradient_steps", "physics", "wall_s")  # fmt: skip
+
+
+def curve(directory: Path) -> list[tuple[int, float, float]]:
+    """(decisions, seconds, success_once) of each interim evaluation, the base policy's first."""
+    records = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
+    return [(record["decision_steps"], round(record["wall_s"], 1), record["success_once"])
+            for record in records if record["group"] == "eval"]  # fmt: skip
+
+
+def largest_fall(scores: list[float]) -> float:
+    """Largest fall below the best score so far."""
+    return max((max(scores[: i + 1]) - score for i, score in enumerate(scores)), default=0.0)
+
+
+def refine(config: str, base: Path, label: str, seed: int, overrides: list[str]) -> dict[str, Any]:
+    """One run; returns its row."""
+    out = Path("runs/refine") / f"{config}_{base.parent.name}_{base.name}_{label}_seed{seed}"
+    command, result = run("train", config, "--set", f"base_policy.path={base}", f"seed={seed}",
+                          *overrides, "--out", out, "--resume")  # fmt: skip
+    points = curve(out)
+    return {
+        "label": label, "base": f"{base.parent.name}/{base.name}",
+        **{name: result[name] for name in KEPT},
+        "largest_fall": largest_fall([score for _, _, score in points]), "curve": points,
+        "cores": os.cpu_count(), "command": command,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Refines what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", help="one that comes with pdjax, or a YAML file")
+    parser.add_argument("base", type=Path, nargs="+", help="directories of base policies")
+    parser.add_argument("--label", default="fast", help="names the recipe in the row")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="overrides")
+    args = parser.parse_args()
+    for base in args.base:
+        for seed in args.seeds:
+            row = refine(args.config, base, args.label, seed, args.overrides)
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"{row['base']} {args.label} seed {seed}: {row['base_success']:.1%} ->"
+                  f" {row['refined_success']:.1%}", file=sys.stderr)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
