@@ -133,7 +133,10 @@ TRAIN = ["train", "peg_fast", "--out", "new/run", "--set", "base_policy.path=bas
     ("argv", "message"),
     [
         (["train"], "required: CONFIG"),
-        (["train", "nope"], "no config 'nope': neither a file nor a name; known: peg_fast"),
+        (
+            ["train", "nope"],
+            "no config 'nope': neither a file nor a name; known: door_fast, peg_fast",
+        ),
         (["train", "peg_fats"], "did you mean peg_fast?"),
         (["train", "demos.h5"], "cannot read config demos.h5"),
         (["train", "peg_fast"], "base_policy.path is empty; set it to a directory of `pdjax imit"),
