@@ -17,6 +17,8 @@ from typing import Any
 
 from bases import run
 
+from pdjax.report import read_records
+
 RESULTS = Path(__file__).parent / "results" / "refine.jsonl"
 KEPT = ("task", "episodes", "base_success", "base_ci", "refined_success", "refined_ci", "gain",
         "gain_ci", "base_smoothness", "refined_smoothness", "seed", "decision_steps",
@@ -25,7 +27,7 @@ KEPT = ("task", "episodes", "base_success", "base_ci", "refined_success", "refin
 
 def curve(directory: Path) -> list[tuple[int, float, float]]:
     """(decisions, seconds, success_once) of each interim evaluation, the base policy's first."""
-    records = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
+    records = read_records(directory / "metrics.jsonl")
     return [(record["decision_steps"], round(record["wall_s"], 1), record["success_once"])
             for record in records if record["group"] == "eval"]  # fmt: skip
 

@@ -17,7 +17,7 @@ import yaml
 from pdjax import schema
 from pdjax.guard import GuardConfig
 from pdjax.presets import PRESETS
-from pdjax.schema import ConfigError, Count, Natural, Positive, Range, Seed, Share
+from pdjax.schema import ConfigError, Count, Natural, NonNegative, Positive, Range, Seed, Share
 
 Physics = Literal["auto", "native", "mjx", "warp"]
 
@@ -109,10 +109,10 @@ class SACConfig:
     fewer than all, the actor follows the mean of all (REDQ, arXiv:2101.05982)."""
     actor_every: Count = 1
     """Updates of the critics for each of actor and temperature (TD3, arXiv:1802.09477)."""
-    actor_average: Annotated[float, Range(0, 1)] = 0.0
+    actor_average: Share = 0.0
     """Decay per update of the averaged residual policy that is evaluated and kept; 0 = the latest.
     Successive policies wander between equals; their average succeeds more steadily."""
-    head_gain: Annotated[float, Range(0)] = 0.01
+    head_gain: NonNegative = 0.01
     """Orthogonal gain of the residual policy's last layers; 0 = its mean starts at no residual."""
     critic_layer_norm: bool = False
     """LayerNorm after each hidden layer of the critics."""

@@ -39,26 +39,26 @@ def make_demo_replay(
       ConfigError: an episode without success flags.
     """
     episodes = [_decisions(base, trajectory) for trajectory in trajectories]
-    longest = max(len(rows.reward) for rows, _, _ in episodes)
+    longest = max(len(history) for _, history in episodes)
     histories = np.zeros((len(episodes), longest, base.obs_horizon, base.obs_dim), np.float32)
-    for padded, (_, history, _) in zip(histories, episodes):
+    for padded, (_, history) in zip(histories, episodes):
         padded[: len(history)] = history
     chosen = np.asarray(jax.jit(partial(_base_actions, base))(base.params, histories, key))
-    finished = []
-    for (rows, history, actions), chunks in zip(episodes, chosen):
-        base_action = np.zeros_like(actions)
-        base_action[: len(history)] = chunks[: len(history)]
-        residual_action = np.asarray(hold(jnp.asarray(actions - base_action), residual_dim))
-        finished.append(rows._replace(base_action=base_action, residual_action=residual_action))
-    rows = jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)[:, None]), *finished)
+    for (rows, history), chunks in zip(episodes, chosen):
+        rows.base_action[: len(history)] = chunks[: len(history)]
+    each = [rows for rows, _ in episodes]
+    rows = jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)[:, None]), *each)
+    change = hold(rows.residual_action - rows.base_action, residual_dim)
+    rows = rows._replace(residual_action=change)
     return ReplayState(rows, jnp.int32(0), jnp.int32(len(rows.reward)))
 
 
-def _decisions(
-    base: BasePolicy, trajectory: Trajectory
-) -> tuple[Transition, np.ndarray, np.ndarray]:
-    """One episode: rows (decisions + 1, ...) still without actions, the base policy's histories
-    (decisions, obs_horizon, obs_dim), and the chunks (decisions + 1, chunk_dim) that were done."""
+def _decisions(base: BasePolicy, trajectory: Trajectory) -> tuple[Any, np.ndarray]:
+    """One episode: a Transition of NumPy arrays, leaves (decisions + 1, ...), and the histories
+    (decisions, obs_horizon, obs_dim) that the base policy would see.
+
+    Its base_action is still to be filled in, and residual_action is the chunk that was executed.
+    """
     if trajectory.success is None:
         raise ConfigError("train.demos has episodes without success flags; `pdjax data check` tells"
                           " which files have them")  # fmt: skip
@@ -69,19 +69,20 @@ def _decisions(
     histories, chunks = training_windows(trajectory.obs, done[:steps], base.obs_horizon,
                                          base.act_horizon, from_now=True)  # fmt: skip
     count = len(begin)
-    flat: Any = chunks[begin].reshape(count, -1).astype(np.float32)
+    executed: Any = np.zeros((count + 1, base.act_horizon * base.act_dim), np.float32)
+    executed[:-1] = chunks[begin].reshape(count, -1)
     obs: Any = trajectory.obs[[*begin, steps]].astype(np.float32)
     is_last: Any = np.arange(count + 1) == count - 1
     rows = Transition(
         obs=obs,
-        base_action=flat,
-        residual_action=flat,
+        base_action=np.zeros_like(executed),
+        residual_action=executed,
         reward=(is_last & success.any()).astype(np.float32),
         terminated=is_last & success.any(),
         truncated=is_last & ~success.any(),
         is_reset=np.roll(is_last, 1),
     )
-    return rows, histories[begin], np.pad(flat, ((0, 1), (0, 0)))
+    return rows, histories[begin]
 
 
 def _base_actions(base: BasePolicy, params: Params, histories: Array, key: Key) -> Array:

@@ -111,7 +111,7 @@ def update(
         state, actor_metrics = move(state)
     else:
         shapes = jax.eval_shape(move, state)[1]
-        stay = lambda state: (state, jax.tree.map(lambda x: jnp.zeros(()), shapes))  # noqa: E731
+        stay = lambda state: (state, jax.tree.map(jnp.zeros_like, shapes))  # noqa: E731
         is_due = state.gradient_steps % every == 0
         state, actor_metrics = jax.lax.cond(is_due, move, stay, state)
         # so that means over many updates are means over those that moved the actor

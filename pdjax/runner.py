@@ -31,7 +31,7 @@ from pdjax.replay import ReplayState
 from pdjax.rollout import Evaluation, Rollout, make_rollout
 from pdjax.sac import SAC, make_hyperparams, make_sac
 from pdjax.sharding import make_mesh
-from pdjax.train import Trainer, make_trainer, place, residual_dim
+from pdjax.train import Trainer, make_trainer, placement, residual_dim
 from pdjax.types import BasePolicy, Params
 from pdjax_envs import demonstrations, registry
 from pdjax_envs.task import Env, Task
@@ -214,7 +214,7 @@ def _steps(built: Run) -> Steps:
     config, frozen = built.config, built.frozen
     hyperparams = make_hyperparams(config, residual_dim(config.decorator, built.base))
     key = jax.random.key(config.seed)
-    there = place(built.mesh, jax.eval_shape(built.trainer.init, frozen, hyperparams, key))
+    there = placement(built.mesh)
     init = jax.jit(built.trainer.init, out_shardings=there)
     train_epoch = jax.jit(built.trainer.train_epoch, donate_argnums=1,
                           in_shardings=(None, there), out_shardings=(there, None))  # fmt: skip

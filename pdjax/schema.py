@@ -58,6 +58,7 @@ Natural = Annotated[int, Range(0)]
 Seed = Annotated[int, Range(0, 2_000_000_000)]  # with room below 2^31 for seeds that count up
 Share = Annotated[float, Range(0, 1)]
 Positive = Annotated[float, Range(0, above=True)]
+NonNegative = Annotated[float, Range(0)]
 
 
 class Option(NamedTuple):

@@ -14,7 +14,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pdjax.config import Config, ConfigError
 
 AXIS = "envs"
-WHOLE, BY_ENV, BY_ROW_AND_ENV = PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(None, AXIS)
 
 
 def make_mesh(config: Config) -> Mesh:
@@ -46,9 +45,4 @@ def split(mesh: Mesh | None, tree: Any) -> Any:
     """
     if mesh is None or len(jax.tree.leaves(tree)[0]) % mesh.size:
         return tree
-    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, BY_ENV))
-
-
-def place(mesh: Mesh, tree: Any, spec: PartitionSpec) -> Any:
-    """The same sharding for every leaf, as a pytree for jit's in_shardings and out_shardings."""
-    return jax.tree.map(lambda leaf: NamedSharding(mesh, spec), tree)
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec(AXIS)))

@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pdjax import decorator, sharding
+from pdjax import decorator
 from pdjax.config import Config, ConfigError, DecoratorConfig
 from pdjax.decision import Frozen, RolloutState
 from pdjax.gradient_step import Hyperparams, SACState
 from pdjax.replay import ReplayState, make_replay, sample
 from pdjax.rollout import Rollout
 from pdjax.sac import SAC
-from pdjax.sharding import split
+from pdjax.sharding import AXIS, split
 from pdjax.types import Array, BasePolicy, Batch, Key, Metrics, Transition
 
 
@@ -176,7 +176,7 @@ def make_trainer(
         ready = state.decision_steps >= config.train.learning_starts
         ready &= replay.can_sample(state.replay, config.sac.n_step)
         shapes = jax.eval_shape(learn, frozen, state, learn_key)[1]
-        skip = lambda frozen, state, key: (state, jax.tree.map(lambda x: jnp.zeros(()), shapes))  # noqa: E731
+        skip = lambda frozen, state, key: (state, jax.tree.map(jnp.zeros_like, shapes))  # noqa: E731
         state, losses = jax.lax.cond(ready, learn, skip, frozen, state, learn_key)
         return state, (counts, losses, ready)
 
@@ -205,14 +205,14 @@ def make_trainer(
     return Trainer(init, train_epoch, schedule)
 
 
-def place(mesh: Mesh, state: TrainState) -> TrainState:
-    """Where each leaf of a training state (shapes suffice) lives: a pytree of shardings."""
-    whole: Any = sharding.place(mesh, state, sharding.WHOLE)
-    storage = sharding.place(mesh, state.replay.storage, sharding.BY_ROW_AND_ENV)
-    return whole._replace(
-        replay=whole.replay._replace(storage=storage),
-        rollout=sharding.place(mesh, state.rollout, sharding.BY_ENV),
-    )
+def placement(mesh: Mesh) -> TrainState:
+    """Where each part of a training state lives: shardings, each of all leaves below it."""
+    whole: Any = NamedSharding(mesh, PartitionSpec())
+    by_env: Any = NamedSharding(mesh, PartitionSpec(AXIS))
+    by_column: Any = NamedSharding(mesh, PartitionSpec(None, AXIS))  # (rows, num_envs, ...)
+    replay = ReplayState(storage=by_column, cursor=whole, size=whole)
+    everything = TrainState(*[whole] * len(TrainState._fields))
+    return everything._replace(replay=replay, rollout=by_env)
 
 
 def _replay_rows(config: Config, schedule: Schedule) -> int:

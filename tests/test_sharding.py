@@ -27,7 +27,7 @@ for devices in (1, 4):
     mesh = make_mesh(chosen)
     assert mesh.size == devices
     rollout, sac, frozen, trainer, state = build(chosen, mesh=mesh)
-    there = train.place(mesh, state)
+    there = jax.tree.broadcast(train.placement(mesh), state)
     key = jax.random.key(3)
     state = jax.jit(trainer.init, out_shardings=there)(frozen, state.hyperparams, key)
     epoch = jax.jit(trainer.train_epoch, donate_argnums=1)  # places nothing itself

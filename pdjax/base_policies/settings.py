@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pdjax import schema
-from pdjax.schema import ConfigError, Count, Natural, Positive, Range, Seed, Share
+from pdjax.schema import ConfigError, Count, Natural, NonNegative, Positive, Range, Seed, Share
 
 NOISE_STEPS = 100  # policy_decorator online/pi_dec_diffusion_maniskill2.py, num_diffusion_iters
 
-NonNegative = Annotated[float, Range(0)]
 Dropout = Annotated[float, Range(0, 0.9)]
 Rollout = Literal["greedy", "sampled"]
 
