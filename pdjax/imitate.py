@@ -113,7 +113,7 @@ def train_base_policy(
       registry.UnknownName: no such task.
     """
     config.validate()
-    if resume and (out / "policy.json").is_file() and (out / "result.json").is_file():
+    if resume and unfinished.is_finished(out, config, task):
         report.say(f"{out} is finished already")
         return json.loads((out / "result.json").read_text())
     if not resume:

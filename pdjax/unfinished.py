@@ -65,9 +65,27 @@ def is_begun(directory: Path, description: Mapping[str, Any]) -> bool:
     Raises:
       ConfigError: it holds a training with other settings.
     """
+    return _holds(directory, directory / "training" / "config.json", description)
+
+
+def is_finished(directory: Path, config: ImitationConfig, task: str) -> bool:
+    """Whether a directory holds the result of this training; demonstrations are not compared.
+
+    Raises:
+      ConfigError: it holds that of a training with other settings.
+    """
+    if not (directory / "result.json").is_file():
+        return False
+    wanted = json.loads(json.dumps(imitation.describe(config, task)))  # as it is read back
+    return _holds(directory, directory / "policy.json", wanted)
+
+
+def _holds(directory: Path, path: Path, description: Mapping[str, Any]) -> bool:
     try:
-        started = json.loads((directory / "training" / "config.json").read_text())
+        started = json.loads(path.read_text())
     except (OSError, ValueError):
+        return False
+    if not isinstance(started, dict):
         return False
     difference = _difference(started, description)
     if difference:

@@ -143,6 +143,8 @@ def test_what_cannot_be_resumed_is_refused_and_left_alone(tmp_path, monkeypatch,
     assert result["steps"] == 40
     monkeypatch.setattr(imitate, "_train", None)  # must not train again
     assert train(out, config, resume=True) == result
+    with pytest.raises(ConfigError, match="batch_size was 16 and is 8"):
+        train(out, config_of("mlp", batch_size=8), resume=True)
 
 
 def test_training_stops_where_it_is_good_enough(tmp_path, monkeypatch):

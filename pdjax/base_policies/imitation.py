@@ -187,10 +187,15 @@ def _advance(kind: TrainablePolicy, optimizer, config: ImitationConfig, block: i
 
 def save(directory: Path, policy: BasePolicy, config: ImitationConfig, task: str) -> None:
     """Writes a policy directory that `load` reads."""
+    _write(directory, policy, describe(config, task))
+
+
+def describe(config: ImitationConfig, task: str) -> dict[str, Any]:
+    """What `policy.json` says of a policy's training, but for the sizes of its task."""
     sections = dataclasses.asdict(config)
     training = {name: value for name, value in sections.items() if name not in {"kind", *KINDS}}
-    more = {"imitation": {"policy": sections[config.kind], **training}}
-    _write(directory, policy, {"kind": config.kind, "task": task}, more)
+    imitated = {"policy": sections[config.kind], **training}
+    return {"kind": config.kind, "task": task, "imitation": imitated}
 
 
 def save_imported(
@@ -206,13 +211,13 @@ def save_imported(
       adaptation: what it is surrounded with.
     """
     kind = next(name for name, section in KINDS.items() if isinstance(shape, section))
-    more = {"imitation": {"policy": dataclasses.asdict(shape)},
-            "adaptation": dataclasses.asdict(adaptation)}  # fmt: skip
-    _write(directory, policy, {"kind": kind, "task": task}, more)
+    _write(directory, policy, {"kind": kind, "task": task,
+                               "imitation": {"policy": dataclasses.asdict(shape)},
+                               "adaptation": dataclasses.asdict(adaptation)})  # fmt: skip
 
 
-def _write(directory: Path, policy: BasePolicy, what: dict[str, Any], more: dict[str, Any]) -> None:
-    description = what | {"obs_dim": policy.obs_dim, "act_dim": policy.act_dim} | more
+def _write(directory: Path, policy: BasePolicy, description: dict[str, Any]) -> None:
+    description = description | {"obs_dim": policy.obs_dim, "act_dim": policy.act_dim}
     checkpoint.save(directory / "params", policy.params)
     (directory / "policy.json").write_text(json.dumps(description, indent=2) + "\n")
 
