@@ -1,6 +1,5 @@
 """This file is not pure: it reads finished runs back, to evaluate and to draw them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 from pdjax import checkpoint, report
 from pdjax import config as configs
 from pdjax import render as rendering
-from pdjax.config import ConfigError
 from pdjax.outputs import check_file
 from pdjax.rollout import episode_overrides
 from pdjax.runner import Run, build, compare, make_assess
@@ -29,12 +27,9 @@ def load_run(directory: Path, physics: str = "", shift: str = "") -> tuple[Run, 
     Raises:
       ConfigError, checkpoint.CheckpointError: the directory is no finished run.
     """
-    if not (directory / "config.yaml").is_file():
-        raise ConfigError(f"{directory} is no run: expected config.yaml as `pdjax train` writes it")
-    overrides = [f"base_policy.path={json.dumps(str(directory / 'base_policy'))}"]
-    overrides += [f"task.physics={physics}"] if physics else []
+    overrides = [f"task.physics={physics}"] if physics else []
     overrides += [f"task.shift={'' if shift == 'none' else shift!r}"] if shift else []
-    built = build(configs.load(str(directory / "config.yaml"), overrides))
+    built = build(configs.load_of_run(directory, overrides))
     like = jax.eval_shape(built.sac.init, jax.random.key(0)).actor
     return built, checkpoint.restore(directory / "residual", like)
 
