@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pdjax.config import Physics
-from pdjax.policy_commands import Imitate, Import, Screen, Wrap
+from pdjax.policy_commands import Export, Imitate, Import, Screen, Wrap
 from pdjax.schema import ConfigError, Count, Natural, Range, Seed, Share
 
 NOISE_LIMIT = 1.0  # beyond it noise would always hit the ends of the actions' range
@@ -267,6 +267,7 @@ COMMANDS: dict[str, type[Command]] = {
     "train": Train,
     "eval": Eval,
     "compare": Compare,
+    "export": Export,
     "render": Render,
     "quickstart": Quickstart,
 }

@@ -270,7 +270,17 @@ def show_groups(task: str, groups: Sequence[Mapping[str, Any]], threshold: float
         row("smoothness, base -> refined", "{:.4f} -> {:.4f}", *smoothness),
     ]  # fmt: skip
     title = f"{task}: interquartile means over finished runs, medians of times"
-    show_table(title, ["", *(group["name"] for group in groups)], rows)
+    names = [group["name"].replace("=", "= ") for group in groups]  # may be broken there
+    show_table(title, ["", *names], rows)
+
+
+def show_exported(found: Mapping[str, Any]) -> None:
+    """Prints what became of an exported policy, see `finished.export_run`."""
+    low, high = found["ci"]
+    say(f"{found['policy']}: success_once {found['success']:.1%} [{low:.1%}, {high:.1%}] over"
+        f" {found['episodes']} episodes, {found['run_success']:.1%} in the run; fail-safe above"
+        f" {found['drift_limit']:.1%} far numbers, tripped in {found['trips']:,} of"
+        f" {found['decisions']:,} decisions")  # fmt: skip
 
 
 def _rate(summary: Mapping[str, Any], name: str) -> str:

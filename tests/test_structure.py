@@ -24,7 +24,7 @@ ROOMS = [
      "base_policies.act"},
     {"gradient_step", "rollout", "replay", "base_policies.imitation", "base_policies.importers",
      "base_policies.foreign", "plots"},
-    {"sac", "demo_replay"},
+    {"sac", "demo_replay", "deployed"},
     {"train", "evaluation", "comparison", "stopping", "unfinished",
      "base_policies.importers_reference", "base_policies.importers_lerobot"},
     {"loop"},
