@@ -90,18 +90,18 @@ def median_reach(curves: Sequence[Sequence[Point]], threshold: float) -> tuple[f
 
 
 def on_shared_grid(
-    curves: Sequence[tuple[ArrayLike, ArrayLike]],
+    curves: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Curves on one grid, by linear interpolation; it ends where the shortest curve does.
 
     Args:
-      curves: x and y of each, x ascending.
+      curves: x (n,), ascending, and y (n,) of each, with an n of its own.
 
     Returns:
       The grid (points,), every x of any curve within the range that all of them cover; and y of
       each curve on it (curves, points). Empty where they cover no common range.
     """
-    xs = [np.asarray(x, float) for x, _ in curves]
+    xs = [x for x, _ in curves]
     grid = np.unique(np.concatenate(xs))
     first, last = max(x[0] for x in xs), min(x[-1] for x in xs)
     grid = grid[(grid >= first) & (grid <= last)]

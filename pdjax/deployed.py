@@ -121,7 +121,7 @@ A chunk is {act_horizon} control step(s), in [-1, 1]. Observe after each; at an 
 first observation fills the history. `pdjax envs {task}` says what each number means.
 
 The residual is off where more than {drift_limit:.2%} of the newest observation's numbers are beyond
-10 standard deviations of the base policy's data, or one is not finite; the latter is replaced by its
-latest finite value.
+10 standard deviations of the base policy's data, or one is not finite; such a one is replaced by
+its latest finite value.
 """
 """README.md of an exported policy; a test runs its code."""

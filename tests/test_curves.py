@@ -32,8 +32,7 @@ def test_one_run_has_no_interval():
 
 
 def test_equal_runs_have_an_interval_without_width():
-    low, high = curves.interval([0.7, 0.7, 0.7])
-    assert low == pytest.approx(0.7) and high == pytest.approx(0.7)
+    assert curves.interval([0.7, 0.7, 0.7]) == pytest.approx((0.7, 0.7))
 
 
 def test_the_interval_is_that_of_all_resamples():
@@ -49,8 +48,8 @@ def test_the_interval_is_that_of_all_resamples():
 
 
 def test_the_interval_goes_along_the_curve():
-    low, high = curves.interval([[0.0, 0.5], [1.0, 0.5]])
-    np.testing.assert_allclose([low, high], [[0, 0.5], [1, 0.5]])
+    ends = curves.interval([[0.0, 0.5], [1.0, 0.5]])
+    np.testing.assert_allclose(np.array(ends), [[0, 0.5], [1, 0.5]])
 
 
 @pytest.mark.parametrize(
@@ -84,15 +83,16 @@ def test_the_median_is_of_runs_that_all_reached_it():
 
 
 def test_curves_meet_on_the_grid_of_all_their_points():
-    first = ([1.0, 3.0, 5.0], [0.0, 1.0, 0.0])
-    second = ([2.0, 4.0, 9.0], [0.0, 0.5, 1.0])
+    first = np.array([1.0, 3.0, 5.0]), np.array([0.0, 1.0, 0.0])
+    second = np.array([2.0, 4.0, 9.0]), np.array([0.0, 0.5, 1.0])
     grid, values = curves.on_shared_grid([first, second])
     np.testing.assert_allclose(grid, [2, 3, 4, 5])  # from the later start to the earlier end
     np.testing.assert_allclose(values, [[0.5, 1.0, 0.5, 0.0], [0.0, 0.25, 0.5, 0.6]])
 
 
 def test_curves_that_never_overlap_share_nothing():
-    grid, values = curves.on_shared_grid([([0.0, 1.0], [0, 1]), ([2.0, 3.0], [0, 1])])
+    early, late, y = np.array([0.0, 1.0]), np.array([2.0, 3.0]), np.array([0.0, 1.0])
+    grid, values = curves.on_shared_grid([(early, y), (late, y)])
     assert grid.size == 0 and values.shape == (2, 0)
 
 

@@ -1,8 +1,9 @@
 """The exported refined policy: as evaluated, without pdjax, and safe where it knows nothing."""
 
-import dataclasses
+import contextlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,9 +27,10 @@ from pdjax_envs import registry
 EPISODE_STEPS, LIMIT = 12, 0.05
 TINY = ["task.name=Point", "base_policy.path=base", "train.num_envs=4",
         "train.decisions_per_round=16", "train.decisions_per_epoch=128",
-        "train.total_decisions=512", "train.learning_starts=64", "sac.batch_size=32",
-        "sac.hidden=[16]", "sac.residual_penalty=0", "sac.head_gain=1", "eval.episodes=4",
-        "eval.interim_episodes=0", "decorator.residual_scale=0.5"]  # fmt: skip
+        "train.total_decisions=1024", "train.learning_starts=64", "sac.batch_size=32",
+        "sac.hidden=[16]", "sac.residual_penalty=0", "sac.head_gain=1", "eval.episodes=64",
+        "eval.interim_episodes=32", "eval.interim_every=512", "train.updates_per_decision=0.5",
+        "decorator.exploration_steps=0", "decorator.residual_scale=0.5"]  # fmt: skip
 
 
 def make(name="Point", physics="auto", reward="success", terminate_on_success=True, shift=""):
@@ -49,15 +51,17 @@ def make_noisy_policy():
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """The folder of a trained run, `run`, and what `pdjax export` wrote of it, `deployed`."""
+    """The folder of a trained run, `run`, of what `pdjax export` wrote of it, `deployed`, and of
+    what that printed, `found.json`."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(registry, "make", make)
         exported.export_policy(make_noisy_policy(), Path("base"), "Point")
         assert cli.main(["train", "peg_fast", "--out", "run", "--set", *TINY]) == 0
-        argv = ["export", "run", "--out", "deployed", "--episodes", "16", "--seed", "3"]
-        assert cli.main(argv) == 0
+        argv = ["export", "run", "--out", "deployed", "--episodes", "64", "--seed", "3", "--json"]
+        with Path("found.json").open("w") as file, contextlib.redirect_stdout(file):
+            assert cli.main(argv) == 0
         yield folder
 
 
@@ -120,16 +124,12 @@ def test_it_acts_as_the_refined_policy_does_all_through_an_episode(made, run):
     assert carry[0] == 0  # and the fail-safe let it be
 
 
-def test_what_was_written_succeeds_as_often_as_the_run(here, capsys):
-    argv = ["export", "run", "--out", "again", "--episodes", "64", "--seed", "3", "--json"]
-    assert cli.main(argv) == 0
-    captured = capsys.readouterr()
-    found = json.loads(captured.out)
-    assert found["success"] == found["run_success"] > 0
+def test_what_was_written_succeeds_as_often_as_the_run(made):
+    found = json.loads((made / "found.json").read_text())
+    assert found["success"] == found["run_success"] > 0.9  # of a base at about a half
     assert (found["trips"], found["decisions"]) == (0, 64 * EPISODE_STEPS // 2)
     # Decisions are taken at steps 0, 2 ... 10, and no number observed is beyond 10 there.
     assert found["drift_of_base"] == 0.0 and found["drift_limit"] == pytest.approx(0.05)
-    assert "tripped in 0 of 384 decisions" in captured.err
 
 
 NORMAL = np.array([[0.0, 0.5, 3.0], [0.02, 0.5, 4.0]], np.float32)
@@ -225,13 +225,15 @@ def test_its_readme_works_where_there_is_no_pdjax(here):
 
 
 def test_it_is_a_base_policy_again(here):
-    changes = ["base_policy.path=deployed", "eval.episodes=64"]
+    changes = ["base_policy.path=deployed", "train.total_decisions=128", "eval.interim_episodes=0"]
     assert cli.main(["train", "peg_fast", "--out", "second", "--set", *TINY, *changes]) == 0
-    second = json.loads(Path("second/result.json").read_text())
+    first, second = (
+        json.loads(Path(f"{run}/result.json").read_text()) for run in ("run", "second")
+    )
     assert second["gradient_steps"] > 0
-    first = finished.evaluate_run(Path("run"), 64, 10_000)
-    assert second["base_success"] == first["refined_success"]
-    assert cli.main(["screen", "deployed", "--task", "Point", "--episodes", "8"]) == 0
+    assert second["base_success"] == first["refined_success"]  # on the same episodes
+    argv = ["screen", "deployed", "--task", "Point", "--episodes", "8"]
+    assert cli.main(argv) == 0
 
 
 def everything(folder):
@@ -240,9 +242,9 @@ def everything(folder):
 
 def test_mistakes_are_one_line_and_change_nothing(here, capsys):
     Path("hosted.py").write_text("def act(obs_history):\n    return obs_history[:, -1, :1] * 0\n")
-    assert cli.main(["wrap", "hosted.py:act", "--task", "Point", "--out", "host"]) == 0
-    argv = ["--set", *TINY, "base_policy.path=host", "train.total_decisions=128"]
-    assert cli.main(["train", "peg_fast", "--out", "of_host", *argv]) == 0
+    argv = ["wrap", "hosted.py:act", "--task", "Point", "--episodes", "1"]
+    shutil.copytree("run", "of_host", ignore=shutil.ignore_patterns("base_policy"))
+    assert cli.main([*argv, "--out", "of_host/base_policy"]) == 0
     capsys.readouterr()
     before = everything(here)
     for argv, message in [
@@ -268,4 +270,3 @@ def test_a_limit_is_the_guards_above_what_the_base_itself_does(here, run, monkey
     assert found["drift_of_base"] == pytest.approx(1 / 3)
     assert found["drift_limit"] == pytest.approx(1 / 3 + built.config.guard.drift)
     assert found["trips"] == 0
-    assert dataclasses.asdict(built.config)["guard"]["drift"] == 0.05
