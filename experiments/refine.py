@@ -17,7 +17,8 @@ from typing import Any
 
 from bases import run
 
-from pdjax.report import read_records
+from pdjax.curves import largest_fall, points
+from pdjax.report import read_metrics
 
 RESULTS = Path(__file__).parent / "results" / "refine.jsonl"
 KEPT = ("task", "episodes", "base_success", "base_ci", "refined_success", "refined_ci", "gain",
@@ -25,28 +26,16 @@ KEPT = ("task", "episodes", "base_success", "base_ci", "refined_success", "refin
         "control_steps", "gradient_steps", "physics", "wall_s")  # fmt: skip
 
 
-def curve(directory: Path) -> list[tuple[int, float, float]]:
-    """(decisions, seconds, success_once) of each interim evaluation, the base policy's first."""
-    records = read_records(directory / "metrics.jsonl")
-    return [(record["decision_steps"], round(record["wall_s"], 1), record["success_once"])
-            for record in records if record["group"] == "eval"]  # fmt: skip
-
-
-def largest_fall(scores: list[float]) -> float:
-    """Largest fall below the best score so far."""
-    return max((max(scores[: i + 1]) - score for i, score in enumerate(scores)), default=0.0)
-
-
 def refine(config: str, base: Path, label: str, seed: int, overrides: list[str]) -> dict[str, Any]:
     """One run; returns its row."""
     out = Path("runs/refine") / f"{config}_{base.parent.name}_{base.name}_{label}_seed{seed}"
     command, result = run("train", config, "--set", f"base_policy.path={base}", f"seed={seed}",
                           *overrides, "--out", out, "--resume")  # fmt: skip
-    points = curve(out)
+    curve = points(read_metrics(out, "eval"))
     return {
         "label": label, "base": f"{base.parent.name}/{base.name}",
         **{name: result[name] for name in KEPT},
-        "largest_fall": largest_fall([score for _, _, score in points]), "curve": points,
+        "largest_fall": largest_fall([score for _, _, score in curve]), "curve": curve,
         "cores": os.cpu_count(), "command": command,
     }  # fmt: skip
 

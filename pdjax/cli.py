@@ -84,6 +84,7 @@ def _add(parser: argparse.ArgumentParser, option: Option, positional: bool) -> N
     if positional:
         word = _metavar(option.kind) if get_origin(option.kind) is Literal else option.name.upper()
         count: dict[str, Any] = {} if required else {"nargs": "?", "default": argparse.SUPPRESS}
+        count |= {"nargs": "+"} if get_origin(option.kind) is tuple else {}
         parser.add_argument(option.name, metavar=word, help=text, **count)
         return
     if option.kind is bool:

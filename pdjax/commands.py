@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pdjax.config import Physics
-from pdjax.policy_commands import Imitate, Import, Screen, Wrap
-from pdjax.schema import ConfigError, Count, Natural, Range, Seed
+from pdjax.policy_commands import Export, Imitate, Import, Screen, Wrap
+from pdjax.schema import ConfigError, Count, Natural, Range, Seed, Share
 
 NOISE_LIMIT = 1.0  # beyond it noise would always hit the ends of the actions' range
 
@@ -190,6 +190,28 @@ class Eval:
 
 
 @dataclasses.dataclass(frozen=True)
+class Compare:
+    """Compares runs of one task: a table and a picture, runs that differ by seed only as one
+    group."""
+
+    runs: tuple[Path, ...]
+    """Run directories of `pdjax train`, finished or still running. Runs are of one group where all
+    settings are equal but seeds and paths, and their base policies are of one kind. Name three or
+    more seeds of each: of one no interval is known, of two it is hardly more than their range."""
+    out: Path = Path("compare.png")
+    """Picture to write, .png; must not exist. Curves end where the shortest run of a group does."""
+    threshold: Share = 0.9
+    """success_once whose decisions and minutes are told, up to the first interim evaluation that
+    reaches it."""
+
+    def run(self) -> dict[str, Any]:
+        """Reads, prints and draws."""
+        from pdjax import comparison
+
+        return comparison.compare_runs(self.runs, self.out, self.threshold)
+
+
+@dataclasses.dataclass(frozen=True)
 class Render:
     """Renders base and refined policy side by side on the same episodes."""
 
@@ -244,6 +266,8 @@ COMMANDS: dict[str, type[Command]] = {
     "screen": Screen,
     "train": Train,
     "eval": Eval,
+    "compare": Compare,
+    "export": Export,
     "render": Render,
     "quickstart": Quickstart,
 }

@@ -256,6 +256,19 @@ def load(name_or_path: str, overrides: typing.Sequence[str] = ()) -> Config:
     return config
 
 
+def load_of_run(directory: Path, overrides: typing.Sequence[str] = ()) -> Config:
+    """Reads the config of a run's directory, with its own copy of the base policy.
+
+    Raises:
+      ConfigError: the directory is no run; or see `load`.
+    """
+    path = directory / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{directory} is no run: expected config.yaml as `pdjax train` writes it")
+    own = f"base_policy.path={json.dumps(str(directory / 'base_policy'))}"
+    return load(str(path), [own, *overrides])
+
+
 def configs() -> dict[str, Path]:
     """Run configs that come with pdjax, by name; the same in a checkout and an installed wheel."""
     package = Path(str(resources.files("pdjax")))

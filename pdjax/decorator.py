@@ -188,3 +188,17 @@ def normalize(obs: Array, mean: Array, std: Array) -> Array:
       (..., obs_dim), without unit.
     """
     return jnp.clip((obs - mean) / std, -OBS_CLIP, OBS_CLIP)
+
+
+def far_numbers(obs: Array, mean: Array, std: Array) -> Array:
+    """Which numbers a policy's data never came near: the guard's measure of drift.
+
+    Args:
+      obs: (..., obs_dim).
+      mean: (obs_dim,) of the data.
+      std: (obs_dim,) of the data.
+
+    Returns:
+      (..., obs_dim) bool, True beyond OBS_CLIP standard deviations and where not finite.
+    """
+    return ~(jnp.abs(obs - mean) <= OBS_CLIP * std)

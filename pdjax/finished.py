@@ -1,21 +1,28 @@
-"""This file is not pure: it reads finished runs back, to evaluate and to draw them."""
+"""This file is not pure: it reads finished runs back, to evaluate, export and draw them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pdjax import checkpoint, report
 from pdjax import config as configs
 from pdjax import render as rendering
+from pdjax.base_policies import exported, foreign
 from pdjax.config import ConfigError
-from pdjax.outputs import check_file
-from pdjax.rollout import episode_overrides
+from pdjax.decision import Frozen
+from pdjax.decorator import far_numbers
+from pdjax.deployed import HOW_TO, make_deployed
+from pdjax.evaluation import wilson
+from pdjax.outputs import check_directory, check_file
+from pdjax.rollout import episode_overrides, make_rollout
 from pdjax.runner import Run, build, compare, make_assess
-from pdjax.types import Params
-from pdjax_envs import shifts
+from pdjax.types import BasePolicy, Params
+from pdjax.wrap import try_policy
+from pdjax_envs import registry, shifts
+from pdjax_envs.task import Env
 
 
 def load_run(directory: Path, physics: str = "", shift: str = "") -> tuple[Run, Params]:
@@ -29,12 +36,9 @@ def load_run(directory: Path, physics: str = "", shift: str = "") -> tuple[Run, 
     Raises:
       ConfigError, checkpoint.CheckpointError: the directory is no finished run.
     """
-    if not (directory / "config.yaml").is_file():
-        raise ConfigError(f"{directory} is no run: expected config.yaml as `pdjax train` writes it")
-    overrides = [f"base_policy.path={json.dumps(str(directory / 'base_policy'))}"]
-    overrides += [f"task.physics={physics}"] if physics else []
+    overrides = [f"task.physics={physics}"] if physics else []
     overrides += [f"task.shift={'' if shift == 'none' else shift!r}"] if shift else []
-    built = build(configs.load(str(directory / "config.yaml"), overrides))
+    built = build(configs.load_of_run(directory, overrides))
     like = jax.eval_shape(built.sac.init, jax.random.key(0)).actor
     return built, checkpoint.restore(directory / "residual", like)
 
@@ -63,6 +67,75 @@ def evaluate_shifts(
     task = load_run(directory, physics)[0].env.task
     names = [name for name in shifts.SHIFTS if not shifts.needed(name, task)]
     return [evaluate_run(directory, episodes, seed, physics, name) for name in ["none", *names]]
+
+
+def export_run(
+    directory: Path, out: Path, episodes: int, seed: int, physics: str = ""
+) -> dict[str, Any]:
+    """Writes a run's refined policy as a directory that needs no pdjax, and tries what it wrote.
+
+    The fail-safe's limit is the largest share of far numbers in an observation of the base policy,
+    played alone, and `guard.drift` on top of it.
+
+    Args:
+      directory: of the run.
+      out: directory to write, new or empty; also a base policy's.
+      episodes: played by the base policy for the limit, then by the refined policy and, on the same
+        seeds, by what was written.
+      seed: of the episodes.
+      physics: engine; "" = as in training.
+
+    Raises:
+      ConfigError, checkpoint.CheckpointError: no finished run, its base policy is called through
+        the host, or the directory cannot be written.
+    """
+    check_directory(out)
+    built, actor = load_run(directory, physics)
+    task, scale = built.config.task, built.config.decorator.residual_scale
+    if foreign.through_host(built.base):
+        raise ConfigError(
+            f"{directory} refines a policy that is called through the host (NumPy, torch); no file"
+            " of a program can hold it; refine one in JAX, see docs/base_policies.md"
+        )
+    env = registry.make(task.name, task.physics, task.reward, False, task.shift)
+    obs, _, _ = try_policy(env, built.base, episodes, seed)
+    covered = float(far_numbers(obs, built.base.obs_mean, built.base.obs_std).mean(axis=-1).max())
+    limit = covered + built.config.guard.drift
+
+    def choose(obs, base_action):
+        return built.sac.act_deterministic(actor, built.rollout.see(built.frozen, obs), base_action)
+
+    deployed = make_deployed(built.base, choose, scale, limit)
+    exported.export_policy(deployed, out, env.task.name)
+    sizes = {name: getattr(deployed, name)
+             for name in ("obs_horizon", "obs_dim", "act_horizon", "act_dim")}  # fmt: skip
+    text = HOW_TO.format(task=env.task.name, version=jax.__version__, drift_limit=limit, **sizes)
+    (out / "README.md").write_text(text)
+    refined = make_assess(built)(actor, scale, seed, episodes)
+    played, trips = _play_exported(env, foreign.load(out)[0], episodes, seed)
+    decisions = episodes * -(-env.task.episode_steps // deployed.act_horizon)
+    return {
+        "policy": str(out), "task": env.task.name, "run": str(directory), "episodes": episodes,
+        "success": float(played.success_once.mean()),
+        "ci": list(wilson(played.success_once.sum(), episodes)),
+        "run_success": float(refined.success_once.mean()),
+        "drift_limit": limit, "drift_of_base": covered,
+        "trips": int(trips.sum()), "decisions": decisions,
+    }  # fmt: skip
+
+
+def _play_exported(env: Env, base: BasePolicy, episodes: int, seed: int):
+    """Evaluation of an exported policy, and its trips in each episode."""
+    rollout = make_rollout(env, base)
+    frozen = Frozen(env.model, base.params, base.obs_mean, base.obs_std)
+
+    @jax.jit
+    def play(frozen, key):
+        nothing = lambda obs, base_action: jnp.zeros_like(base_action)  # noqa: E731
+        return rollout.evaluate(frozen, nothing, 0.0, key, episodes, True)
+
+    played = jax.device_get(play(frozen, jax.random.key(seed)))
+    return played, played.carry[0]
 
 
 def render_run(

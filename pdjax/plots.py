@@ -1,6 +1,6 @@
 """Pictures of what `report` keeps. The only file that imports plotting; knows names and numbers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,39 @@ def plot_learning_curve(directory: Path, summary: Mapping[str, Any]) -> Path:
     return _save(figure, directory / "learning_curve.png")
 
 
+def plot_comparison(path: Path, task: str, groups: Sequence[Mapping[str, Any]]) -> Path:
+    """Draws success of groups of runs against decision steps and against wall-clock.
+
+    Args:
+      path: PNG to write.
+      task: for the title.
+      groups: each with its `name` and what `comparison.bands` gives.
+    """
+    figure, axes = _subplots(1, 2, figsize=(10.8, 4.4 + 0.22 * len(groups)), sharey=True)
+    labels = {"decisions": "decision steps", "minutes": "training wall-clock (minutes)"}
+    for axis, (name, label) in zip(axes, labels.items(), strict=True):
+        for index, group in enumerate(groups):
+            color = f"C{index % 10}"
+            grid, mean, ends = group[name]
+            axis.axhline(group["base"], color=color, linestyle="--", linewidth=1, alpha=0.7)
+            marker = "o" if name == "decisions" else None  # where all runs were evaluated
+            axis.plot(grid, mean, color=color, marker=marker, markersize=3.5,
+                      label=f"{group['name']} ({_counted(group['runs'])})")  # fmt: skip
+            if ends is not None:
+                axis.fill_between(grid, *ends, color=color, alpha=0.18, linewidth=0)
+        axis.set(xlabel=label, ylim=(-0.02, 1.02))
+        axis.grid(alpha=0.25)
+    axes[0].plot([], [], color="0.4", linestyle="--", linewidth=1, label="base policy")
+    axes[0].set_ylabel("success_once, interim evaluations")
+    figure.suptitle(f"{task}: interquartile mean over runs, 95 % bootstrap intervals", fontsize=11)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8)
+    return _save(figure, path)
+
+
+def _counted(runs: int) -> str:
+    return "1 run" if runs == 1 else f"{runs} runs"
+
+
 def plot_imitation(directory: Path, task: str) -> Path:
     """Draws losses and, where it was evaluated, success against gradient steps.
 
@@ -107,14 +140,14 @@ def plot_imitation(directory: Path, task: str) -> Path:
     return _save(figure, directory / "learning_curve.png")
 
 
-def _subplots(*grid: int, figsize: tuple[float, float]):
+def _subplots(*grid: int, figsize: tuple[float, float], **more: Any):
     """Matplotlib's figure and axes, for files: without a screen."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    return plt.subplots(*grid, figsize=figsize, layout="constrained")
+    return plt.subplots(*grid, figsize=figsize, layout="constrained", **more)
 
 
 def _save(figure: Any, path: Path) -> Path:

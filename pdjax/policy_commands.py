@@ -1,4 +1,5 @@
-"""Commands about base policies: training one, taking one's own, and judging it before refining.
+"""Commands about policies: training a base policy, taking one's own, judging it before refining,
+and exporting what came of it.
 
 Apart from `commands` for size; the same rules hold.
 """
@@ -160,3 +161,34 @@ class Screen:
 
         return screen.screen_policy(self.base, self.task, self.out, self.episodes, self.seed,
                                     self.physics)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Writes the refined policy of a run for deployment: one file that needs JAX but not pdjax,
+    with a fail-safe, and a directory that may be a base policy again."""
+
+    run_directory: Path
+    """Finished run directory of `pdjax train`, or run/ in one of `pdjax quickstart`."""
+    out: Path
+    """Directory to write, new or empty: policy.jaxexport (for CPU, CUDA and TPU, any number of
+    robots), init_carry.jaxexport, policy.json, and a README.md that says how to call them. As
+    base_policy.path it can be screened and refined further."""
+    episodes: Count = 100
+    """Episodes that the base policy plays, to learn how far its observations stray, then the
+    refined policy, then what was written. The fail-safe switches the residual off where a larger
+    share of numbers than that, and guard.drift of the run's config on top, is beyond 10 standard
+    deviations of the base's data, or where a number is not finite; it counts how often."""
+    seed: Seed = 50_000
+    """Seed of these episodes."""
+    physics: Physics = "auto"
+    """Physics engine of the trial."""
+
+    def run(self) -> dict[str, Any]:
+        """Writes, reads back, tries and prints."""
+        from pdjax import finished, report
+
+        found = finished.export_run(self.run_directory, self.out, self.episodes, self.seed,
+                                    self.physics)  # fmt: skip
+        report.show_exported(found)
+        return found

@@ -191,7 +191,8 @@ def show_table(title: str, header: list[str], rows: list[list[str]], text: str =
     table = Table(title=title, title_justify="left", title_style="bold")
     for name in header:
         first = name == header[0]
-        table.add_column(name, justify="left" if first else "right", no_wrap=first)
+        table.add_column(name, justify="left" if first else "right", no_wrap=first,
+                         overflow="fold")  # fmt: skip
     if text:
         table.add_column(text, ratio=1)
     for row in rows:
@@ -243,6 +244,43 @@ def show_shifts(summaries: Sequence[Mapping[str, Any]]) -> None:
         [s["shift"] or "none", _rate(s, "base"), _rate(s, "refined"), _gain(s)] for s in summaries
     ]
     show_table(title, ["shift", "base policy", "refined", "gain"], rows)
+
+
+def show_groups(task: str, groups: Sequence[Mapping[str, Any]], threshold: float) -> None:
+    """Prints groups of runs side by side, see `comparison.figures`."""
+
+    def row(label: str, form: str, *names: str) -> list[str]:
+        def cell(group: Mapping[str, Any]) -> str:
+            values = [group[name] for name in names]
+            return "-" if None in values else form.format(*values)
+
+        return [label, *map(cell, groups)]
+
+    counts = [f"{group['finished']} of {len(group['runs'])}" for group in groups]
+    ends = [" - ".join(f"{end:.1%}" for end in group["refined_ci"] or ()) for group in groups]
+    smoothness = "base_smoothness", "refined_smoothness"
+    rows = [
+        ["finished runs", *counts],
+        row("base success_once", "{:.1%}", "base_success"),
+        row("refined success_once", "{:.1%}", "refined_success"),
+        ["  95 % interval over runs", *(text or "-" for text in ends)],
+        row(f"decisions to {threshold:.3g}", "{:,.0f}", "decisions_to_threshold"),
+        row(f"minutes to {threshold:.3g}", "{:.1f}", "minutes_to_threshold"),
+        row("largest fall of a run", "{:.1%}", "largest_fall"),
+        row("smoothness, base -> refined", "{:.4f} -> {:.4f}", *smoothness),
+    ]  # fmt: skip
+    title = f"{task}: interquartile means over finished runs, medians of times"
+    names = [group["name"].replace("=", "= ") for group in groups]  # may be broken there
+    show_table(title, ["", *names], rows)
+
+
+def show_exported(found: Mapping[str, Any]) -> None:
+    """Prints what became of an exported policy, see `finished.export_run`."""
+    low, high = found["ci"]
+    say(f"{found['policy']}: success_once {found['success']:.1%} [{low:.1%}, {high:.1%}] over"
+        f" {found['episodes']} episodes, {found['run_success']:.1%} in the run; fail-safe above"
+        f" {found['drift_limit']:.1%} far numbers, tripped in {found['trips']:,} of"
+        f" {found['decisions']:,} decisions")  # fmt: skip
 
 
 def _rate(summary: Mapping[str, Any], name: str) -> str:

@@ -6,7 +6,7 @@ replay holds one observation. Evaluation has its own result type and never touch
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from pdjax.base_policies.chunking import push_history
 from pdjax.config import DecoratorConfig
 from pdjax.decision import Frozen, RolloutState, base_actions, play_chunk, start_episode
-from pdjax.decorator import OBS_CLIP, clip_action, decorate, normalize
+from pdjax.decorator import clip_action, decorate, far_numbers, normalize
 from pdjax.sharding import split
 from pdjax.types import Array, BasePolicy, Key, Metrics, Transition
 from pdjax_envs.task import Env, select
@@ -55,6 +55,7 @@ class Evaluation(NamedTuple):
       smoothness: mean squared second difference of the executed actions until then.
       saturation: share of residual numbers beyond 0.95 in size until then.
       qpos: (episode_steps, episodes, nq) positions, or None unless recorded.
+      carry: the base policy's own state after the last decision, or None unless recorded.
     """
 
     success_once: Array
@@ -63,6 +64,7 @@ class Evaluation(NamedTuple):
     smoothness: Array
     saturation: Array
     qpos: Array | None
+    carry: Any = None
 
 
 def make_rollout(
@@ -153,7 +155,7 @@ def _decide(env, base, frozen, residual: tuple, state: RolloutState, inputs):
         "bad_actions": outcome.bad_actions,
         "overflows": outcome.overflows,
         "anomalies": outcome.anomalies,
-        "far_numbers": jnp.abs(obs - base.obs_mean) > OBS_CLIP * base.obs_std,
+        "far_numbers": far_numbers(obs, base.obs_mean, base.obs_std),
     }
     counts = {name: jnp.sum(count).astype(jnp.float32) for name, count in counts.items()}
     return jax.vmap(select)(was_done, fresh, played), (row, counts)
@@ -173,7 +175,7 @@ def evaluate(
       residual: (choose (view, base_action) -> residual_action, residual_scale); scale 0 is the
         base policy alone.
       keys: (episodes,) one per episode.
-      record: whether to keep all positions, for rendering.
+      record: whether to keep all positions, for rendering, and the base policy's last state.
     """
     choose, residual_scale = residual
     start_keys, noise_keys = _episode_keys(keys)
@@ -203,11 +205,11 @@ def evaluate(
         return state, (success, actions, qpos, saturated)
 
     decisions = -(-env.task.episode_steps // base.act_horizon)
-    _, (success, actions, qpos, saturated) = jax.lax.scan(decide, state, jnp.arange(decisions))
+    state, (success, actions, qpos, saturated) = jax.lax.scan(decide, state, jnp.arange(decisions))
     limit = env.task.episode_steps
     flat = lambda x: x.reshape(-1, *x.shape[2:])[:limit]  # noqa: E731  (decisions, chunk) -> steps
     result = _summarize(flat(success), flat(actions), saturated, base.act_horizon)
-    return result._replace(qpos=flat(qpos) if record else None)
+    return result._replace(qpos=flat(qpos), carry=state.carry) if record else result
 
 
 def _episode_keys(keys: Array) -> tuple[Array, Array]:

@@ -12,7 +12,8 @@ SHIPPED = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in ("pdja
 
 # From the ground up; a module imports from rooms below its own, never from its own or above.
 ROOMS = [
-    {"schema", "types", "startup", "checkpoint", "render", "presets"},
+    {"schema", "types", "startup", "checkpoint", "render", "presets",
+     "curves"},
     {"guard", "outputs", "base_policies.chunking", "base_policies.settings",
      "base_policies.trainable", "base_policies.attention", "base_policies.description",
      "base_policies.sources", "base_policies.adaptation"},
@@ -23,9 +24,9 @@ ROOMS = [
      "base_policies.act"},
     {"gradient_step", "rollout", "replay", "base_policies.imitation", "base_policies.importers",
      "base_policies.foreign", "plots"},
-    {"sac", "demo_replay"},
-    {"train", "evaluation", "stopping", "unfinished", "base_policies.importers_reference",
-     "base_policies.importers_lerobot"},
+    {"sac", "demo_replay", "deployed"},
+    {"train", "evaluation", "comparison", "stopping", "unfinished",
+     "base_policies.importers_reference", "base_policies.importers_lerobot"},
     {"loop"},
     {"runner", "imitate", "data_check", "wrap"},
     {"finished", "screen", "import_checkpoint"},

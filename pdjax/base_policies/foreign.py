@@ -196,6 +196,14 @@ def assemble(parts: Parts, about: Description, act_horizon: int = 0) -> BasePoli
                       jnp.asarray(about.obs_std, jnp.float32))  # fmt: skip
 
 
+def through_host(base: BasePolicy) -> bool:
+    """Whether a policy computes outside the jitted program."""
+    key = jax.random.key(0)
+    carry = base.init_carry(jax.random.clone(key))
+    history = jnp.zeros((base.obs_horizon, base.obs_dim))
+    return "callback" in str(jax.make_jaxpr(base.apply)(base.params, carry, history, key))
+
+
 def cost(base: BasePolicy, num_envs: int) -> tuple[str, float]:
     """Which way a policy is called, and the median time of a call in microseconds.
 
@@ -208,9 +216,7 @@ def cost(base: BasePolicy, num_envs: int) -> tuple[str, float]:
     carry = jax.vmap(base.init_carry)(jax.random.split(jax.random.key(1), num_envs))
     history = jnp.zeros((num_envs, base.obs_horizon, base.obs_dim))
     inputs = (base.params, carry, history)
-    way = "in the program"
-    if "callback" in str(jax.make_jaxpr(call)(*inputs, jax.random.clone(keys))):
-        way = "through the host"
+    way = "through the host" if through_host(base) else "in the program"
     compiled = jax.jit(call)
     jax.block_until_ready(compiled(*inputs, jax.random.clone(keys)))
     times, end = [], time.monotonic() + MEASURED_S
