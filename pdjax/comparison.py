@@ -62,9 +62,10 @@ def compare_runs(directories: Sequence[Path], out: Path, threshold: float) -> di
             raise ConfigError(f"{first} is a run of {task}, {run.directory} one of {other};"
                               " compare runs of one task")  # fmt: skip
     groups = group(runs)
-    names = name_groups([members[0].settings for members in groups])
-    found = [{"name": name} | figures(members, threshold)
-             for name, members in zip(names, groups, strict=True)]  # fmt: skip
+    apart = set_apart([members[0].settings for members in groups])
+    names = name_groups(apart)
+    found = [{"name": name, "settings": one} | figures(members, threshold)
+             for name, one, members in zip(names, apart, groups, strict=True)]  # fmt: skip
     report.show_groups(task, found, threshold)
     drawn = [{"name": name} | bands([run.curve for run in members])
              for name, members in zip(names, groups, strict=True)]  # fmt: skip
@@ -115,41 +116,50 @@ def group(runs: Sequence[Read]) -> list[list[Read]]:
     return list(groups.values())
 
 
+def set_apart(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each group's settings those in which not all groups agree."""
+    keys = [key for key in groups[0] if any(one[key] != groups[0][key] for one in groups)]
+    return [{key: one[key] for key in keys} for one in groups]
+
+
 def name_groups(groups: Sequence[dict[str, Any]]) -> list[str]:
     """What sets each group apart from the others, as short as can be; no two names are equal.
 
-    A few differing keys are spelled out. Of many the nearest preset is named, and what differs from
-    that.
+    A few differing settings are spelled out. Of many the nearest preset is named; what else was set
+    is spelled out where that leaves a doubt, and counted where it does not.
 
     Args:
-      groups: `Read.settings` of each.
+      groups: as `set_apart` gives them.
     """
-    if len(groups) == 1:
+    if not groups[0]:
         return ["all runs"]
-    keys = [key for key in groups[0] if any(one[key] != groups[0][key] for one in groups)]
-    if len(keys) <= SPELLED_OUT:
-        return [_spell({key: one[key] for key in keys}) for one in groups]
-    names: list[str] = []
-    for one in groups:
-        differing = {
-            name: {key: one[key] for key in keys if one[key] != values.get(key)}
-            for name, values in _presets().items()
-        }
-        nearest = min(differing, key=lambda name: len(differing[name]))
-        name = " ".join(filter(None, [f"preset={nearest}", _spell(differing[nearest])]))
+    if len(groups[0]) <= SPELLED_OUT:
+        return [_spell(one, SPELLED_OUT) for one in groups]
+    found = [_nearest_preset(one) for one in groups]
+    presets, names = [preset for preset, _ in found], []
+    for preset, changes in found:
+        in_doubt = presets.count(preset) > 1 or len(changes) == 1
+        spelled = _spell(changes, SPELLED_OUT if in_doubt else 0)
+        name = f"preset={preset} {spelled}".strip()
         twins = sum(other.split(" #")[0] == name for other in names)
         names.append(f"{name} #{twins + 1}" if twins else name)
     return names
 
 
-def _presets() -> dict[str, dict[str, Any]]:
-    return {name: settings(configs.preset(name)) for name in configs.PRESETS}
+def _nearest_preset(group: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The preset that agrees in most settings, and those in which it does not."""
+    changes = {}
+    for name in configs.PRESETS:
+        own = settings(configs.preset(name))
+        changes[name] = {key: value for key, value in group.items() if value != own.get(key)}
+    nearest = min(changes, key=lambda name: len(changes[name]))
+    return nearest, changes[nearest]
 
 
-def _spell(values: dict[str, Any]) -> str:
+def _spell(values: dict[str, Any], most: int) -> str:
     words = [f"{key}={_plain(value)}" for key, value in values.items()]
-    rest = len(words) - SPELLED_OUT
-    return " ".join(words[:SPELLED_OUT] + ([f"+{rest} more"] if rest > 0 else []))
+    rest = len(words) - most
+    return " ".join(words[:most] + ([f"+{rest} more"] if rest > 0 else []))
 
 
 def _plain(value: Any) -> str:

@@ -73,6 +73,7 @@ def test_groups_and_their_figures(six, capsys):
     assert (a["name"], b["name"]) == ("sac.gamma=0.99", "sac.gamma=0.9")
     assert a["runs"] == [str(run) for run in six[:3]]
     assert (a["finished"], b["finished"]) == (3, 2)
+    assert (a["settings"], b["settings"]) == ({"sac.gamma": 0.99}, {"sac.gamma": 0.9})
     assert a["base_success"] == pytest.approx(0.5)
     assert a["refined_success"] == pytest.approx(0.9)  # of 0.9, 1.0, 0.8
     assert a["refined_ci"] == pytest.approx([0.8, 1.0])  # all three draws alike: 1/27 each
@@ -159,6 +160,8 @@ def preset(name, **changes):
              'task.shift="" sac.hidden=[8]'],
         ),
         ([preset("pd"), preset("dawn")], ["preset=pd", "preset=dawn"]),
+        ([preset("pd"), preset("dawn", gamma=0.5)], ["preset=pd", "preset=dawn sac.gamma=0.5"]),
+        ([preset("pd"), preset("dawn", gamma=0.5, n_step=7)], ["preset=pd", "preset=dawn +2 more"]),
         (
             [preset("dawn"), preset("resfit"), preset("resfit", gamma=0.5, tau=0.5, n_step=7,
                                                       num_critics=3)],
@@ -168,13 +171,14 @@ def preset(name, **changes):
     ],
 )  # fmt: skip
 def test_a_name_is_what_sets_a_group_apart(groups, names):
-    assert comparison.name_groups(groups) == names
+    assert comparison.name_groups(comparison.set_apart(groups)) == names
 
 
 def test_names_that_would_be_equal_are_numbered():
     changes = {"gamma": 0.5, "tau": 0.5, "num_critics": 3}
     groups = [preset("resfit", **changes, n_step=count) for count in (7, 8)]
-    _, first, second = comparison.name_groups([preset("pd"), *groups])
+    apart = comparison.set_apart([preset("pd"), *groups])
+    _, first, second = comparison.name_groups(apart)
     assert second == f"{first} #2"
 
 
