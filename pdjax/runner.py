@@ -27,7 +27,7 @@ from pdjax.decision import Frozen
 from pdjax.demo_replay import make_demo_replay
 from pdjax.loop import Steps, refine
 from pdjax.outputs import check_directory, new_directory, write_result
-from pdjax.replay import ReplayState
+from pdjax.replay import ReplayState, make_packing
 from pdjax.rollout import Evaluation, Rollout, make_rollout
 from pdjax.sac import SAC, make_hyperparams, make_sac
 from pdjax.sharding import make_mesh
@@ -103,7 +103,9 @@ def _demos(config: Config, task: Task, base: BasePolicy) -> ReplayState:
         )
     found = demonstrations.read(Path(config.train.demos), task)
     size = residual_dim(config.decorator, base)
-    return make_demo_replay(base, found, size, jax.random.key(config.seed))
+    ring = make_demo_replay(base, found, size, jax.random.key(config.seed))
+    packing = make_packing(config.train.replay_dtype, base.obs_mean, base.obs_std)
+    return ring._replace(storage=packing.pack(ring.storage))
 
 
 def load_base(base_policy: BasePolicyConfig, task: Task) -> BasePolicy:
