@@ -12,8 +12,6 @@ import jax.numpy as jnp
 
 from pdjax.types import Array, Batch, Key, Transition
 
-ACTIONS = ("base_action", "residual_action")
-
 
 class ReplayState(NamedTuple):
     """The ring.
@@ -49,7 +47,7 @@ class Packing(NamedTuple):
     """How the ring keeps observations and actions.
 
     Attributes:
-      dtype: of them in the ring.
+      dtype: of them in the ring; of bfloat16 its words, uint16.
       pack: Transition -> Transition, as it is kept.
       unpack: Batch -> Batch, undoes `pack` in what `sample` draws from packed rows.
     """
@@ -71,20 +69,36 @@ def make_packing(dtype: str, obs_mean: Array, obs_std: Array) -> Packing:
       dtype: float32, which changes nothing, bit for bit, or bfloat16.
       obs_mean: (obs_dim,) of the base policy's data.
       obs_std: (obs_dim,) above zero.
+
+    The ring holds words, since XLA's compiler for CPUs computes in float32 what is asked in
+    bfloat16: to read or write a row it would widen the whole ring.
     """
     if dtype == "float32":
         return Packing(jnp.float32, lambda rows: rows, lambda batch: batch)
 
+    def words(numbers: Array) -> Array:
+        return jax.lax.bitcast_convert_type(numbers.astype(jnp.bfloat16), jnp.uint16)
+
     def pack(rows: Transition) -> Transition:
-        narrow = {name: getattr(rows, name).astype(dtype) for name in ACTIONS}
-        return rows._replace(obs=((rows.obs - obs_mean) / obs_std).astype(dtype), **narrow)
+        return rows._replace(
+            obs=words((rows.obs - obs_mean) / obs_std),
+            base_action=words(rows.base_action),
+            residual_action=words(rows.residual_action),
+        )
 
     def unpack(batch: Batch) -> Batch:
         return batch._replace(
             obs=batch.obs * obs_std + obs_mean, next_obs=batch.next_obs * obs_std + obs_mean
         )
 
-    return Packing(jnp.dtype(dtype), pack, unpack)
+    return Packing(jnp.uint16, pack, unpack)
+
+
+def _numbers(stored: Array) -> Array:
+    """float32 of what is stored: as it is, or from the words of bfloat16, its upper halves."""
+    if stored.dtype != jnp.uint16:
+        return stored.astype(jnp.float32)
+    return jax.lax.bitcast_convert_type(stored.astype(jnp.uint32) << 16, jnp.float32)
 
 
 def make_replay(capacity_rows: int, num_envs: int, example_row: Transition) -> ReplayBuffer:
@@ -213,7 +227,7 @@ def sample(
     successor = (start + num_used) % capacity
 
     def numbers(stored: Array, row: Array) -> Array:
-        return stored[row, envs].astype(jnp.float32)
+        return _numbers(stored[row, envs])
 
     return Batch(
         obs=numbers(storage.obs, start),

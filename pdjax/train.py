@@ -248,8 +248,9 @@ def _example_row(sizes: tuple[int, int, int], dtype: Any) -> Transition:
     """What one environment stores: `sizes` numbers of obs, base_action, residual_action."""
     numbers: Any = [jax.ShapeDtypeStruct((size,), dtype) for size in sizes]
     reward: Any = jax.ShapeDtypeStruct((), jnp.float32)
-    flags: Any = [jax.ShapeDtypeStruct((), jnp.bool_)] * 3
-    return Transition(*numbers, reward, *flags)
+    flag: Any = jax.ShapeDtypeStruct((), jnp.bool_)
+    obs, base_action, residual_action = numbers
+    return Transition(obs, base_action, residual_action, reward, flag, flag, flag)
 
 
 def _exploration(state: TrainState, ahead: Array | int = 0) -> Array:

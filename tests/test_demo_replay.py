@@ -92,7 +92,7 @@ def test_demonstrations_are_kept_in_the_replays_dtype(key):
     demos = make_demo_replay(base, [episode(np.arange(5) == 4)], 1, key)
     packing = make_packing("bfloat16", base.obs_mean, base.obs_std)
     demos = demos._replace(storage=packing.pack(demos.storage))
-    assert demos.storage.obs.dtype == demos.storage.residual_action.dtype == jnp.bfloat16
+    assert demos.storage.obs.dtype == demos.storage.residual_action.dtype == jnp.uint16
     frozen, epoch = frozen._replace(demos=demos), jax.jit(trainer.train_epoch)
     for _ in range(4):
         state, metrics = epoch(frozen, state)
