@@ -16,7 +16,7 @@ from pdjax.config import Config, ConfigError
 from pdjax.decision import Frozen
 from pdjax.train import TrainState, placement
 
-PROGRAMS = 96 * 2**20  # bytes of OTHERS
+PROGRAMS = 32 * 2**20  # bytes of OTHERS
 WRITERS = 2  # checkpoints that may be under way at once: the newest and the best
 WIDTHS = {"float32": 4, "bfloat16": 2}  # bytes of a number in each replay_dtype
 MOMENTS = ("actor_opt", "critic_opt", "temperature_opt")
@@ -130,9 +130,13 @@ def _bytes(tree: Any, sharding: Any) -> int:
 
 def _free_on(mesh: Mesh, taken: int) -> int | None:
     """Bytes of the fullest device, with those that are taken already; None where unknown."""
-    stats = [device.memory_stats() for device in mesh.devices.flat]
+    stats = [device.memory_stats() for device in _devices(mesh)]
     left = [s["bytes_limit"] - s["bytes_in_use"] for s in stats if s and "bytes_limit" in s]
     return min(left) + taken if left else None
+
+
+def _devices(mesh: Mesh) -> list[Any]:
+    return list(mesh.devices.flat)
 
 
 def working_memory(compiled: Any) -> int:
