@@ -228,13 +228,12 @@ def prepare(built: Run, memory_gib: float = 0.0) -> tuple[Steps, list[memory.Pla
                     out_shardings=(there, None))  # fmt: skip
     state = jax.eval_shape(init, frozen, hyperparams, key)
     planned = partial(memory.make_plans, state, frozen, _evaluation(built), built.mesh, memory_gib)
-    plans = planned()
-    if all(found.fits for found in plans):  # else there is no need to compile
-        report.say("compiling an epoch")
-        epoch = epoch.lower(frozen, state).compile()
-        plans = planned(memory.working_memory(epoch))
-    memory.show(plans)
+    memory.check(planned(), config)  # where arrays alone are too many there is nothing to compile
+    report.say("compiling an epoch")
+    epoch = epoch.lower(frozen, state).compile()
+    plans = planned(memory.working_memory(epoch))
     memory.check(plans, config)
+    memory.show(plans)
     steps = Steps(
         init=lambda: init(frozen, hyperparams, jax.random.clone(key)),
         # a restored state comes from one device
