@@ -47,7 +47,7 @@ from pdjax.types import Transition
 SIZES = {"obs": 39, "base_action": 112, "residual_action": 28}  # of AdroitDoor, chunks of 4
 NUM_ENVS, DECISIONS, BATCH_SIZE, N_STEP = 64, 4, 256, 5
 SMALL, LARGE = 100_000, 1_000_000  # decisions
-INSERTS, DRAWS = 100, 50  # of one program
+INSERTS, DRAWS = 2_000, 200  # of one program; so many that a turn outlasts what disturbs it
 MEMORY_LIMIT = 900  # s
 
 
