@@ -163,7 +163,6 @@ TRAIN = ["train", "peg_fast", "--out", "new/run", "--set", "base_policy.path=bas
         ([*TRAIN, "--out", "base/new"], "base/new is inside the base policy's directory"),
         ([*TRAIN, "train.replay_dtype=half"], "expected float32 | bfloat16"),
         ([*TRAIN, "--memory-gib", "-1"], "--memory-gib got '-1', expected number >= 0"),
-        (
         ([*TRAIN, "--memory-gib", "1e-3"], "no train.replay_capacity fits, or lower train.num_"),
         (
             [*TRAIN, "train.replay_capacity=1e9", "--memory-gib", "40"],
