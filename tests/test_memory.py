@@ -3,7 +3,11 @@
 import dataclasses
 import functools
 import gc
+import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -182,3 +186,17 @@ def test_tables_and_json(capsys):
     summary = memory.summarize(plans, run.config)
     assert summary["plans"][0]["total_bytes"] == plans[0].total
     assert summary["largest_replay_capacity"]["bfloat16"] > 10**6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_resident_memory_grows_as_planned(dtype):
+    """A real run of AdroitDoor in a fresh process, with a replay of a million decisions or two."""
+    capacity = {"float32": "1000000", "bfloat16": "2000000"}[dtype]
+    program = Path(__file__).parents[1] / "benchmarks/replay.py"
+    command = [sys.executable, str(program), "--only-memory", "AdroitDoor", capacity, dtype]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert abs(found["held"]["ratio"] - 1) < 0.1
+    assert found["peak"]["ratio"] > 1  # what is planned while checkpoints are written is a bound
