@@ -28,7 +28,6 @@ import sys
 import tempfile
 import threading
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,28 +58,26 @@ def make_rows(key: jax.Array, *lead: int) -> Transition:
     return Transition(*numbers, jax.random.normal(keys[3], lead), *flags)
 
 
-def fill(storage: Any, key: jax.Array) -> Any:
+def fill(storage: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
     """Random numbers in all rows, block by block, in place; leaves (rows, ...), as kept."""
-    rows = len(jax.tree.leaves(storage)[0])
+    rows = len(next(iter(storage.values())))
     block = next(size for size in range(64, 0, -1) if rows % size == 0)
 
-    def words(numbers):
-        return jax.lax.bitcast_convert_type(numbers.astype(jnp.bfloat16), jnp.uint16)
+    def noise(leaf, index):
+        key_now = jax.random.fold_in(jax.random.fold_in(key, leaf.size), index)
+        drawn = jax.random.normal(key_now, (block, *leaf.shape[1:]))
+        if leaf.dtype == jnp.uint16:  # words, see `make_packing`
+            return jax.lax.bitcast_convert_type(drawn.astype(jnp.bfloat16), jnp.uint16)
+        return drawn
 
-    @partial(jax.jit, donate_argnums=0)
-    def write(storage, key):
-        def body(index, storage):
-            def one(leaf):
-                shape = (block, *leaf.shape[1:])
-                noise = jax.random.normal(jax.random.fold_in(key, leaf.size + index), shape)
-                noise = words(noise) if leaf.dtype == jnp.uint16 else noise
-                return jax.lax.dynamic_update_slice_in_dim(leaf, noise, index * block, 0)
+    def write(index, storage):
+        return {
+            name: jax.lax.dynamic_update_slice_in_dim(leaf, noise(leaf, index), index * block, 0)
+            for name, leaf in storage.items()
+        }
 
-            return jax.tree.map(one, storage)
-
-        return jax.lax.fori_loop(0, rows // block, body, storage)
-
-    return jax.block_until_ready(write(storage, key))
+    loop = lambda storage: jax.lax.fori_loop(0, rows // block, write, storage)  # noqa: E731
+    return jax.block_until_ready(jax.jit(loop, donate_argnums=0)(storage))
 
 
 class Ring:
