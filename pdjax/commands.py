@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pdjax.config import Physics
 from pdjax.policy_commands import Export, Imitate, Import, Screen, Wrap
-from pdjax.schema import ConfigError, Count, Natural, Range, Seed, Share
+from pdjax.schema import ConfigError, Count, Natural, NonNegative, Range, Seed, Share
 
 NOISE_LIMIT = 1.0  # beyond it noise would always hit the ends of the actions' range
 
@@ -142,6 +142,11 @@ class Train:
     resume: bool = False
     """Go on where the run in --out stopped, however it stopped; begin it where there is none, and
     only show it where it is finished."""
+    plan: bool = False
+    """Only show what the run takes of memory, part by part, and whether it fits."""
+    memory_gib: NonNegative = 0.0
+    """Memory to fit into: GiB of an accelerator, or of a machine without one; 0 = what is free of
+    this one."""
 
     def run(self) -> dict[str, Any]:
         """Trains, evaluates and writes."""
@@ -151,7 +156,9 @@ class Train:
         out = self.out or Path("runs") / f"{Path(self.config).stem}-seed{config.seed}"
         from pdjax import report, runner
 
-        result = runner.run(config, out, self.resume)
+        if self.plan:
+            return runner.plan(config, self.memory_gib)
+        result = runner.run(config, out, self.resume, self.memory_gib)
         report.show_comparison(result.summary)
         report.say(f"written to {out}: result.json, learning_curve.png, residual/, metrics.jsonl,"
                    " tb/")  # fmt: skip

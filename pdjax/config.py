@@ -159,7 +159,10 @@ class TrainConfig:
     updates_per_decision: Positive = 0.25
     """Gradient steps per decision."""
     replay_capacity: Count = 1_000_000
-    """Decisions that the replay holds."""
+    """Decisions that the replay holds; `pdjax train --plan` says what they take."""
+    replay_dtype: Literal["float32", "bfloat16"] = "float32"
+    """In which observations and actions are kept; bfloat16 halves their memory and rounds actions
+    and whitened observations to one part in 256: see `replay.make_packing`."""
     demos: str = ""
     """Demonstrations to learn from besides, as for `pdjax imitate`; read if demo_share > 0."""
     demo_share: Annotated[float, Range(0, 0.9)] = 0.0

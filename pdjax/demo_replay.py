@@ -6,6 +6,7 @@ Source: RLPD (arXiv:2302.02948) draws a share of every batch from demonstrations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,11 +14,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from pdjax.base_policies.chunking import training_windows
-from pdjax.config import ConfigError
+from pdjax.config import Config, ConfigError
 from pdjax.decorator import hold
-from pdjax.replay import ReplayState
+from pdjax.replay import ReplayState, make_packing
 from pdjax.types import Array, BasePolicy, Key, Params, Transition
+from pdjax_envs import demonstrations
+from pdjax_envs.task import Task
 from pdjax_envs.trajectory import Trajectory
+
+
+def load_demos(config: Config, task: Task, base: BasePolicy, residual_dim: int) -> ReplayState:
+    """The demonstrations of a run's config as a ring, kept as its replay is.
+
+    Raises:
+      ConfigError, demonstrations.DataError: there are none, they cannot be read or have no flags.
+    """
+    if not config.train.demos or not config.decorator.residual_scale:
+        raise ConfigError(
+            f"train.demo_share={config.train.demo_share} needs train.demos, a file of"
+            " demonstrations, and decorator.residual_scale above 0"
+        )
+    found = demonstrations.read(Path(config.train.demos), task)
+    ring = make_demo_replay(base, found, residual_dim, jax.random.key(config.seed))
+    packing = make_packing(config.train.replay_dtype, base.obs_mean, base.obs_std)
+    return ring._replace(storage=packing.pack(ring.storage))
 
 
 def make_demo_replay(

@@ -11,6 +11,7 @@ A run's directory holds `config.yaml`, `base_policy/` (a copy, so that the direc
 import json
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,22 +19,21 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from pdjax import checkpoint, evaluation, plots, report
+from pdjax import checkpoint, evaluation, memory, plots, report
 from pdjax import config as configs
 from pdjax.base_policies import foreign, imitation
 from pdjax.base_policies.chunking import step_by_step
 from pdjax.config import BasePolicyConfig, Config, ConfigError
 from pdjax.decision import Frozen
-from pdjax.demo_replay import make_demo_replay
+from pdjax.demo_replay import load_demos
 from pdjax.loop import Steps, refine
 from pdjax.outputs import check_directory, new_directory, write_result
-from pdjax.replay import ReplayState
 from pdjax.rollout import Evaluation, Rollout, make_rollout
 from pdjax.sac import SAC, make_hyperparams, make_sac
 from pdjax.sharding import make_mesh
 from pdjax.train import Trainer, make_trainer, placement, residual_dim
 from pdjax.types import BasePolicy, Params
-from pdjax_envs import demonstrations, registry
+from pdjax_envs import registry
 from pdjax_envs.task import Env, Task
 
 
@@ -89,21 +89,9 @@ def build(config: Config) -> Run:
     mean, std = base.obs_mean, base.obs_std
     if not config.decorator.normalize_obs:
         mean, std = jnp.zeros_like(mean), jnp.ones_like(std)
-    demos = _demos(config, env.task, base) if config.train.demo_share else ()
+    demos = load_demos(config, env.task, base, size) if config.train.demo_share else ()
     frozen = Frozen(env.model, base.params, mean, std, demos)
     return Run(config, env, base, rollout, sac, trainer, mesh, frozen)
-
-
-def _demos(config: Config, task: Task, base: BasePolicy) -> ReplayState:
-    """Demonstrations to learn from."""
-    if not config.train.demos or not config.decorator.residual_scale:
-        raise ConfigError(
-            f"train.demo_share={config.train.demo_share} needs train.demos, a file of"
-            " demonstrations, and decorator.residual_scale above 0"
-        )
-    found = demonstrations.read(Path(config.train.demos), task)
-    size = residual_dim(config.decorator, base)
-    return make_demo_replay(base, found, size, jax.random.key(config.seed))
 
 
 def load_base(base_policy: BasePolicyConfig, task: Task) -> BasePolicy:
@@ -128,7 +116,21 @@ def load_base(base_policy: BasePolicyConfig, task: Task) -> BasePolicy:
     return base
 
 
-def run(config: Config, directory: Path, resume: bool = False) -> Result:
+def plan(config: Config, memory_gib: float = 0.0) -> dict[str, Any]:
+    """Shows what a run would take of memory, and takes none: see `memory.summarize`.
+
+    Args:
+      config: the run.
+      memory_gib: GiB of the machine, or of the accelerator where there is one, to plan for;
+        0 = what is free of this one.
+
+    Raises:
+      ConfigError: see `build`; or it does not fit.
+    """
+    return memory.summarize(prepare(build(config), memory_gib)[1], config)
+
+
+def run(config: Config, directory: Path, resume: bool = False, memory_gib: float = 0.0) -> Result:
     """Trains, evaluates and writes a run directory.
 
     Args:
@@ -136,9 +138,10 @@ def run(config: Config, directory: Path, resume: bool = False) -> Result:
       directory: created; must not exist or be empty, unless the run in it is resumed.
       resume: go on where the run in `directory` stopped; begin where there is none yet, and
         return its result where it is finished.
+      memory_gib: see `plan`.
 
     Raises:
-      ConfigError: see `build`; or the directory is not empty, cannot be written, or is another
+      ConfigError: see `plan`; or the directory is not empty, cannot be written, or is another
         run's.
       stopping.Stopped: it was asked to stop, and can be resumed.
     """
@@ -154,6 +157,7 @@ def run(config: Config, directory: Path, resume: bool = False) -> Result:
         raise ConfigError(
             f"{directory} is inside the base policy's directory; choose another --out"
         )
+    steps, _ = prepare(built, memory_gib)
     if not begun:
         _begin(config, directory)
     if foreign.is_foreign(Path(config.base_policy.path)):
@@ -162,7 +166,7 @@ def run(config: Config, directory: Path, resume: bool = False) -> Result:
         report.say(f"base policy called {way}: {microseconds:,.0f} us a call for {num_envs}"
                    " environments")  # fmt: skip
     before = time.monotonic() - start
-    progress = refine(config, _steps(built), directory)
+    progress = refine(config, steps, directory)
     trained = report.wall_s(directory)  # however often interrupted
     start = time.monotonic()
     state, actor = progress.state, progress.best_actor
@@ -209,21 +213,44 @@ def _begin(config: Config, directory: Path) -> None:
     partial.replace(directory)
 
 
-def _steps(built: Run) -> Steps:
-    """What the training loop calls, compiled."""
+def prepare(built: Run, memory_gib: float = 0.0) -> tuple[Steps, list[memory.Plan]]:
+    """What the training loop calls, an epoch compiled; and what it takes of memory, shown.
+
+    Raises:
+      ConfigError: it does not fit.
+    """
     config, frozen = built.config, built.frozen
     hyperparams = make_hyperparams(config, residual_dim(config.decorator, built.base))
     key = jax.random.key(config.seed)
     there = placement(built.mesh)
     init = jax.jit(built.trainer.init, out_shardings=there)
-    train_epoch = jax.jit(built.trainer.train_epoch, donate_argnums=1,
-                          in_shardings=(None, there), out_shardings=(there, None))  # fmt: skip
-    return Steps(
+    epoch = jax.jit(built.trainer.train_epoch, donate_argnums=1, in_shardings=(None, there),
+                    out_shardings=(there, None))  # fmt: skip
+    state = jax.eval_shape(init, frozen, hyperparams, key)
+    planned = partial(memory.make_plans, state, frozen, _evaluation(built), built.mesh, memory_gib)
+    memory.check(planned(), config)  # where arrays alone are too many there is nothing to compile
+    report.say("compiling an epoch")
+    epoch = epoch.lower(frozen, state).compile()
+    plans = planned(memory.working_memory(epoch))
+    memory.check(plans, config)
+    memory.show(plans)
+    steps = Steps(
         init=lambda: init(frozen, hyperparams, jax.random.clone(key)),
         # a restored state comes from one device
-        train_epoch=lambda state: train_epoch(frozen, jax.device_put(state, there)),
+        train_epoch=lambda state: epoch(frozen, jax.device_put(state, there)),
         assess=make_assess(built),
     )
+    return steps, plans
+
+
+def _evaluation(built: Run) -> Any:
+    """Shapes of what an evaluation holds: environments twice, as a scan does, and the actions."""
+    task, evaluation = built.env.task, built.config.eval
+    episodes = max(evaluation.episodes, evaluation.interim_episodes)
+    begin = partial(built.rollout.init, num_envs=episodes)
+    state = jax.eval_shape(begin, built.frozen, jax.random.key(0))
+    actions = jax.ShapeDtypeStruct((task.episode_steps, episodes, task.act_dim), jnp.float32)
+    return state, state, actions
 
 
 def make_assess(built: Run):

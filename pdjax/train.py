@@ -17,7 +17,7 @@ from pdjax import decorator
 from pdjax.config import Config, ConfigError, DecoratorConfig
 from pdjax.decision import Frozen, RolloutState
 from pdjax.gradient_step import Hyperparams, SACState
-from pdjax.replay import ReplayState, make_replay, sample
+from pdjax.replay import ReplayState, make_packing, make_replay, sample
 from pdjax.rollout import Rollout
 from pdjax.sac import SAC
 from pdjax.sharding import AXIS, split
@@ -114,7 +114,9 @@ def make_trainer(
     schedule = make_schedule(config)
     chunk_dim = base.act_horizon * base.act_dim
     rows = _replay_rows(config, schedule)
-    row = _example_row(base.obs_dim, chunk_dim, residual_dim(config.decorator, base))
+    packing = make_packing(config.train.replay_dtype, base.obs_mean, base.obs_std)
+    sizes = base.obs_dim, chunk_dim, residual_dim(config.decorator, base)
+    row = _example_row(sizes, packing.dtype)
     replay = make_replay(rows, config.train.num_envs, row)
 
     def init(frozen: Frozen, hyperparams: Hyperparams, key: Key) -> TrainState:
@@ -135,7 +137,7 @@ def make_trainer(
         rollout_state, new_rows, metrics = rollout.collect(frozen, state.rollout, choose, keys)
         state = state._replace(
             rollout=rollout_state,
-            replay=replay.add(state.replay, new_rows),
+            replay=replay.add(state.replay, packing.pack(new_rows)),
             decision_steps=state.decision_steps + config.train.decisions_per_round,
             control_steps=state.control_steps + metrics["control_steps"],
         )
@@ -143,7 +145,7 @@ def make_trainer(
 
     def seen(frozen: Frozen, batch: Batch) -> Batch:
         """The batch with observations as the networks read them."""
-        view = rollout.see
+        view, batch = rollout.see, packing.unpack(batch)
         return batch._replace(obs=view(frozen, batch.obs), next_obs=view(frozen, batch.next_obs))
 
     def draw_batch(frozen: Frozen, state: TrainState, key: Key) -> Batch:
@@ -242,13 +244,13 @@ def residual_dim(config: DecoratorConfig, base: BasePolicy) -> int:
     return base.act_dim if config.hold_residual else base.act_horizon * base.act_dim
 
 
-def _example_row(obs_dim: int, chunk_dim: int, residual_dim: int) -> Transition:
-    def number(*shape: int) -> Any:
-        return jax.ShapeDtypeStruct(shape, jnp.float32)
-
+def _example_row(sizes: tuple[int, int, int], dtype: Any) -> Transition:
+    """What one environment stores: `sizes` numbers of obs, base_action, residual_action."""
+    numbers: Any = [jax.ShapeDtypeStruct((size,), dtype) for size in sizes]
+    reward: Any = jax.ShapeDtypeStruct((), jnp.float32)
     flag: Any = jax.ShapeDtypeStruct((), jnp.bool_)
-    return Transition(number(obs_dim), number(chunk_dim), number(residual_dim), number(), flag,
-                      flag, flag)  # fmt: skip
+    obs, base_action, residual_action = numbers
+    return Transition(obs, base_action, residual_action, reward, flag, flag, flag)
 
 
 def _exploration(state: TrainState, ahead: Array | int = 0) -> Array:

@@ -54,7 +54,7 @@ class Transition(NamedTuple):
     observation; its action was ignored and it never starts a transition.
 
     Attributes:
-      obs: (..., obs_dim) float32, before the decision.
+      obs: (..., obs_dim) float32, before the decision; see `replay.make_packing` for the ring's.
       base_action: (..., act_horizon * act_dim) float32 in [-1, 1], as the base policy chose.
       residual_action: (..., residual_dim), in [-1, 1], before scaling, after the gate; a chunk of
         residuals, or one that is held over the chunk.

@@ -161,6 +161,17 @@ TRAIN = ["train", "peg_fast", "--out", "new/run", "--set", "base_policy.path=bas
             "cannot write to demos.h5: Not a directory; choose another",
         ),
         ([*TRAIN, "--out", "base/new"], "base/new is inside the base policy's directory"),
+        ([*TRAIN, "train.replay_dtype=half"], "expected float32 | bfloat16"),
+        ([*TRAIN, "--memory-gib", "-1"], "--memory-gib got '-1', expected number >= 0"),
+        ([*TRAIN, "--memory-gib", "1e-3"], "no train.replay_capacity fits, or lower train.num_"),
+        (
+            [*TRAIN, "train.replay_capacity=1e9", "--memory-gib", "40"],
+            "the replay's 1,000,000,000 decisions come to",
+        ),
+        (
+            [*TRAIN, "train.replay_capacity=1e9", "--plan", "--memory-gib", "40"],
+            ": lower train.replay_capacity to ",
+        ),
     ],
 )
 def test_mistakes_in_training(capsys, here, argv, message):

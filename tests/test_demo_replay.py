@@ -11,7 +11,7 @@ from test_train import build, small_config
 
 from pdjax.config import ConfigError
 from pdjax.demo_replay import make_demo_replay
-from pdjax.replay import sample
+from pdjax.replay import make_packing, sample
 from pdjax_envs.trajectory import Trajectory
 
 OBS = np.arange(18, dtype=np.float32).reshape(6, 3)  # five control steps
@@ -79,3 +79,22 @@ def test_a_share_of_each_batch_comes_from_the_demonstrations(key):
     # of the three decisions, one is worth 1, those before .5 and .25: .58 on average, in half of
     # each batch
     assert abs(means[0.0]) < 0.1 < means[0.5]
+
+
+def test_demonstrations_are_kept_in_the_replays_dtype(key):
+    """Half of each batch from a bfloat16 ring of demonstrations: the same lesson."""
+    config = small_config(prefill="base", demo_share=0.5, replay_dtype="bfloat16")
+    config = dataclasses.replace(
+        config, sac=dataclasses.replace(config.sac, n_step=1, gamma=0.5, critic_lr=3e-3)
+    )
+    base = make_constant_policy(0.0)
+    _, _, frozen, trainer, state = build(config, velocity=0.0)
+    demos = make_demo_replay(base, [episode(np.arange(5) == 4)], 1, key)
+    packing = make_packing("bfloat16", base.obs_mean, base.obs_std)
+    demos = demos._replace(storage=packing.pack(demos.storage))
+    assert demos.storage.obs.dtype == demos.storage.residual_action.dtype == jnp.uint16
+    frozen, epoch = frozen._replace(demos=demos), jax.jit(trainer.train_epoch)
+    for _ in range(4):
+        state, metrics = epoch(frozen, state)
+    assert metrics["gradient_steps"] > 0
+    assert metrics["target_mean"] > 0.1

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdjax.replay import can_sample, make_replay, sample
+from pdjax.replay import can_sample, make_packing, make_replay, sample
 from pdjax.types import Transition
 
 
@@ -80,12 +80,15 @@ def test_rows_that_do_not_divide_the_capacity_are_refused(num_rows):
         replay.add(replay.init(), make_rows(0, num_rows))
 
 
-def test_add_takes_no_memory_for_the_ring():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_add_takes_no_memory_for_the_ring(dtype):
     """A donated ring is updated in place: no copy of it is made, however large it is."""
-    replay = make_ring(4096)
+    packing = make_packing(dtype, jnp.zeros(1), jnp.ones(1))
+    example = jax.tree.map(lambda x: x[0, 0], packing.pack(make_rows(0, 1)))
+    replay = make_replay(4096, 3, example)
     state = jax.eval_shape(replay.init)
-    add = jax.jit(replay.add, donate_argnums=0).lower(state, make_rows(0, 2)).compile()
-    memory = add.memory_analysis()
+    add = jax.jit(lambda state, rows: replay.add(state, packing.pack(rows)), donate_argnums=0)
+    memory = add.lower(state, make_rows(0, 2)).compile().memory_analysis()
     ring_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     assert memory.alias_size_in_bytes >= ring_bytes
     assert memory.temp_size_in_bytes < ring_bytes / 100
@@ -95,6 +98,16 @@ def test_can_sample_needs_more_rows_than_steps():
     _, state = filled(capacity=6, num_rows=2, rows_per_add=1)
     assert can_sample(state, 1)
     assert not can_sample(state, 2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_sample_takes_no_memory_for_the_ring(dtype, key):
+    packing = make_packing(dtype, jnp.zeros(1), jnp.ones(1))
+    example = jax.tree.map(lambda x: x[0, 0], packing.pack(make_rows(0, 1)))
+    state = jax.eval_shape(make_replay(4096, 3, example).init)
+    draw = jax.jit(lambda state, key: packing.unpack(sample(state, key, 4, 2, 0.9, 0.0)))
+    memory = draw.lower(state, key).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 4096
 
 
 @pytest.mark.parametrize("n_step", [0, 6])
@@ -209,3 +222,65 @@ def test_random_streams_equal_brute_force(n_step):
         np.testing.assert_array_equal(batch.weight, ~resets)
         assert 0 < resets.sum() < 400
         assert 0 < np.sum(discount == 0) < 400
+
+
+def packed_ring(dtype, rows, mean, std):
+    """A ring that is full of packed rows, added two at a time, and its packing."""
+    packing = make_packing(dtype, jnp.float32([mean]), jnp.float32([std]))
+    example = jax.tree.map(lambda x: x[0, 0], packing.pack(rows))
+    replay = make_replay(len(rows.reward), rows.reward.shape[1], example)
+    state, add = replay.init(), jax.jit(lambda state, part: replay.add(state, packing.pack(part)))
+    for start in range(0, len(rows.reward), 2):
+        state = add(state, Transition(*(leaf[start : start + 2] for leaf in rows)))
+    assert add._cache_size() == 1
+    return state, packing
+
+
+def test_bfloat16_rounds_as_hand_numbers_say(key):
+    """Row r observes 10 + r / 1000: whitened by (10, 1 / 1000) it is r, which fits."""
+    rows = make_rows(0, 8, num_envs=1)
+    rows = rows._replace(obs=10 + rows.obs / 1000)
+    state, packing = packed_ring("bfloat16", rows, mean=10.0, std=1e-3)
+    stored = jax.tree.map(lambda words: np.asarray(words).view(jnp.bfloat16), state.storage[:3])
+    np.testing.assert_array_equal(stored[0][:, 0, 0].astype(np.float32), np.arange(8))
+    # 5.01 lies between 5 and 5.03125, the step from 4 to 8 being 2^-5; 1.01 between 1 + 2^-7 and 1
+    action = stored[1][:, 0, 1].astype(np.float32)
+    assert action[5] == 5.0 and action[1] == 1 + 2**-7
+    batch = packing.unpack(sample(state, key, 64, 1, 0.9, 0.0))
+    np.testing.assert_allclose(np.unique(batch.obs), 10 + np.arange(7) / 1000, atol=1e-6)
+    # as it is, 10 would be known to 2^-4 / 2 only, and all rows would be one
+    assert jnp.bfloat16(10.007) == 10.0
+
+
+def test_bfloat16_stays_within_its_bound_and_samples_float32(key):
+    rows = make_rows(0, 40)
+    noise = np.random.default_rng(0).uniform(-1, 1, (3, 40, 3, 2)).astype(np.float32)
+    rows = rows._replace(obs=3 + 0.1 * noise[0, ..., :1], base_action=noise[1],
+                         residual_action=noise[2])  # fmt: skip
+    drawn = {}
+    for dtype in ("float32", "bfloat16"):
+        state, packing = packed_ring(dtype, rows, mean=3.0, std=0.05)
+        for name in ("obs", "base_action", "residual_action"):
+            width = getattr(state.storage, name).dtype.itemsize
+            assert width == (4 if dtype == "float32" else 2)
+        assert state.storage.reward.dtype == jnp.float32 and state.storage.terminated.dtype == bool
+        drawn[dtype] = packing.unpack(sample(state, jax.random.clone(key), 500, 2, 0.9, -1.0))
+        assert all(leaf.dtype == jnp.float32 for leaf in drawn[dtype])
+    exact, rounded = drawn["float32"], drawn["bfloat16"]
+    for name in ("reward", "discount", "weight"):
+        np.testing.assert_array_equal(getattr(exact, name), getattr(rounded, name))
+    for name, centre in (("obs", 3.0), ("next_obs", 3.0), ("base_action", 0.0),
+                         ("residual_action", 0.0), ("next_base_action", 0.0)):  # fmt: skip
+        value, error = getattr(exact, name), getattr(rounded, name) - getattr(exact, name)
+        # half a step of 8 bits, and what float32 itself rounds while whitening
+        assert np.all(np.abs(error) <= 2.0**-8 * np.abs(value - centre) + 1e-6), name
+        assert np.any(error != 0)
+    assert np.max(np.abs(rounded.base_action - exact.base_action)) <= 2.0**-9  # sizes below 1
+
+
+def test_float32_is_kept_bit_for_bit(key):
+    rows = make_rows(0, 8)
+    state, packing = packed_ring("float32", rows, mean=3.0, std=0.1)
+    np.testing.assert_array_equal(state.storage.obs, rows.obs)
+    batch = sample(state, key, 16, 1, 0.9, 0.0)
+    assert packing.unpack(batch) is batch

@@ -12,8 +12,7 @@ SHIPPED = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in ("pdja
 
 # From the ground up; a module imports from rooms below its own, never from its own or above.
 ROOMS = [
-    {"schema", "types", "startup", "checkpoint", "render", "presets",
-     "curves"},
+    {"schema", "types", "startup", "checkpoint", "machine", "render", "presets", "curves"},
     {"guard", "outputs", "base_policies.chunking", "base_policies.settings",
      "base_policies.trainable", "base_policies.attention", "base_policies.description",
      "base_policies.sources", "base_policies.adaptation"},
@@ -27,7 +26,7 @@ ROOMS = [
     {"sac", "demo_replay", "deployed"},
     {"train", "evaluation", "comparison", "stopping", "unfinished",
      "base_policies.importers_reference", "base_policies.importers_lerobot"},
-    {"loop"},
+    {"loop", "memory"},
     {"runner", "imitate", "data_check", "wrap"},
     {"finished", "screen", "import_checkpoint"},
     {"quickstart", "policy_commands"},

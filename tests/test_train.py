@@ -80,6 +80,29 @@ def test_the_second_epoch_compiles_nothing():
     assert epoch._cache_size() == 1
 
 
+def test_a_bfloat16_replay_trains_compiles_once_and_collects_the_same_at_first():
+    rings = {}
+    for dtype in ("float32", "bfloat16"):
+        base = make_constant_policy(0.2)._replace(obs_mean=jnp.float32([0.1, 0.5, 6.0]))
+        _, _, frozen, trainer, state = build(small_config(replay_dtype=dtype), base=base)
+        epoch = jax.jit(trainer.train_epoch, donate_argnums=1)
+        state, _ = epoch(frozen, state)
+        rings[dtype] = copy(jax.tree.map(lambda leaf: leaf[:8], state.replay.storage))
+        actor_before = copy(state.sac.actor)
+        for _ in range(2):
+            state, metrics = epoch(frozen, state)
+        assert state.replay.storage.obs.dtype.itemsize == (4 if dtype == "float32" else 2)
+        assert metrics["gradient_steps"] > 0 and np.isfinite(metrics["critic_loss"])
+        changed = jax.tree.map(lambda a, b: (a != b).any(), actor_before, copy(state.sac.actor))
+        assert all(jax.tree.leaves(changed))
+        assert epoch._cache_size() == 1
+    exact, rounded = rings["float32"], rings["bfloat16"]
+    np.testing.assert_array_equal(exact.reward, rounded.reward)
+    centred = exact.obs - base.obs_mean
+    error = np.abs(rounded.obs.view(jnp.bfloat16).astype(np.float32) - centred)
+    assert np.all(error <= 2.0**-8 * np.abs(centred) + 1e-6) and error.max() > 1e-4
+
+
 def test_counters_and_update_ratio():
     config = small_config()
     _, _, frozen, trainer, state = build(config)
