@@ -1,0 +1,84 @@
+"""What a machine gives at most, and what a program asks of it.
+
+XLA's cost analysis counts the body of a loop once, however often it runs. Operations are therefore
+counted on the jaxpr, where a scan says its length: multiplications and additions of matrix
+products and convolutions, which is where they are in networks.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+SIZE = 1024  # of the square matrices
+MEGABYTES = 64  # of the array that is read and written, beyond caches
+TURNS = 10
+
+
+class Machine(NamedTuple):
+    """Most that this machine was seen to give, float32, by plain XLA programs.
+
+    Attributes:
+      flops: floating-point operations per second, of a product of two 1,024 x 1,024 matrices.
+      bytes: per second, read and written, of x + 1 over 64 MiB.
+    """
+
+    flops: float
+    bytes: float
+
+
+def measure() -> Machine:
+    """Measures both; the best of some turns, in about a second."""
+    left, right = jax.random.normal(jax.random.key(0), (2, SIZE, SIZE))
+    array = jnp.zeros(MEGABYTES * 2**18)
+    product = _best(jax.jit(jnp.matmul), left, right)
+    copy = _best(jax.jit(lambda x: x + 1), array)
+    return Machine(2 * SIZE**3 / product, 2 * array.nbytes / copy)
+
+
+def _best(function: Callable[..., Any], *arguments: Any) -> float:
+    jax.block_until_ready(function(*arguments))
+    seconds = []
+    for _ in range(TURNS):
+        began = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def count_flops(function: Callable[..., Any], *arguments: Any) -> float:
+    """Operations of matrix products and convolutions in one call; see above.
+
+    Of a `cond` the dearest branch counts; the body of a `while_loop` counts once.
+    """
+    return _count(jax.make_jaxpr(function)(*arguments))
+
+
+def _count(jaxpr: Any) -> float:
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # closed or not
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name, parameters = equation.primitive.name, equation.params
+        inner = [_count(part) for value in parameters.values() for part in _jaxprs(value)]
+        if name == "dot_general":
+            (contracted, _), _ = parameters["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += 2 * equation.outvars[0].aval.size * math.prod(left[i] for i in contracted)
+        elif name == "conv_general_dilated":
+            kernel = equation.invars[1].aval
+            features = kernel.shape[parameters["dimension_numbers"].rhs_spec[0]]
+            total += 2 * equation.outvars[0].aval.size * kernel.size / features
+        elif name == "cond":
+            total += max(inner, default=0)
+        else:
+            total += parameters.get("length", 1) * sum(inner) if name == "scan" else sum(inner)
+    return total
+
+
+def _jaxprs(value: Any) -> list[Any]:
+    """The jaxprs in a parameter of an equation."""
+    values = value if isinstance(value, tuple | list) else [value]
+    return [value for value in values if hasattr(getattr(value, "jaxpr", value), "eqns")]
