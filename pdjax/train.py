@@ -62,10 +62,12 @@ class Schedule(NamedTuple):
 
 class Trainer(NamedTuple):
     """`init`: (frozen, hyperparams, key) -> TrainState; `train_epoch`: (frozen, state) ->
-    (state, metrics); `schedule`: how an epoch is cut."""
+    (state, metrics); `draw_batch`: (frozen, state, key) -> Batch as the networks read it;
+    `schedule`: how an epoch is cut."""
 
     init: Callable[[Frozen, Hyperparams, Key], TrainState]
     train_epoch: Callable[[Frozen, TrainState], tuple[TrainState, Metrics]]
+    draw_batch: Callable[[Frozen, TrainState, Key], Batch]
     schedule: Schedule
 
 
@@ -143,12 +145,7 @@ def make_trainer(
         )
         return state, metrics
 
-    def seen(frozen: Frozen, batch: Batch) -> Batch:
-        """The batch with observations as the networks read them."""
-        view, batch = rollout.see, packing.unpack(batch)
-        return batch._replace(obs=view(frozen, batch.obs), next_obs=view(frozen, batch.next_obs))
-
-    def draw_batch(frozen: Frozen, state: TrainState, key: Key) -> Batch:
+    def draw_stored(frozen: Frozen, state: TrainState, key: Key) -> Batch:
         draw = partial(sample, n_step=config.sac.n_step, gamma=state.hyperparams.gamma,
                        reward_offset=config.sac.reward_offset)  # fmt: skip
         from_demos = round(config.train.demo_share * config.sac.batch_size)
@@ -161,11 +158,15 @@ def make_trainer(
         demos = demos._replace(residual_action=demos.residual_action / scale)
         return jax.tree.map(lambda *halves: jnp.concatenate(halves), batch, demos)
 
+    def draw_batch(frozen: Frozen, state: TrainState, key: Key) -> Batch:
+        batch = split(mesh, draw_stored(frozen, state, key))
+        view, batch = rollout.see, packing.unpack(batch)
+        return batch._replace(obs=view(frozen, batch.obs), next_obs=view(frozen, batch.next_obs))
+
     def learn(frozen: Frozen, state: TrainState, key: Key):
         def update(sac_state: SACState, key: Key):
             sample_key, update_key = jax.random.split(key)
-            batch = split(mesh, draw_batch(frozen, state, sample_key))
-            batch = seen(frozen, batch)
+            batch = draw_batch(frozen, state, sample_key)
             return sac.update(sac_state, batch, state.hyperparams, update_key)
 
         keys = jax.random.split(key, schedule.updates)
@@ -204,7 +205,7 @@ def make_trainer(
         }
         return state, metrics
 
-    return Trainer(init, train_epoch, schedule)
+    return Trainer(init, train_epoch, draw_batch, schedule)
 
 
 def placement(mesh: Mesh) -> TrainState:
