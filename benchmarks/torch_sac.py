@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 
-
 def dense(params: dict[str, Any]) -> nn.Linear:
     """A layer with the parameters of ours."""
     kernel = np.asarray(params["kernel"])

@@ -1,9 +1,11 @@
-"""The phases of an epoch as programs of their own, for `profile` to time.
+"""The phases of an epoch as programs of their own, and how long they take.
 
 Each is a scan over what an epoch does of it, or over a part where that is long, at the run's sizes
-and from a state of its training. Kept apart from the timing: this file knows what an epoch does.
+and from a state of its training. Kept apart because it knows what an epoch does.
 """
 
+import statistics
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pdjax import roofline
 from pdjax.decision import base_actions, play_chunk, start_episode
 from pdjax.decorator import clip_action, decorate
 from pdjax.replay import add
@@ -44,6 +47,14 @@ class Phase(NamedTuple):
     steps: int
     threads: bool = False
     moved: int = 0
+
+
+class Timing(NamedTuple):
+    """What a phase comes to in one epoch: seconds, operations, and bytes by XLA, at least."""
+
+    seconds: float
+    flops: float = 0.0
+    bytes: float = 0.0
 
 
 def make_phases(run: Run, state: TrainState) -> list[Phase]:
@@ -85,7 +96,9 @@ def rollout_phases(run: Run, state: TrainState) -> list[Phase]:
 
     def step_tasks(frozen, playing, chunk, xs):
         def one(carry, x):
-            played = jax.vmap(play_chunk, (None, None, 0, 0, 0))(env, frozen, *carry, chunk + x)
+            played = jax.vmap(play_chunk, (None, None, 0, 0, 0))(
+                env, frozen, carry[0], carry[1], chunk + x
+            )
             return played[:2], played[2]
 
         return jax.lax.scan(one, (playing.env, playing.history), xs)
@@ -165,3 +178,27 @@ def learner_phases(run: Run, state: TrainState) -> list[Phase]:
 
 def _nbytes(tree: Any) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def clock(function: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds until a result is there, and the result."""
+    began = time.perf_counter()
+    result = jax.block_until_ready(function())
+    return time.perf_counter() - began, result
+
+
+def time_phase(phase: Phase, repeats: int) -> Timing:
+    """Runs a phase several times, once more to warm up; the median, for a whole epoch."""
+    function = jax.jit(phase.function, donate_argnums=0 if phase.threads else ())
+    first, *rest = phase.arguments
+    compiled = function.lower(first, *rest).compile()
+    seconds = []
+    for _ in range(repeats + 1):  # the first one warms up
+        took, result = clock(lambda first=first: compiled(first, *rest))
+        first = result if phase.threads else first
+        seconds.append(took)
+    cost = compiled.cost_analysis() or {}
+    flops = roofline.count_flops(phase.function, first, *rest)
+    # a scan's body is counted once
+    moved = phase.steps * (phase.moved or cost.get("bytes accessed", 0.0))
+    return Timing(*(phase.per_epoch * x for x in (statistics.median(seconds[1:]), flops, moved)))

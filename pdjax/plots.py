@@ -111,6 +111,24 @@ def _counted(runs: int) -> str:
     return "1 run" if runs == 1 else f"{runs} runs"
 
 
+def plot_phases(path: Path, summary: Mapping[str, Any]) -> Path:
+    """Draws where the time of an epoch goes.
+
+    Args:
+      path: PNG to write.
+      summary: see `profile.profile`.
+    """
+    phases = sorted(summary["phases"], key=lambda phase: phase["seconds"])
+    figure, axis = _subplots(figsize=(7.2, 1.2 + 0.32 * len(phases)))
+    bars = axis.barh([p["phase"] for p in phases], [p["seconds"] for p in phases], color="C0")
+    axis.bar_label(bars, [f" {p['share']:.1%}" for p in phases], fontsize=8)
+    axis.set(xlabel="seconds an epoch", xlim=(0, 1.15 * max(p["seconds"] for p in phases)))
+    axis.set_title(f"{summary['task']}, {summary['num_envs']} environments,"
+                   f" {summary['decisions_per_s']:,.0f} decisions/s", fontsize=11)  # fmt: skip
+    axis.grid(alpha=0.25, axis="x")
+    return _save(figure, path)
+
+
 def plot_imitation(directory: Path, task: str) -> Path:
     """Draws losses and, where it was evaluated, success against gradient steps.
 

@@ -6,41 +6,56 @@ Parts cannot see how XLA fuses them in the whole, nor what they leave in its cac
 says to how much of an epoch they add up.
 """
 
-import dataclasses
 import itertools
 import resource
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from pdjax import report, roofline
+from pdjax import plots, report, roofline
+from pdjax.advice import changed, suggest
 from pdjax.checkpoint import Checkpoints
 from pdjax.config import Config
 from pdjax.loop import Steps
-from pdjax.phases import Phase, learner_phases, make_phases, rollout_phases
+from pdjax.outputs import check_directory, check_file
+from pdjax.phases import Timing, clock, make_phases, time_phase
 from pdjax.runner import Run, build, prepare
 from pdjax.train import TrainState
 
 
-MORE_ENVS = (0.5, 2, 4)  # times num_envs, tried for advice
-WORTH = 1.1  # gain that is worth advice
-DEAR = 0.15  # share of time from which on a part is worth advice
+def profile_run(
+    config: Config, repeats: int, out: Path | None, trace: Path | None, advise: bool
+) -> dict[str, Any]:
+    """`profile`, printed and drawn.
 
+    Args:
+      config: the run.
+      repeats: see `profile`, as are `trace` and `advise`.
+      out: PNG to write, or None.
+      trace: new or empty directory.
+      advise: whether to try other settings.
 
-class Timing(NamedTuple):
-    """What a phase comes to in one epoch: seconds, operations, and bytes by XLA, at least."""
-
-    seconds: float
-    flops: float = 0.0
-    bytes: float = 0.0
+    Raises:
+      ConfigError, checkpoint.CheckpointError, registry.UnknownName: see `runner.build`; or a file
+        or directory is there already.
+    """
+    if out is not None:
+        check_file(out, (".png",))
+    if trace is not None:
+        check_directory(trace)
+    summary = profile(config, repeats, trace, advise)
+    _show(summary)
+    if out is not None:
+        plots.plot_phases(out, summary)
+        report.say(f"written {out}")
+    return summary
 
 
 def profile(
@@ -60,9 +75,9 @@ def profile(
     Raises:
       ConfigError, checkpoint.CheckpointError, registry.UnknownName: see `runner.build`.
     """
-    config = _changed(config, "train", learning_starts=0, prefill="policy")
+    config = changed(config, "train", learning_starts=0, prefill="policy")
     run, machine = build(config), roofline.measure()
-    compile_s, (steps, _) = _clock(lambda: prepare(run))
+    compile_s, (steps, _) = clock(lambda: prepare(run))
     with report.progress("profiling", 12, "parts") as bar:
         state, _ = steps.train_epoch(steps.init())  # warms up
         state, epoch_s = _epochs(steps, state, repeats)
@@ -73,19 +88,13 @@ def profile(
         between = _between_epochs(run, steps, state, repeats)
         timings = {}
         for phase in make_phases(run, state):  # the last one takes the replay
-            timings[phase.name] = _time(phase, repeats)
+            timings[phase.name] = time_phase(phase, repeats)
             bar.update(2 + len(timings), f"{phase.name} {timings[phase.name].seconds:.2f} s")
         bar.update(11, "other settings" if advise else "")
-        advice = _advise(config, _split_steps(timings), between, epoch_s) if advise else []
+        advice = suggest(config, _split_steps(timings), between, epoch_s) if advise else []
         bar.update(12)
     summary = _summarize(run, machine, _split_steps(timings), between, epoch_s)
     return summary | {"compile_s": compile_s, "advice": advice}
-
-
-def _changed(config: Config, section: str, **values: Any) -> Config:
-    """The config with other values in a section."""
-    part = dataclasses.replace(getattr(config, section), **values)
-    return dataclasses.replace(config, **{section: part})
 
 
 def _split_steps(timings: dict[str, Timing]) -> dict[str, Timing]:
@@ -98,35 +107,13 @@ def _split_steps(timings: dict[str, Timing]) -> dict[str, Timing]:
     return rest | {"task code": code}
 
 
-def _clock(function: Callable[[], Any]) -> tuple[float, Any]:
-    began = time.perf_counter()
-    result = jax.block_until_ready(function())
-    return time.perf_counter() - began, result
-
-
 def _epochs(steps: Steps, state: TrainState, repeats: int) -> tuple[TrainState, float]:
     """Trains on; the median seconds of an epoch."""
     seconds = []
     for _ in range(repeats):
-        took, (state, _) = _clock(lambda state=state: steps.train_epoch(state))
+        took, (state, _) = clock(lambda state=state: steps.train_epoch(state))
         seconds.append(took)
     return state, statistics.median(seconds)
-
-
-def _time(phase: Phase, repeats: int) -> Timing:
-    function = jax.jit(phase.function, donate_argnums=0 if phase.threads else ())
-    first, *rest = phase.arguments
-    compiled = function.lower(first, *rest).compile()
-    seconds = []
-    for _ in range(repeats + 1):  # the first one warms up
-        took, result = _clock(lambda first=first: compiled(first, *rest))
-        first = result if phase.threads else first
-        seconds.append(took)
-    cost = compiled.cost_analysis() or {}
-    flops = roofline.count_flops(phase.function, first, *rest)
-    # a scan's body is counted once
-    moved = phase.steps * (phase.moved or cost.get("bytes accessed", 0.0))
-    return Timing(*(phase.per_epoch * x for x in (statistics.median(seconds[1:]), flops, moved)))
 
 
 def _between_epochs(run: Run, steps: Steps, state: TrainState, repeats: int) -> dict[str, float]:
@@ -137,7 +124,7 @@ def _between_epochs(run: Run, steps: Steps, state: TrainState, repeats: int) -> 
     metrics = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics)
 
     def median(function: Callable[[], Any]) -> float:
-        return statistics.median(_clock(function)[0] for _ in range(repeats))
+        return statistics.median(clock(function)[0] for _ in range(repeats))
 
     def evaluate() -> Any:
         scale, evaluation = config.decorator.residual_scale, config.eval
@@ -145,7 +132,7 @@ def _between_epochs(run: Run, steps: Steps, state: TrainState, repeats: int) -> 
 
     between = {}
     if config.eval.interim_episodes:
-        _clock(evaluate)  # compiles
+        clock(evaluate)  # compiles
         between["evaluation"] = median(evaluate) * per_epoch / config.eval.interim_every
     with tempfile.TemporaryDirectory() as folder:
         with closing(Checkpoints(Path(folder) / "checkpoints", keep=1)) as checkpoints:
@@ -159,67 +146,6 @@ def _between_epochs(run: Run, steps: Steps, state: TrainState, repeats: int) -> 
                 lambda: log.write("train", 0, {k: float(v) for k, v in metrics.items()})
             )
     return between
-
-
-def _advise(
-    config: Config, timings: dict[str, Timing], between: dict[str, float], epoch_s: float
-) -> list[str]:
-    """What other settings would bring, each with the figures it rests on."""
-    whole = epoch_s + sum(between.values())
-    advice = []
-    playing = {1.0: _decision_s(config, 1.0)}
-    learning = timings["updates"].seconds / config.train.decisions_per_epoch
-    for factor in MORE_ENVS if config.task.physics in ("auto", "native") else ():
-        if factor * config.train.num_envs >= 1 and not (factor * config.train.num_envs) % 1:
-            playing[factor] = _decision_s(config, factor)
-    best = min(playing, key=lambda factor: playing[factor])
-    gain = (playing[1.0] + learning) / (playing[best] + learning)
-    if gain > WORTH:
-        advice.append(
-            f"train.num_envs={config.train.num_envs * best:.0f}: a decision is played in"
-            f" {1e3 * playing[best]:.2f} ms instead of {1e3 * playing[1.0]:.2f}, about {gain:.2f}x"
-            " as many decisions a second"
-        )
-    updates = timings["updates"].seconds / whole
-    if updates > DEAR:
-        fewer = config.train.updates_per_decision / 2
-        advice.append(
-            f"train.updates_per_decision={fewer:g}: updates take {updates:.0%} of the time, so about"
-            f" {1 / (1 - updates / 2):.2f}x as many decisions a second, with half as much learned"
-            " from each"
-        )
-        doubled = _update_s(config, 2 * config.sac.batch_size)
-        dearer = doubled / _update_s(config, config.sac.batch_size)
-        if dearer < 2 / WORTH:
-            advice.append(
-                f"sac.batch_size={2 * config.sac.batch_size}: a gradient step on twice the batch"
-                f" takes {dearer:.2f}x as long"
-            )
-    for name, key in (("evaluation", "eval.interim_every"), ("checkpoint", "checkpoint.every")):
-        share = between.get(name, 0.0) / whole
-        if share > DEAR:
-            section, field = key.split(".")
-            rarer = 2 * getattr(getattr(config, section), field)
-            advice.append(f"{key}={rarer}: halves the {share:.0%} of the time that {name} takes")
-    return advice
-
-
-def _decision_s(config: Config, factor: float) -> float:
-    """Seconds to play one decision with that many times the environments."""
-    num_envs = round(factor * config.train.num_envs)
-    size = max(num_envs, config.train.decisions_per_round)
-    run = build(_changed(config, "train", num_envs=num_envs, decisions_per_round=size,
-                         decisions_per_epoch=size, updates_per_decision=1 / size))  # fmt: skip
-    state = prepare(run)[0].init()
-    phases = [phase for phase in rollout_phases(run, state) if phase.name != "physics"]
-    return sum(_time(phase, repeats=2).seconds for phase in phases) / size
-
-
-def _update_s(config: Config, batch_size: int) -> float:
-    """Seconds of the gradient steps of an epoch on batches of that size."""
-    run = build(_changed(config, "sac", batch_size=batch_size))
-    state = prepare(run)[0].init()
-    return _time(learner_phases(run, state)[0], repeats=2).seconds
 
 
 def _summarize(
@@ -262,6 +188,34 @@ def _describe(name: str, timing: Timing, whole: float, machine: roofline.Machine
         "bytes": timing.bytes,
         "bytes_share": timing.bytes / seconds / machine.bytes,
     }
+
+
+def _show(summary: dict[str, Any]) -> None:
+    """Prints phases, dearest first, and what follows from them."""
+
+    def share(phase: dict[str, Any], of: str) -> str:
+        return f"{phase[f'{of}_share']:.0%}" if phase[of] else "-"
+
+    phases = sorted(summary["phases"], key=lambda phase: -phase["seconds"])
+    rows = [
+        [p["phase"], f"{1e3 * p['seconds']:,.1f}", f"{p['share']:.1%}", share(p, "flops"),
+         share(p, "bytes")]
+        for p in phases
+    ]  # fmt: skip
+    title = (f"{summary['task']} on {summary['device']}, {summary['physics']} physics,"
+             f" {summary['num_envs']} environments")  # fmt: skip
+    header = ["phase", "ms an epoch", "share", "of the machine's FLOP/s", "of its bytes/s"]
+    report.show_table(title, header, rows)
+    machine = summary["machine"]
+    report.say(
+        f"{summary['decisions_per_s']:,.0f} decisions/s, {summary['control_steps_per_s']:,.0f}"
+        f" control steps/s, {summary['gradient_steps_per_s']:,.1f} gradient steps/s; an epoch takes"
+        f" {summary['epoch_s']:.2f} s, of which phases explain {summary['explained']:.0%}; compiled"
+        f" in {summary['compile_s']:.0f} s; at most {summary['peak_memory_bytes'] / 2**30:.1f} GiB;"
+        f" machine: {machine['flops'] / 1e9:,.0f} GFLOP/s, {machine['bytes'] / 1e9:,.0f} GB/s"
+    )
+    for line in summary["advice"]:
+        report.say(f"try {line}")
 
 
 def _peak_memory() -> int:

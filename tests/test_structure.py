@@ -12,7 +12,8 @@ SHIPPED = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in ("pdja
 
 # From the ground up; a module imports from rooms below its own, never from its own or above.
 ROOMS = [
-    {"schema", "types", "startup", "checkpoint", "machine", "render", "presets", "curves"},
+    {"schema", "types", "startup", "checkpoint", "machine", "render", "presets", "curves",
+     "roofline"},
     {"guard", "outputs", "base_policies.chunking", "base_policies.settings",
      "base_policies.trainable", "base_policies.attention", "base_policies.description",
      "base_policies.sources", "base_policies.adaptation"},
@@ -28,8 +29,10 @@ ROOMS = [
      "base_policies.importers_reference", "base_policies.importers_lerobot"},
     {"loop", "memory"},
     {"runner", "imitate", "data_check", "wrap"},
-    {"finished", "screen", "import_checkpoint"},
-    {"quickstart", "policy_commands"},
+    {"finished", "screen", "import_checkpoint", "phases"},
+    {"advice"},
+    {"quickstart", "policy_commands", "profile"},
+    {"run_commands"},
     {"commands"},
     {"cli"},
 ]  # fmt: skip

@@ -1,0 +1,102 @@
+"""What other settings of a run would bring, measured: more environments, larger batches.
+
+Each advice is a line with the figures it rests on; what is not worth WORTH is not said.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from pdjax.config import Config
+from pdjax.phases import Timing, learner_phases, rollout_phases, time_phase
+from pdjax.runner import Run, build
+from pdjax.sac import make_hyperparams
+from pdjax.train import TrainState, residual_dim
+
+MORE_ENVS = (0.5, 2, 4)  # times num_envs, tried for advice
+WORTH = 1.1  # gain that is worth advice
+DEAR = 0.15  # share of time from which on a part is worth advice
+
+
+def suggest(
+    config: Config, timings: dict[str, Timing], between: dict[str, float], epoch_s: float
+) -> list[str]:
+    """Tries other settings.
+
+    Args:
+      config: of a run that learns from its first decision.
+      timings: of its phases, by name.
+      between: seconds of what is done between two epochs, by name, for each epoch.
+      epoch_s: seconds of an epoch.
+
+    Returns:
+      Lines such as `train.num_envs=128: ...`.
+    """
+    whole = epoch_s + sum(between.values())
+    advice = []
+    playing = {1.0: _decision_s(config, 1.0)}
+    learning = timings["updates"].seconds / config.train.decisions_per_epoch
+    for factor in MORE_ENVS if config.task.physics in ("auto", "native") else ():
+        if factor * config.train.num_envs >= 1 and not (factor * config.train.num_envs) % 1:
+            playing[factor] = _decision_s(config, factor)
+    best = min(playing, key=lambda factor: playing[factor])
+    gain = (playing[1.0] + learning) / (playing[best] + learning)
+    if gain > WORTH:
+        advice.append(
+            f"train.num_envs={config.train.num_envs * best:.0f}: a decision is played in"
+            f" {1e3 * playing[best]:.2f} ms instead of {1e3 * playing[1.0]:.2f}, about {gain:.2f}x"
+            " as many decisions a second"
+        )
+    updates = timings["updates"].seconds / whole
+    if updates > DEAR:
+        fewer = config.train.updates_per_decision / 2
+        advice.append(
+            f"train.updates_per_decision={fewer:g}: updates take {updates:.0%} of the time, so"
+            f" about {1 / (1 - updates / 2):.2f}x as many decisions a second, with half as much"
+            " learned from each"
+        )
+        doubled = _update_s(config, 2 * config.sac.batch_size)
+        dearer = doubled / _update_s(config, config.sac.batch_size)
+        if dearer < 2 / WORTH:
+            advice.append(
+                f"sac.batch_size={2 * config.sac.batch_size}: a gradient step on twice the batch"
+                f" takes {dearer:.2f}x as long"
+            )
+    for name, key in (("evaluation", "eval.interim_every"), ("checkpoint", "checkpoint.every")):
+        share = between.get(name, 0.0) / whole
+        if share > DEAR:
+            section, field = key.split(".")
+            rarer = 2 * getattr(getattr(config, section), field)
+            advice.append(f"{key}={rarer}: halves the {share:.0%} of the time that {name} takes")
+    return advice
+
+
+def _decision_s(config: Config, factor: float) -> float:
+    """Seconds to play one decision with that many times the environments."""
+    num_envs = round(factor * config.train.num_envs)
+    size = max(num_envs, config.train.decisions_per_round)
+    run = build(changed(config, "train", num_envs=num_envs, decisions_per_round=size,
+                         decisions_per_epoch=size, updates_per_decision=1 / size))  # fmt: skip
+    state = _start(run)
+    phases = [phase for phase in rollout_phases(run, state) if phase.name != "physics"]
+    return sum(time_phase(phase, repeats=2).seconds for phase in phases) / size
+
+
+def _update_s(config: Config, batch_size: int) -> float:
+    """Seconds of the gradient steps of an epoch on batches of that size."""
+    run = build(changed(config, "sac", batch_size=batch_size))
+    state = _start(run)
+    return time_phase(learner_phases(run, state)[0], repeats=2).seconds
+
+
+def _start(run: Run) -> TrainState:
+    """A training state at the beginning of a run, of which no epoch is compiled."""
+    hyperparams = make_hyperparams(run.config, residual_dim(run.config.decorator, run.base))
+    return jax.jit(run.trainer.init)(run.frozen, hyperparams, jax.random.key(0))
+
+
+def changed(config: Config, section: str, **values: Any) -> Config:
+    """The config with other values in a section."""
+    part = dataclasses.replace(getattr(config, section), **values)
+    return dataclasses.replace(config, **{section: part})

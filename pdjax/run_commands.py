@@ -1,0 +1,160 @@
+"""Commands about runs: training one, timing it, evaluating, comparing and drawing it.
+
+Apart from `commands` for size; the same rules hold.
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pdjax.config import Physics
+from pdjax.schema import ConfigError, Count, NonNegative, Seed, Share
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Refines a frozen base policy: trains a bounded residual policy and evaluates both, paired."""
+
+    config: str
+    """YAML file, or the name of a config that comes with pdjax."""
+    out: Path | None = None
+    """Run directory, new or empty; default runs/CONFIG-seedN."""
+    set: tuple[str, ...] = ()
+    """Change values, each as section.key=value with the value in YAML; several after one --set, or
+    --set repeated."""
+    resume: bool = False
+    """Go on where the run in --out stopped, however it stopped; begin it where there is none, and
+    only show it where it is finished."""
+    plan: bool = False
+    """Only show what the run takes of memory, part by part, and whether it fits."""
+    memory_gib: NonNegative = 0.0
+    """Memory to fit into: GiB of an accelerator, or of a machine without one; 0 = what is free of
+    this one."""
+
+    def run(self) -> dict[str, Any]:
+        """Trains, evaluates and writes."""
+        from pdjax import config as configs
+
+        config = configs.load(self.config, self.set)
+        out = self.out or Path("runs") / f"{Path(self.config).stem}-seed{config.seed}"
+        from pdjax import report, runner
+
+        if self.plan:
+            return runner.plan(config, self.memory_gib)
+        result = runner.run(config, out, self.resume, self.memory_gib)
+        report.show_comparison(result.summary)
+        report.say(f"written to {out}: result.json, learning_curve.png, residual/, metrics.jsonl,"
+                   " tb/")  # fmt: skip
+        return result.summary
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """Says where a run's time goes, phase by phase, and which settings would be faster."""
+
+    config: str
+    """YAML file, or the name of a config that comes with pdjax."""
+    set: tuple[str, ...] = ()
+    """Change values, each as section.key=value with the value in YAML; base_policy.path is needed,
+    as for `pdjax train`."""
+    repeats: Count = 5
+    """Times that each phase is measured; medians are shown."""
+    out: Path | None = None
+    """Picture to write, .png; must not exist."""
+    trace: Path | None = None
+    """Directory for a trace of one epoch: `tensorboard --logdir DIR` with xprof installed, or the
+    .json.gz in it at ui.perfetto.dev."""
+    advice: Literal["yes", "no"] = "yes"
+    """Whether to try other numbers of environments and batch sizes, which takes about as long
+    again."""
+
+    def run(self) -> dict[str, Any]:
+        """Measures, prints and draws."""
+        from pdjax import config as configs
+        from pdjax import profile
+
+        config = configs.load(self.config, self.set)
+        return profile.profile_run(config, self.repeats, self.out, self.trace, self.advice == "yes")
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """Evaluates base and refined policy of a run on the same episodes."""
+
+    run_directory: Path
+    """Run directory of `pdjax train`, or run/ in one of `pdjax quickstart`."""
+    episodes: Count = 200
+    """Episodes, each played by both policies."""
+    seed: Seed = 20_000
+    """Seed of the episodes."""
+    physics: Physics = "auto"
+    """Physics engine; auto = native on a CPU, warp on an NVIDIA GPU where it is installed, else
+    mjx."""
+    shift: str = ""
+    """Perturbations: mass, friction, size, held_out, sensor_noise, camera, action_delay; joined by
+    + to meet together; `none`; `all` = none and each by itself. Default as in training."""
+
+    def run(self) -> dict[str, Any]:
+        """Evaluates and prints."""
+        from pdjax import finished, report
+
+        where = (self.run_directory, self.episodes, self.seed, self.physics)
+        if self.shift == "all":
+            found = finished.evaluate_shifts(*where)
+            report.show_shifts(found)
+            return {"shifts": found}
+        summary = finished.evaluate_run(*where, self.shift)
+        report.show_comparison(summary)
+        return summary
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Compares runs of one task: a table and a picture, runs that differ by seed only as one
+    group."""
+
+    runs: tuple[Path, ...]
+    """Run directories of `pdjax train`, finished or still running. Runs are of one group where all
+    settings are equal but seeds and paths, and their base policies are of one kind; it is named by
+    what sets it apart (--json lists all of that). Name three or more seeds of each: of one no
+    interval is known, of two it is no more than their range."""
+    out: Path = Path("compare.png")
+    """Picture to write, .png; must not exist. Curves end where the shortest run of a group does."""
+    threshold: Share = 0.9
+    """success_once whose decisions and minutes are told, up to the first interim evaluation that
+    reaches it."""
+
+    def run(self) -> dict[str, Any]:
+        """Reads, prints and draws."""
+        from pdjax import comparison
+
+        return comparison.compare_runs(self.runs, self.out, self.threshold)
+
+
+@dataclasses.dataclass(frozen=True)
+class Render:
+    """Renders base and refined policy side by side on the same episodes."""
+
+    run_directory: Path
+    """Run directory of `pdjax train`, or run/ in one of `pdjax quickstart`."""
+    out: Path
+    """Video file to write, .mp4 or .gif; must not exist."""
+    episodes: Count = 3
+    """Episodes, one after another."""
+    seed: Seed = 20_000
+    """Seed of the episodes."""
+    grid: str = "1x1"
+    """ROWSxCOLUMNS, such as 4x4: that many episodes of the refined policy at once instead."""
+
+    def run(self) -> dict[str, Any]:
+        """Plays, draws and writes."""
+        from pdjax import finished, report
+
+        match = re.fullmatch(r"([1-9]\d?)x([1-9]\d?)", self.grid)
+        if not match:
+            raise ConfigError(f"--grid got {self.grid!r}, expected ROWSxCOLUMNS such as 4x4")
+        grid = int(match[1]), int(match[2])
+        result = finished.render_run(self.run_directory, self.out, self.episodes, self.seed, grid)
+        report.say(f"written {self.out}")
+        return result
