@@ -37,6 +37,7 @@ class Actor(nn.Module):
         self.mean, self.log_std = dense(params["mean"]), dense(params["log_std"])
 
     def forward(self, obs: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Action and its log probability."""
         x = self.hidden(obs)
         low, high = self.bounds
         log_std = low + 0.5 * (high - low) * (torch.tanh(self.log_std(x)) + 1)
@@ -54,6 +55,7 @@ class Critic(nn.Module):
         self.hidden, self.value = hidden(params["hidden"]), dense(params["value"])
 
     def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """Values (batch,)."""
         return self.value(self.hidden(torch.cat([obs, action], -1)))[..., 0]
 
 
