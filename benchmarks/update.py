@@ -43,8 +43,9 @@ def make_batch(size: int) -> Batch:
     """Transitions without a pattern."""
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=(size, *shape)), jnp.float32)  # noqa: E731
-    return Batch(draw(OBS), jnp.tanh(draw(CHUNK)), jnp.tanh(draw(CHUNK)), draw(),
-                 jnp.full(size, 0.97), draw(OBS), jnp.tanh(draw(CHUNK)), jnp.ones(size))  # fmt: skip
+    bounded = lambda: jnp.tanh(draw(CHUNK))  # noqa: E731
+    return Batch(draw(OBS), bounded(), bounded(), draw(), jnp.full(size, 0.97), draw(OBS),
+                 bounded(), jnp.ones(size))  # fmt: skip
 
 
 class Ours:
