@@ -101,8 +101,8 @@ def _split_steps(timings: dict[str, Timing]) -> dict[str, Timing]:
     """Timings with the task's own code apart from the physics, where that was timed."""
     if "physics" not in timings:
         return timings
-    whole, physics = timings["control steps"], timings["physics"]
-    code = whole._replace(seconds=max(whole.seconds - physics.seconds, 0.0))
+    pairs = zip(timings["control steps"], timings["physics"], strict=True)
+    code = Timing(*(max(whole - physics, 0.0) for whole, physics in pairs))
     rest = {name: timing for name, timing in timings.items() if name != "control steps"}
     return rest | {"task code": code}
 
@@ -177,16 +177,16 @@ def _summarize(
 
 
 def _describe(name: str, timing: Timing, whole: float, machine: roofline.Machine) -> dict[str, Any]:
-    """A phase as JSON; shares of the machine's rates only where something was counted."""
-    seconds = max(timing.seconds, 1e-12)
+    """A phase as JSON. Bytes are those of its operations: caches may give more than the machine."""
+    rate = 1 / timing.seconds if timing.seconds else 0.0
     return {
         "phase": name,
         "seconds": timing.seconds,
         "share": timing.seconds / whole,
         "flops": timing.flops,
-        "flops_share": timing.flops / seconds / machine.flops,
+        "flops_share": timing.flops * rate / machine.flops,
         "bytes": timing.bytes,
-        "bytes_share": timing.bytes / seconds / machine.bytes,
+        "bytes_share": timing.bytes * rate / machine.bytes,
     }
 
 
@@ -194,7 +194,7 @@ def _show(summary: dict[str, Any]) -> None:
     """Prints phases, dearest first, and what follows from them."""
 
     def share(phase: dict[str, Any], of: str) -> str:
-        return f"{phase[f'{of}_share']:.0%}" if phase[of] else "-"
+        return f"{phase[f'{of}_share']:.0%}" if phase[f"{of}_share"] else "-"
 
     phases = sorted(summary["phases"], key=lambda phase: -phase["seconds"])
     rows = [
