@@ -59,7 +59,8 @@ RECIPES = {
         100,
         {
             "diffusion": "--steps 200 --eval-every 10 --set stop_at=0.4",
-            "bet": "--steps 200 --eval-every 10 --set stop_at=0.4 bet.act_horizon=4",
+            "bet": "--steps 200 --eval-every 10 --set stop_at=0.35 bet.act_horizon=4"
+            " learning_rate=2e-4",
             "mlp": "--steps 200 --eval-every 10 --set stop_at=0.55 mlp.components=1",
         },
         "door-v0.pickle",
