@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from pdjax import checkpoint, report
@@ -12,17 +11,15 @@ from pdjax import config as configs
 from pdjax import render as rendering
 from pdjax.base_policies import exported, foreign
 from pdjax.config import ConfigError
-from pdjax.decision import Frozen
 from pdjax.decorator import far_numbers
 from pdjax.deployed import HOW_TO, make_deployed
 from pdjax.evaluation import wilson
 from pdjax.outputs import check_directory, check_file
-from pdjax.rollout import episode_overrides, make_rollout
+from pdjax.rollout import episode_overrides, make_base_play
 from pdjax.runner import Run, build, compare, make_assess
-from pdjax.types import BasePolicy, Params
+from pdjax.types import Params
 from pdjax.wrap import try_policy
 from pdjax_envs import registry, shifts
-from pdjax_envs.task import Env
 
 
 def load_run(directory: Path, physics: str = "", shift: str = "") -> tuple[Run, Params]:
@@ -112,30 +109,17 @@ def export_run(
     text = HOW_TO.format(task=env.task.name, version=jax.__version__, drift_limit=limit, **sizes)
     (out / "README.md").write_text(text)
     refined = make_assess(built)(actor, scale, seed, episodes)
-    played, trips = _play_exported(env, foreign.load(out)[0], episodes, seed)
+    written = foreign.load(out)[0]
+    played = make_base_play(env, written)(written.params, seed, episodes, record=True)
     decisions = episodes * -(-env.task.episode_steps // deployed.act_horizon)
     return {
         "policy": str(out), "task": env.task.name, "run": str(directory), "episodes": episodes,
         "success": float(played.success_once.mean()),
-        "ci": list(wilson(played.success_once.sum(), episodes)),
+        "ci": list(wilson(int(played.success_once.sum()), episodes)),
         "run_success": float(refined.success_once.mean()),
         "drift_limit": limit, "drift_of_base": covered,
-        "trips": int(trips.sum()), "decisions": decisions,
+        "trips": int(played.carry[0].sum()), "decisions": decisions,
     }  # fmt: skip
-
-
-def _play_exported(env: Env, base: BasePolicy, episodes: int, seed: int):
-    """Evaluation of an exported policy, and its trips in each episode."""
-    rollout = make_rollout(env, base)
-    frozen = Frozen(env.model, base.params, base.obs_mean, base.obs_std)
-
-    @jax.jit
-    def play(frozen, key):
-        nothing = lambda obs, base_action: jnp.zeros_like(base_action)  # noqa: E731
-        return rollout.evaluate(frozen, nothing, 0.0, key, episodes, True)
-
-    played = jax.device_get(play(frozen, jax.random.key(seed)))
-    return played, played.carry[0]
 
 
 def render_run(

@@ -7,20 +7,16 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from pdjax import evaluation, plots, report, unfinished
 from pdjax.base_policies import imitation
 from pdjax.base_policies.settings import ImitationConfig
-from pdjax.decision import Frozen
 from pdjax.outputs import check_directory, check_file, new_directory, write_result
-from pdjax.rollout import make_rollout
+from pdjax.rollout import make_base_play
 from pdjax.schema import ConfigError
 from pdjax.types import BasePolicy, Params
 from pdjax_envs import demonstrations, registry
@@ -197,18 +193,8 @@ def _note(record: dict[str, float]) -> str:
 def make_base_success(env: Env, policy: BasePolicy) -> Callable[[Params, int, int], np.ndarray]:
     """(params, episodes, seed) -> (episodes,) bool, success_once of a base policy alone; compiled
     once for each number of episodes."""
-    rollout = make_rollout(env, policy)
-
-    @partial(jax.jit, static_argnums=2)
-    def play(frozen, key, episodes):
-        nothing = lambda obs, base_action: jnp.zeros_like(base_action)  # noqa: E731
-        return rollout.evaluate(frozen, nothing, 0.0, key, episodes).success_once
-
-    def success(params: Params, episodes: int, seed: int) -> np.ndarray:
-        frozen = Frozen(env.model, params, policy.obs_mean, policy.obs_std)
-        return jax.device_get(play(frozen, jax.random.key(seed), episodes))
-
-    return success
+    play = make_base_play(env, policy)
+    return lambda params, episodes, seed: np.asarray(play(params, seed, episodes).success_once)
 
 
 def base_success(env: Env, policy: BasePolicy, episodes: int, seed: int = 30_000) -> np.ndarray:

@@ -6,6 +6,7 @@ replay holds one observation. Evaluation has its own result type and never touch
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from pdjax.config import DecoratorConfig
 from pdjax.decision import Frozen, RolloutState, base_actions, play_chunk, start_episode
 from pdjax.decorator import clip_action, decorate, far_numbers, normalize
 from pdjax.sharding import split
-from pdjax.types import Array, BasePolicy, Key, Metrics, Transition
+from pdjax.types import Array, BasePolicy, Key, Metrics, Params, Transition
 from pdjax_envs.task import Env, select
 
 PLAIN = DecoratorConfig()
@@ -111,6 +112,25 @@ def make_rollout(
         see, Frozen(None, None, base.obs_mean, base.obs_std), jnp.zeros((1, base.obs_dim))
     ).shape[-1]
     return Rollout(init, collect, evaluation, see, view_dim)
+
+
+def make_base_play(env: Env, base: BasePolicy) -> Callable[..., Evaluation]:
+    """(params, seed, episodes, record=False) -> Evaluation of a base policy alone, on the host.
+
+    Compiled once for each number of episodes; params are of the base policy.
+    """
+    rollout = make_rollout(env, base)
+
+    @partial(jax.jit, static_argnums=(2, 3))
+    def play(frozen: Frozen, key: Key, episodes: int, record: bool) -> Evaluation:
+        nothing = lambda obs, base_action: jnp.zeros_like(base_action)  # noqa: E731
+        return rollout.evaluate(frozen, nothing, 0.0, key, episodes, record)
+
+    def on_host(params: Params, seed: int, episodes: int, record: bool = False) -> Evaluation:
+        frozen = Frozen(env.model, params, base.obs_mean, base.obs_std)
+        return jax.device_get(play(frozen, jax.random.key(seed), episodes, record))
+
+    return on_host
 
 
 def _decide(env, base, frozen, residual: tuple, state: RolloutState, inputs):

@@ -33,10 +33,9 @@ import yaml
 from pdjax import config as configs
 from pdjax import evaluation, plots, report
 from pdjax.config import BasePolicyConfig
-from pdjax.decision import Frozen
 from pdjax.decorator import clip_action, decorate
 from pdjax.outputs import check_file
-from pdjax.rollout import Evaluation, make_rollout
+from pdjax.rollout import Evaluation, make_base_play
 from pdjax.runner import load_base
 from pdjax.types import BasePolicy
 from pdjax.wrap import try_policy
@@ -92,21 +91,13 @@ def screen(env: Env, base: BasePolicy, episodes: int, seed: int) -> Screening:
       episodes: for each scale; at least 125 can show that nothing is left.
       seed: of the episodes.
     """
-    disturbed = disturb(base)
-    rollout = make_rollout(env, disturbed)
-
-    @jax.jit
-    def play(scale, key) -> Evaluation:
-        params = {"base": base.params, "scale": scale}
-        frozen = Frozen(env.model, params, base.obs_mean, base.obs_std)
-        nothing = lambda obs, base_action: jnp.zeros_like(base_action)  # noqa: E731
-        return rollout.evaluate(frozen, nothing, 0.0, key, episodes)
-
+    play = make_base_play(env, disturb(base))
     results = []
     with report.progress("screening", episodes * (1 + len(SCALES)), "episodes") as bar:
         for scale in (0.0, *SCALES):
             bar.update(episodes * len(results), f"residual_scale {scale:g}")
-            results.append(jax.device_get(play(jnp.float32(scale), jax.random.key(seed))))
+            params = {"base": base.params, "scale": jnp.float32(scale)}
+            results.append(play(params, seed, episodes))
         bar.update(episodes * len(results))
     _, actions, _ = try_policy(env, base, min(episodes, 64), seed)
     alone, counts = results[0], [int(result.success_once.sum()) for result in results]
