@@ -135,7 +135,8 @@ TRAIN = ["train", "peg_fast", "--out", "new/run", "--set", "base_policy.path=bas
         (["train"], "required: CONFIG"),
         (
             ["train", "nope"],
-            "no config 'nope': neither a file nor a name; known: door_",
+            "no config 'nope': neither a file nor a name; known: door_dawn, "
+            "door_fast, door_pd, hammer_fast, peg_fast, relocate_fast",
         ),
         (["train", "peg_fats"], "did you mean peg_fast?"),
         (["train", "demos.h5"], "cannot read config demos.h5"),
