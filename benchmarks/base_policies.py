@@ -18,17 +18,15 @@ import argparse
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from harness import alternate, append_row, median, ratio, timed
+from harness import alternate, append_row, median, ratio
 
 from pdjax.base_policies import imitation, settings
 from pdjax.decision import Frozen, base_actions
 from pdjax.rollout import make_rollout
+from pdjax.roofline import product, timed
 from pdjax.types import BasePolicy
 from pdjax_envs import registry
-
-SIZE = 1024  # of the plain matrix product
 
 
 def make_base(kind: str, obs_dim: int, act_dim: int) -> BasePolicy:
@@ -38,12 +36,6 @@ def make_base(kind: str, obs_dim: int, act_dim: int) -> BasePolicy:
     shapes = ((65, obs_dim), (64, act_dim))
     episodes = [tuple(rng.uniform(-1, 1, shape).astype(np.float32) for shape in shapes)] * 20
     return imitation.train(episodes, config)
-
-
-def matmul():
-    """(function, arguments, floating-point operations) of the plain product."""
-    left, right = jax.random.normal(jax.random.key(0), (2, SIZE, SIZE))
-    return jax.jit(jnp.matmul), (left, right), 2 * SIZE**3
 
 
 def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -69,9 +61,9 @@ def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:
 
     arguments = (frozen, state.carry, state.history, keys[0])
     cost = call.lower(*arguments).compile().cost_analysis()
-    product, matrices, product_flops = matmul()
+    multiply, matrices, product_flops = product()
     for function, inputs in ((collect, (frozen, state, keys)), (call, arguments),
-                             (product, matrices)):  # fmt: skip
+                             (multiply, matrices)):  # fmt: skip
         timed(function, *inputs)
 
     def repeated(function, inputs, times, amount):
@@ -83,7 +75,7 @@ def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:
             "rollout": lambda: repeated(collect, (frozen, state, keys), 1,
                                         args.decisions * args.num_envs),
             "base": lambda: repeated(call, arguments, 10, args.num_envs),
-            "matmul": lambda: repeated(product, matrices, 10, product_flops),
+            "matmul": lambda: repeated(multiply, matrices, 10, product_flops),
         },
         args.repeats,
     )  # fmt: skip

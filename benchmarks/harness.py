@@ -9,7 +9,6 @@ import os
 import platform
 import statistics
 import subprocess
-import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,13 +18,6 @@ import jax
 import mujoco
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def timed(function: Callable, *args: Any) -> tuple[float, Any]:
-    """Seconds until the result is there, and the result."""
-    began = time.perf_counter()
-    result = jax.block_until_ready(function(*args))
-    return time.perf_counter() - began, result
 
 
 def alternate(loops: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:

@@ -34,13 +34,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from base_policies import make_base
-from harness import alternate, append_row, median, ratio, timed
+from harness import alternate, append_row, median, ratio
 
 from pdjax import config as configs
 from pdjax import machine, runner
 from pdjax.base_policies import imitation, settings
 from pdjax.checkpoint import Checkpoints
 from pdjax.replay import ReplayBuffer, ReplayState, make_packing, make_replay
+from pdjax.roofline import timed
 from pdjax.types import Transition
 
 SIZES = {"obs": 39, "base_action": 112, "residual_action": 28}  # of AdroitDoor, chunks of 4

@@ -26,12 +26,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from harness import alternate, append_row, median, ratio, timed
+from harness import alternate, append_row, median, ratio
 
 from pdjax import config as configs
 from pdjax import roofline
 from pdjax.config import Config
 from pdjax.gradient_step import SACState
+from pdjax.roofline import timed
 from pdjax.sac import make_hyperparams, make_sac
 from pdjax.types import Batch
 
@@ -154,9 +155,8 @@ def main() -> None:
     if not args.no_torch and importlib.util.find_spec("torch"):
         for name, compiled in (("torch", False), ("torch.compile", True)):
             programs[name] = make_torch(ours, config, args.steps, compiled)
-    left, right = jax.random.normal(jax.random.key(0), (2, roofline.SIZE, roofline.SIZE))
-    product = jax.jit(jnp.matmul)
-    programs["matmul"] = lambda: [product(left, right) for _ in range(args.steps)]
+    multiply, matrices, product_flops = roofline.product()
+    programs["matmul"] = lambda: [multiply(*matrices) for _ in range(args.steps)]
     for program in programs.values():
         timed(program)
     rates = alternate(
@@ -173,7 +173,7 @@ def main() -> None:
                       if name != "ours"},
         "gflop_per_update": flops / 1e9,
         "share_of_matmul": ratio([flops * x for x in rates["ours"]],
-                                 [2 * roofline.SIZE**3 * x for x in product_rates]),
+                                 [product_flops * x for x in product_rates]),
     }  # fmt: skip
     for name, value in row["updates_per_s"].items():
         more = "" if name == "ours" else f", ours {row['ours_over'][name]['median']:.2f}x"

@@ -6,13 +6,9 @@ Each advice is a line with the figures it rests on; what is not worth WORTH is n
 import dataclasses
 from typing import Any
 
-import jax
-
 from pdjax.config import Config
 from pdjax.phases import Timing, learner_phases, rollout_phases, time_phase
-from pdjax.runner import Run, build
-from pdjax.sac import make_hyperparams
-from pdjax.train import TrainState, residual_dim
+from pdjax.runner import build, make_init
 
 MORE_ENVS = (0.5, 2, 4)  # times num_envs, tried for advice
 WORTH = 1.1  # gain that is worth advice
@@ -78,22 +74,14 @@ def _decision_s(config: Config, factor: float) -> float:
     size = max(num_envs, config.train.decisions_per_round)
     run = build(changed(config, "train", num_envs=num_envs, decisions_per_round=size,
                          decisions_per_epoch=size, updates_per_decision=1 / size))  # fmt: skip
-    state = _start(run)
-    phases = [phase for phase in rollout_phases(run, state) if phase.name != "physics"]
+    phases = [phase for phase in rollout_phases(run, make_init(run)()) if phase.name != "physics"]
     return sum(time_phase(phase, repeats=2).seconds for phase in phases) / size
 
 
 def _update_s(config: Config, batch_size: int) -> float:
     """Seconds of the gradient steps of an epoch on batches of that size."""
     run = build(changed(config, "sac", batch_size=batch_size))
-    state = _start(run)
-    return time_phase(learner_phases(run, state)[0], repeats=2).seconds
-
-
-def _start(run: Run) -> TrainState:
-    """A training state at the beginning of a run, of which no epoch is compiled."""
-    hyperparams = make_hyperparams(run.config, residual_dim(run.config.decorator, run.base))
-    return jax.jit(run.trainer.init)(run.frozen, hyperparams, jax.random.key(0))
+    return time_phase(learner_phases(run, make_init(run)())[0], repeats=2).seconds
 
 
 def changed(config: Config, section: str, **values: Any) -> Config:

@@ -5,7 +5,6 @@ and from a state of its training. Kept apart because it knows what an epoch does
 """
 
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -180,13 +179,6 @@ def _nbytes(tree: Any) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
-def clock(function: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds until a result is there, and the result."""
-    began = time.perf_counter()
-    result = jax.block_until_ready(function())
-    return time.perf_counter() - began, result
-
-
 def time_phase(phase: Phase, repeats: int) -> Timing:
     """Runs a phase several times, once more to warm up; the median, for a whole epoch."""
     function = jax.jit(phase.function, donate_argnums=0 if phase.threads else ())
@@ -194,7 +186,7 @@ def time_phase(phase: Phase, repeats: int) -> Timing:
     compiled = function.lower(first, *rest).compile()
     seconds = []
     for _ in range(repeats + 1):  # the first one warms up
-        took, result = clock(lambda first=first: compiled(first, *rest))
+        took, result = roofline.timed(compiled, first, *rest)
         first = result if phase.threads else first
         seconds.append(took)
     cost = compiled.cost_analysis() or {}

@@ -25,7 +25,8 @@ from pdjax.checkpoint import Checkpoints
 from pdjax.config import Config
 from pdjax.loop import Steps
 from pdjax.outputs import check_directory, check_file
-from pdjax.phases import Timing, clock, make_phases, time_phase
+from pdjax.phases import Timing, make_phases, time_phase
+from pdjax.roofline import timed
 from pdjax.runner import Run, build, prepare
 from pdjax.train import TrainState
 
@@ -77,7 +78,7 @@ def profile(
     """
     config = changed(config, "train", learning_starts=0, prefill="policy")
     run, machine = build(config), roofline.measure()
-    compile_s, (steps, _) = clock(lambda: prepare(run))
+    compile_s, (steps, _) = timed(prepare, run)
     with report.progress("profiling", 12, "parts") as bar:
         state, _ = steps.train_epoch(steps.init())  # warms up
         state, epoch_s = _epochs(steps, state, repeats)
@@ -90,10 +91,11 @@ def profile(
         for phase in make_phases(run, state):  # the last one takes the replay
             timings[phase.name] = time_phase(phase, repeats)
             bar.update(2 + len(timings), f"{phase.name} {timings[phase.name].seconds:.2f} s")
+        timings = _split_steps(timings)
         bar.update(11, "other settings" if advise else "")
-        advice = suggest(config, _split_steps(timings), between, epoch_s) if advise else []
+        advice = suggest(config, timings, between, epoch_s) if advise else []
         bar.update(12)
-    summary = _summarize(run, machine, _split_steps(timings), between, epoch_s)
+    summary = _summarize(run, machine, timings, between, epoch_s)
     return summary | {"compile_s": compile_s, "advice": advice}
 
 
@@ -111,7 +113,7 @@ def _epochs(steps: Steps, state: TrainState, repeats: int) -> tuple[TrainState, 
     """Trains on; the median seconds of an epoch."""
     seconds = []
     for _ in range(repeats):
-        took, (state, _) = clock(lambda state=state: steps.train_epoch(state))
+        took, (state, _) = timed(steps.train_epoch, state)
         seconds.append(took)
     return state, statistics.median(seconds)
 
@@ -124,7 +126,7 @@ def _between_epochs(run: Run, steps: Steps, state: TrainState, repeats: int) -> 
     metrics = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics)
 
     def median(function: Callable[[], Any]) -> float:
-        return statistics.median(clock(function)[0] for _ in range(repeats))
+        return statistics.median(timed(function)[0] for _ in range(repeats))
 
     def evaluate() -> Any:
         scale, evaluation = config.decorator.residual_scale, config.eval
@@ -132,7 +134,7 @@ def _between_epochs(run: Run, steps: Steps, state: TrainState, repeats: int) -> 
 
     between = {}
     if config.eval.interim_episodes:
-        clock(evaluate)  # compiles
+        timed(evaluate)  # compiles
         between["evaluation"] = median(evaluate) * per_epoch / config.eval.interim_every
     with tempfile.TemporaryDirectory() as folder:
         with closing(Checkpoints(Path(folder) / "checkpoints", keep=1)) as checkpoints:

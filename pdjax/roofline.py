@@ -33,21 +33,30 @@ class Machine(NamedTuple):
 
 def measure() -> Machine:
     """Measures both; the best of some turns, in about a second."""
-    left, right = jax.random.normal(jax.random.key(0), (2, SIZE, SIZE))
+    multiply, matrices, flops = product()
     array = jnp.zeros(MEGABYTES * 2**18)
-    product = _best(jax.jit(jnp.matmul), left, right)
     again = jax.jit(lambda x: jax.lax.fori_loop(0, TURNS, lambda _, x: x + 1, x))
-    return Machine(2 * SIZE**3 / product, 2 * array.nbytes * TURNS / _best(again, array))
+    return Machine(
+        flops / _best(multiply, *matrices), 2 * array.nbytes * TURNS / _best(again, array)
+    )
+
+
+def product() -> tuple[Callable[..., Any], Any, int]:
+    """A plain float32 product of two square matrices: (function, arguments, operations)."""
+    matrices = jax.random.normal(jax.random.key(0), (2, SIZE, SIZE))
+    return jax.jit(jnp.matmul), matrices, 2 * SIZE**3
+
+
+def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
+    """Seconds until the result is there, and the result."""
+    began = time.perf_counter()
+    result = jax.block_until_ready(function(*arguments))
+    return time.perf_counter() - began, result
 
 
 def _best(function: Callable[..., Any], *arguments: Any) -> float:
-    jax.block_until_ready(function(*arguments))
-    seconds = []
-    for _ in range(TURNS):
-        began = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
+    timed(function, *arguments)  # compiles
+    return min(timed(function, *arguments)[0] for _ in range(TURNS))
 
 
 def count_flops(function: Callable[..., Any], *arguments: Any) -> float:

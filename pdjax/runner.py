@@ -11,6 +11,7 @@ A run's directory holds `config.yaml`, `base_policy/` (a copy, so that the direc
 import json
 import shutil
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +32,7 @@ from pdjax.outputs import check_directory, new_directory, write_result
 from pdjax.rollout import Evaluation, Rollout, make_rollout
 from pdjax.sac import SAC, make_hyperparams, make_sac
 from pdjax.sharding import make_mesh
-from pdjax.train import Trainer, make_trainer, placement, residual_dim
+from pdjax.train import Trainer, TrainState, make_trainer, placement, residual_dim
 from pdjax.types import BasePolicy, Params
 from pdjax_envs import registry
 from pdjax_envs.task import Env, Task
@@ -219,14 +220,11 @@ def prepare(built: Run, memory_gib: float = 0.0) -> tuple[Steps, list[memory.Pla
     Raises:
       ConfigError: it does not fit.
     """
-    config, frozen = built.config, built.frozen
-    hyperparams = make_hyperparams(config, residual_dim(config.decorator, built.base))
-    key = jax.random.key(config.seed)
-    there = placement(built.mesh)
-    init = jax.jit(built.trainer.init, out_shardings=there)
+    config, frozen, there = built.config, built.frozen, placement(built.mesh)
+    init = make_init(built)
     epoch = jax.jit(built.trainer.train_epoch, donate_argnums=1, in_shardings=(None, there),
                     out_shardings=(there, None))  # fmt: skip
-    state = jax.eval_shape(init, frozen, hyperparams, key)
+    state = jax.eval_shape(init)
     planned = partial(memory.make_plans, state, frozen, _evaluation(built), built.mesh, memory_gib)
     memory.check(planned(), config)  # where arrays alone are too many there is nothing to compile
     report.say("compiling an epoch")
@@ -235,12 +233,20 @@ def prepare(built: Run, memory_gib: float = 0.0) -> tuple[Steps, list[memory.Pla
     memory.check(plans, config)
     memory.show(plans)
     steps = Steps(
-        init=lambda: init(frozen, hyperparams, jax.random.clone(key)),
+        init=init,
         # a restored state comes from one device
         train_epoch=lambda state: epoch(frozen, jax.device_put(state, there)),
         assess=make_assess(built),
     )
     return steps, plans
+
+
+def make_init(built: Run) -> Callable[[], TrainState]:
+    """() -> the training state at the beginning of a run, on its devices; compiled once."""
+    config = built.config
+    hyperparams = make_hyperparams(config, residual_dim(config.decorator, built.base))
+    init = jax.jit(built.trainer.init, out_shardings=placement(built.mesh))
+    return lambda: init(built.frozen, hyperparams, jax.random.key(config.seed))
 
 
 def _evaluation(built: Run) -> Any:
