@@ -4,13 +4,13 @@ Each advice is a line with the figures it rests on; what is not worth WORTH is n
 """
 
 import dataclasses
+from contextlib import suppress
 from typing import Any
 
-from pdjax.config import Config
+from pdjax.config import Config, ConfigError
 from pdjax.phases import Timing, learner_phases, rollout_phases, time_phase
 from pdjax.runner import build, make_init
 
-MORE_ENVS = (0.5, 2, 4)  # times num_envs, tried for advice
 WORTH = 1.1  # gain that is worth advice
 DEAR = 0.15  # share of time from which on a part is worth advice
 
@@ -31,19 +31,9 @@ def suggest(
     """
     whole = epoch_s + sum(between.values())
     advice = []
-    playing = {1.0: _decision_s(config, 1.0)}
     learning = timings["updates"].seconds / config.train.decisions_per_epoch
-    for factor in MORE_ENVS if config.task.physics in ("auto", "native") else ():
-        if factor * config.train.num_envs >= 1 and not (factor * config.train.num_envs) % 1:
-            playing[factor] = _decision_s(config, factor)
-    best = min(playing, key=lambda factor: playing[factor])
-    gain = (playing[1.0] + learning) / (playing[best] + learning)
-    if gain > WORTH:
-        advice.append(
-            f"train.num_envs={config.train.num_envs * best:.0f}: a decision is played in"
-            f" {1e3 * playing[best]:.2f} ms instead of {1e3 * playing[1.0]:.2f}, about {gain:.2f}x"
-            " as many decisions a second"
-        )
+    if config.task.physics in ("auto", "native"):  # others compile for minutes
+        advice += _suggest_envs(config, learning)
     updates = timings["updates"].seconds / whole
     if updates > DEAR:
         fewer = config.train.updates_per_decision / 2
@@ -52,8 +42,7 @@ def suggest(
             f" about {1 / (1 - updates / 2):.2f}x as many decisions a second, with half as much"
             " learned from each"
         )
-        doubled = _update_s(config, 2 * config.sac.batch_size)
-        dearer = doubled / _update_s(config, config.sac.batch_size)
+        dearer = _update_s(config, 2 * config.sac.batch_size) / timings["updates"].seconds
         if dearer < 2 / WORTH:
             advice.append(
                 f"sac.batch_size={2 * config.sac.batch_size}: a gradient step on twice the batch"
@@ -68,10 +57,30 @@ def suggest(
     return advice
 
 
-def _decision_s(config: Config, factor: float) -> float:
-    """Seconds to play one decision with that many times the environments."""
-    num_envs = round(factor * config.train.num_envs)
-    size = max(num_envs, config.train.decisions_per_round)
+def _suggest_envs(config: Config, learning: float) -> list[str]:
+    """The number of environments that plays fastest, where `learning` is seconds a decision."""
+    now = config.train.num_envs
+    playing = {now: _decision_s(config, now)}
+    for num_envs in filter(None, (now // 2, 2 * now, 4 * now)):
+        with suppress(ConfigError):  # too few for the devices, or too many for the replay
+            playing[num_envs] = _decision_s(config, num_envs)
+    best = min(playing, key=lambda num_envs: playing[num_envs])
+    gain = (playing[now] + learning) / (playing[best] + learning)
+    if gain <= WORTH:
+        return []
+    return [
+        f"train.num_envs={best}: a decision is played in {1e3 * playing[best]:.2f} ms instead of"
+        f" {1e3 * playing[now]:.2f}, about {gain:.2f}x as many decisions a second"
+    ]
+
+
+def _decision_s(config: Config, num_envs: int) -> float:
+    """Seconds to play one decision with that many environments.
+
+    Raises:
+      ConfigError: the config cannot have as many.
+    """
+    size = num_envs * max(1, config.train.decisions_per_round // num_envs)
     run = build(changed(config, "train", num_envs=num_envs, decisions_per_round=size,
                          decisions_per_epoch=size, updates_per_decision=1 / size))  # fmt: skip
     phases = [phase for phase in rollout_phases(run, make_init(run)()) if phase.name != "physics"]

@@ -11,6 +11,7 @@ from probe import make_constant_policy, make_point_env
 from pdjax import advice, cli, phases
 from pdjax import config as configs
 from pdjax.base_policies import exported
+from pdjax.config import ConfigError
 from pdjax.phases import Phase, Timing, time_phase
 from pdjax.runner import build, prepare
 from pdjax_envs import registry
@@ -91,8 +92,8 @@ def test_a_phase_that_threads_its_argument_may_donate_it():
 
 def test_advice_rests_on_what_was_measured(monkeypatch):
     config = configs.load("peg_fast", TINY)  # 4 environments, 0.25 updates a decision, 64 an epoch
-    monkeypatch.setattr(advice, "_decision_s", lambda config, factor: 0.01 / factor)
-    monkeypatch.setattr(advice, "_update_s", lambda config, batch_size: float(batch_size > 32) + 4)
+    monkeypatch.setattr(advice, "_decision_s", lambda config, num_envs: 0.04 / num_envs)
+    monkeypatch.setattr(advice, "_update_s", lambda config, batch_size: 0.8)
     timings = {"updates": Timing(0.64)}  # 10 ms a decision
     found = advice.suggest(config, timings, {"evaluation": 1.0}, epoch_s=1.28)
     envs, updates, batch, evaluation = found
@@ -105,3 +106,17 @@ def test_advice_rests_on_what_was_measured(monkeypatch):
     assert batch.startswith("sac.batch_size=64") and "1.25x" in batch
     assert evaluation.startswith("eval.interim_every=32768: halves the 44%")
     assert advice.suggest(config, {"updates": Timing(0.0)}, {}, epoch_s=1.28)[1:] == []
+
+
+def test_numbers_of_environments_that_cannot_be_are_passed_over(monkeypatch):
+    def decision_s(config, num_envs):
+        if num_envs > 8:
+            raise ConfigError("the replay is too small")
+        return 0.04 / num_envs
+
+    monkeypatch.setattr(advice, "_decision_s", decision_s)
+    config = configs.load("peg_fast", TINY)
+    (found,) = advice.suggest(config, {"updates": Timing(0.0)}, {}, epoch_s=1.28)
+    assert found.startswith("train.num_envs=8: a decision is played in 5.00 ms instead of 10.00")
+    one = advice.changed(config, "train", num_envs=1)
+    assert advice.suggest(one, {"updates": Timing(0.0)}, {}, epoch_s=1.28)
