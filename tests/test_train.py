@@ -1,6 +1,7 @@
 """Training: one jitted epoch that learns, leaves the base alone and compiles once."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,18 @@ def build(config, velocity=0.2, episode_steps=12, base=None, mesh=None):
     return rollout, sac, frozen, trainer, state
 
 
+@functools.cache
+def built():
+    """`build` of the usual config, and its epoch: compiled once for several tests."""
+    rollout, sac, frozen, trainer, state = build(small_config())
+    return rollout, sac, frozen, jax.jit(trainer.train_epoch), state
+
+
+def fresh(state):
+    """A copy whose key is not used up."""
+    return state._replace(key=jax.random.clone(state.key))
+
+
 def copy(tree):
     return jax.tree.map(lambda x: np.array(x) if not _is_key(x) else x, jax.device_get(tree))
 
@@ -60,9 +73,9 @@ def _is_key(leaf):
 
 
 def test_an_epoch_learns_and_the_base_policy_stays_bitwise_the_same():
-    _, _, frozen, trainer, state = build(small_config())
+    _, _, frozen, epoch, state = built()
     base_before, actor_before = copy(frozen.base_params), copy(state.sac.actor)
-    epoch = jax.jit(trainer.train_epoch, donate_argnums=1)
+    state = fresh(state)
     for _ in range(3):
         state, metrics = epoch(frozen, state)
     assert metrics["gradient_steps"] == state.sac.gradient_steps > 0
@@ -73,8 +86,8 @@ def test_an_epoch_learns_and_the_base_policy_stays_bitwise_the_same():
 
 
 def test_the_second_epoch_compiles_nothing():
-    _, _, frozen, trainer, state = build(small_config())
-    epoch = jax.jit(trainer.train_epoch, donate_argnums=1)
+    _, _, frozen, epoch, state = built()
+    state = fresh(state)
     for _ in range(3):
         state, _ = epoch(frozen, state)
     assert epoch._cache_size() == 1
@@ -104,9 +117,8 @@ def test_a_bfloat16_replay_trains_compiles_once_and_collects_the_same_at_first()
 
 
 def test_counters_and_update_ratio():
-    config = small_config()
-    _, _, frozen, trainer, state = build(config)
-    epoch = jax.jit(trainer.train_epoch)
+    _, _, frozen, epoch, state = built()
+    state = fresh(state)
     for count in range(1, 4):
         state, _ = epoch(frozen, state)
         assert state.decision_steps == 64 * count
@@ -142,10 +154,12 @@ def test_the_gate_lets_in_the_share_that_the_schedule_says():
 
 
 def test_same_seed_same_run_other_seed_other_run():
+    _, _, frozen, epoch, _ = built()
+
     def actor_of(seed):
-        _, _, frozen, trainer, state = build(dataclasses.replace(small_config(), seed=seed))
+        *_, state = build(dataclasses.replace(small_config(), seed=seed))
         for _ in range(2):
-            state, _ = jax.jit(trainer.train_epoch)(frozen, state)
+            state, _ = epoch(frozen, state)
         return jax.tree.leaves(copy(state.sac.actor))
 
     first, again, other = actor_of(1), actor_of(1), actor_of(2)
@@ -155,11 +169,9 @@ def test_same_seed_same_run_other_seed_other_run():
 
 
 def test_evaluation_between_epochs_changes_nothing():
-    rollout, sac, frozen, trainer, state = build(small_config())
-    epoch = jax.jit(trainer.train_epoch)
-    again = state._replace(key=jax.random.clone(state.key))
-    plain = epoch(frozen, epoch(frozen, state)[0])[0]
-    middle = epoch(frozen, again)[0]
+    rollout, sac, frozen, epoch, state = built()
+    plain = epoch(frozen, epoch(frozen, fresh(state))[0])[0]
+    middle = epoch(frozen, fresh(state))[0]
     choose = lambda obs, a: sac.act_deterministic(middle.sac.actor, obs, a)  # noqa: E731
     rollout.evaluate(frozen, choose, 0.5, jax.random.key(0), 4)
     evaluated = epoch(frozen, middle)[0]

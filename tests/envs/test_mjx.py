@@ -17,13 +17,7 @@ from pdjax_envs import registry
 from pdjax_envs.physics import mjx_flags
 
 SCHEDULER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
-ADROIT = [
-    "AdroitDoor",
-    *(
-        pytest.param(f"Adroit{name}", marks=pytest.mark.slow)
-        for name in ("Hammer", "Pen", "Relocate")
-    ),
-]
+ADROIT = ["AdroitDoor", "AdroitHammer", "AdroitPen", "AdroitRelocate"]
 EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 
 
@@ -256,12 +250,13 @@ def test_an_overflow_of_contacts_is_reported():
     run_child("_child_overflow", limit_s=120)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ADROIT)
 def test_adroit_agrees_with_native(name):
     run_child("_child_adroit", name, limit_s=300)
 
 
-@pytest.mark.parametrize("name", ["AdroitDoor", "AdroitHammer", "AdroitPen", "AdroitRelocate"])
+@pytest.mark.parametrize("name", ADROIT)
 def test_adapted_models_keep_objects_and_inertia(name):
     from mujoco import mjx
 

@@ -1,7 +1,7 @@
 """Perturbations: each changes what it says and nothing else."""
 
 import copy
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,15 @@ TASKS = ("PegInsertionSide", "PushChair", "StackCube", "TurnFaucet", "AdroitRelo
 OTHER_OBJECTS = ("size", "held_out")
 
 
+@cache
 def make(name, shift=""):
     return registry.make(name, "native", shift=shift)
 
 
-def resets(env, count=NUM, seed=0):
+@cache
+def resets(env, count=NUM):
     reset = jax.jit(jax.vmap(env.reset, (None, 0)))
-    return reset(env.model, jax.random.split(jax.random.key(seed), count))
+    return reset(env.model, jax.random.split(jax.random.key(0), count))
 
 
 def play(env, actions, count=4):
@@ -99,6 +101,7 @@ def test_factors_fill_their_range_evenly(name, shift, power, low, high):
     assert abs(places.mean() - 0.5) < 0.13
 
 
+@cache
 def starts_of(env, count=NUM):
     return jax.jit(jax.vmap(env.task.sample_start))(jax.random.split(jax.random.key(0), count))
 

@@ -149,7 +149,8 @@ def test_small_scenes(child):
 
 
 @needs_warp
-@pytest.mark.parametrize("name", ADROIT)
+@pytest.mark.parametrize("name", ["AdroitDoor", *(pytest.param(name, marks=pytest.mark.slow)
+                                                   for name in ADROIT[1:])])  # fmt: skip
 def test_adroit_agrees_with_native(name):
     run_child("_child_adroit", name, limit_s=300)
 

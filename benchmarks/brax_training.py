@@ -1,0 +1,130 @@
+"""Whole training of ours against Brax's SAC, in control steps per second.
+
+    python benchmarks/brax_training.py                   # AdroitDoor, all three
+    python benchmarks/brax_training.py --trainers ours brax-native
+
+- ours: `train_epoch` on the native engine, with a base policy (an untrained MLP that acts in every
+  control step, so a decision is a control step) and a residual on top;
+- brax-native: `brax.training.agents.sac.train` on the same native engine, through
+  `pdjax_envs.brax`;
+- brax-mjx: the same on MJX, Brax's own kind of physics, on this CPU.
+
+Same task, reward, environments, batch, widths of networks and gradient steps for each control step,
+past their prefill. They take turns, each with a program of its own; of each turn epochs after
+the first count, which compiled. Evaluations are left out of both. Ours does more: it calls a base
+policy for acting, and stores its actions. A row is appended to
+`benchmarks/results/brax_training.jsonl`.
+"""
+
+import argparse
+import functools
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from base_policies import make_base
+from harness import alternate, append_row, median, ratio
+
+from pdjax import config as configs
+from pdjax.base_policies import imitation, settings
+from pdjax.roofline import timed
+from pdjax.runner import build, make_init
+from pdjax_envs import brax as bridge
+from pdjax_envs import registry
+from pdjax_envs.physics import mjx_flags
+
+CAPACITY = 100_000  # transitions in the replay
+
+
+def make_ours(args: argparse.Namespace) -> Callable[[], float]:
+    """Control steps per second of one epoch of ours."""
+    task = registry.make_task(args.task)
+    per_round = 8 * args.num_envs
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "base"
+        base = make_base("mlp", task.obs_dim, task.act_dim)
+        assert base.act_horizon == 1
+        imitation.save(path, base, settings.recipe("mlp", {"steps": 1}), args.task)
+        run = build(configs.load("door_fast", [
+            f"task.name={args.task}", f"base_policy.path={path}", "task.physics=native",
+            f"train.num_envs={args.num_envs}", f"train.decisions_per_round={per_round}",
+            f"train.decisions_per_epoch={args.steps}", f"sac.batch_size={args.batch_size}",
+            f"train.updates_per_decision={args.updates / args.num_envs}",
+            f"sac.hidden={list(args.hidden)}", "train.learning_starts=0",
+            f"train.replay_capacity={CAPACITY}",
+        ]))  # fmt: skip
+    epoch = jax.jit(run.trainer.train_epoch, donate_argnums=1)
+    state, updates = epoch(run.frozen, make_init(run)())[0], 0
+
+    def rate() -> float:
+        nonlocal state, updates
+        before = float(state.control_steps)
+        seconds, (state, metrics) = timed(epoch, run.frozen, state)
+        assert metrics["gradient_steps"] > updates
+        updates = metrics["gradient_steps"]
+        return (float(state.control_steps) - before) / seconds
+
+    return rate
+
+
+def make_brax(args: argparse.Namespace, physics: str) -> Callable[[], float]:
+    """Control steps per second of Brax's trainer: the median of its epochs after the first."""
+    from brax.training.agents.sac import networks, train
+
+    if not hasattr(jax, "device_put_replicated"):  # JAX dropped it, Brax calls it
+        jax.device_put_replicated = lambda tree, devices: jax.tree.map(
+            lambda leaf: jnp.stack([leaf] * len(devices)), tree
+        )
+    env = bridge.make(args.task, physics)
+    steps = args.steps if physics == "native" else args.mjx_steps
+    factory = functools.partial(networks.make_sac_networks, hidden_layer_sizes=tuple(args.hidden))
+
+    def rate() -> float:
+        found: list[float] = []
+        train.train(
+            env, 4 * steps, registry.make_task(args.task).episode_steps,
+            num_envs=args.num_envs, num_eval_envs=1, num_evals=4, batch_size=args.batch_size,
+            grad_updates_per_step=args.updates, min_replay_size=steps, max_replay_size=CAPACITY,
+            network_factory=factory,
+            progress_fn=lambda _, metrics: found.append(metrics.get("training/sps", 0.0)),
+        )  # fmt: skip
+        return median([float(sps) for sps in found[2:]])
+
+    return rate
+
+
+def main() -> None:
+    """Measures, prints and appends a row."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--task", default="AdroitDoor")
+    parser.add_argument("--trainers", nargs="+", default=["ours", "brax-native", "brax-mjx"])
+    parser.add_argument("--num-envs", type=int, default=64)
+    parser.add_argument("--updates", type=int, default=2, help="for a step of all environments")
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--hidden", type=int, nargs="+", default=[256, 256])
+    parser.add_argument("--steps", type=int, default=8_192, help="control steps of an epoch")
+    parser.add_argument("--mjx-steps", type=int, default=512, help="the same for MJX")
+    parser.add_argument("--repeats", type=int, default=3, help="turns")
+    parser.add_argument("--dry", action="store_true", help="append no row")
+    args = parser.parse_args()
+    if "brax-mjx" in args.trainers:
+        mjx_flags.prepare()
+    loops = {name: make_ours(args) if name == "ours" else make_brax(args, name.split("-")[1])
+             for name in args.trainers}  # fmt: skip
+    rates = alternate(loops, args.repeats)
+    row = {name: value for name, value in vars(args).items() if name not in ("dry", "trainers")}
+    row |= {"control_steps_per_s": {name: median(found) for name, found in rates.items()},
+            "ours_over": {name: ratio(rates["ours"], found) for name, found in rates.items()
+                          if name != "ours" and "ours" in rates}}  # fmt: skip
+    for name, value in row["control_steps_per_s"].items():
+        over = row["ours_over"].get(name)
+        print(f"{name}: {value:,.0f} control steps/s" + (f", ours {over['median']:.2f}x" if over
+                                                          else ""), flush=True)  # fmt: skip
+    if not args.dry:
+        append_row("brax_training", row)
+
+
+if __name__ == "__main__":
+    main()
