@@ -19,7 +19,7 @@ from pdjax.decision import Frozen, RolloutState, base_actions, play_chunk, start
 from pdjax.decorator import clip_action, decorate, far_numbers, normalize
 from pdjax.sharding import split
 from pdjax.types import Array, BasePolicy, Key, Metrics, Params, Transition
-from pdjax_envs.task import Env, select
+from pdjax_envs.task import Env, in_float32, select
 
 PLAIN = DecoratorConfig()
 
@@ -86,7 +86,7 @@ def make_rollout(
         seen = normalize(obs, frozen.obs_mean, frozen.obs_std)
         if features is None:
             return seen
-        return jnp.concatenate([seen, jax.vmap(features)(obs)], axis=-1)
+        return jnp.concatenate([seen, jax.vmap(in_float32(features))(obs)], axis=-1)
 
     def seeing(frozen: Frozen, choose):
         return lambda obs, *rest: choose(see(frozen, obs), *rest)
