@@ -144,7 +144,7 @@ class TorchSAC:
             pairs = zip(self.targets.parameters(), self.critics.parameters(), strict=True)
             for target, value in pairs:
                 target.lerp_(value, self.config.tau)
-        return critic_loss, actor_loss
+        return critic_loss.detach(), actor_loss.detach()
 
 
 def _mean(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

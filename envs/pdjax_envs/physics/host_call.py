@@ -1,0 +1,160 @@
+"""Calls from compiled programs on a CPU into Python, under names that outlast the process.
+
+JAX's own callbacks tie a program to the Python objects of its process, so that its compilation
+cache must not keep it. Here a program holds a number that is computed from what is called, and a
+handler of XLA's typed FFI finds the function by that number: a later process that makes the same
+function loads the program from disk instead of compiling it again.
+
+The handler speaks XLA's C interface (`xla/ffi/api/c_api.h` among jaxlib's headers) by ctypes, in
+versions that were read; `available` tells. The only memory here is the table of functions.
+"""
+
+import ctypes
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+Array = jax.Array
+HostFunction = Callable[[list[np.ndarray], list[np.ndarray]], None]
+
+_TARGET = "pdjax_host_call"
+_VERSIONS = {(0, 3), (0, 5)}  # whose structs are those below: jaxlib 0.10 and 0.12
+_METADATA = 1  # kind of extension by which XLA asks for a handler's version
+_INTERNAL = 13  # XLA_FFI_Error_Code
+_ERROR_CREATE = 48  # bytes into XLA_FFI_Api, where the pointer to that function is
+_DTYPES = {1: np.bool_, 4: np.int32, 8: np.uint32, 11: np.float32, 12: np.float64}
+
+_functions: dict[int, HostFunction] = {}
+
+
+def available() -> bool:
+    """Whether `call` works here: on a CPU, with an interface that is known."""
+    return jax.default_backend() == "cpu" and _register()
+
+
+def call(
+    function: HostFunction, key: int, results: Sequence[jax.ShapeDtypeStruct]
+) -> Callable[..., list[Array]]:
+    """A host function as a JAX function that `vmap` batches.
+
+    Args:
+      function: (inputs, outputs to fill), NumPy views of XLA's own buffers with equal leading axes,
+        valid within the call; must depend on its inputs alone and never call JAX.
+      key: 63 bits, since lowering takes no more; equal only for functions that do the same.
+      results: shapes and dtypes of the outputs without leading axes.
+    """
+    function = _functions.setdefault(key, function)
+    target = jax.ffi.ffi_call(_TARGET, tuple(results), vmap_method="broadcast_all")
+    return lambda *inputs: target(*inputs, key=np.uint64(key))
+
+
+class _Version(ctypes.Structure):
+    _fields_ = [("struct_size", ctypes.c_size_t), ("extension_start", ctypes.c_void_p),
+                ("major", ctypes.c_int), ("minor", ctypes.c_int)]  # fmt: skip
+
+
+class _Metadata(ctypes.Structure):
+    _fields_ = [("struct_size", ctypes.c_size_t), ("version", _Version),
+                ("traits", ctypes.c_uint32)]  # fmt: skip
+
+
+class _Extension(ctypes.Structure):
+    _fields_ = [("struct_size", ctypes.c_size_t), ("type", ctypes.c_int),
+                ("next", ctypes.c_void_p), ("metadata", ctypes.POINTER(_Metadata))]  # fmt: skip
+
+
+class _Buffers(ctypes.Structure):
+    _fields_ = [("struct_size", ctypes.c_size_t), ("extension_start", ctypes.c_void_p),
+                ("size", ctypes.c_int64), ("types", ctypes.c_void_p),
+                ("items", ctypes.POINTER(ctypes.c_void_p))]  # fmt: skip
+
+
+class _Attributes(ctypes.Structure):
+    _fields_ = [("struct_size", ctypes.c_size_t), ("extension_start", ctypes.c_void_p),
+                ("size", ctypes.c_int64), ("types", ctypes.c_void_p), ("names", ctypes.c_void_p),
+                ("items", ctypes.POINTER(ctypes.c_void_p))]  # fmt: skip
+
+
+class _CallFrame(ctypes.Structure):
+    _fields_ = [("struct_size", ctypes.c_size_t), ("extension_start", ctypes.POINTER(_Extension)),
+                ("api", ctypes.c_void_p), ("context", ctypes.c_void_p), ("stage", ctypes.c_int),
+                ("args", _Buffers), ("rets", _Buffers), ("attrs", _Attributes)]  # fmt: skip
+
+
+class _Buffer(ctypes.Structure):
+    _fields_ = [("struct_size", ctypes.c_size_t), ("extension_start", ctypes.c_void_p),
+                ("dtype", ctypes.c_int), ("data", ctypes.c_void_p), ("rank", ctypes.c_int64),
+                ("dims", ctypes.POINTER(ctypes.c_int64))]  # fmt: skip
+
+
+class _Scalar(ctypes.Structure):
+    _fields_ = [("dtype", ctypes.c_int), ("value", ctypes.POINTER(ctypes.c_uint64))]
+
+
+class _ErrorArguments(ctypes.Structure):
+    _fields_ = [("struct_size", ctypes.c_size_t), ("extension_start", ctypes.c_void_p),
+                ("message", ctypes.c_char_p), ("code", ctypes.c_int)]  # fmt: skip
+
+
+_ErrorCreate = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(_ErrorArguments))
+
+
+@cache
+def _version() -> tuple[int, int]:
+    """Of the interface that the installed jaxlib speaks."""
+    header = Path(jax.ffi.include_dir()) / "xla/ffi/api/c_api.h"
+    text = header.read_text() if header.exists() else ""
+    found = [re.search(rf"#define XLA_FFI_API_{part} (\d+)", text) for part in ("MAJOR", "MINOR")]
+    major, minor = (int(match[1]) if match else -1 for match in found)
+    return major, minor
+
+
+@cache
+def _register() -> bool:
+    """Makes the handler known to XLA, once; False where its interface is another."""
+    if _version() not in _VERSIONS or sys.maxsize < 2**32:
+        return False
+    pointer = ctypes.cast(_handle, ctypes.c_void_p).value
+    jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(pointer), platform="cpu")
+    return True
+
+
+@ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(_CallFrame))
+def _handle(pointer: Any) -> int | None:
+    """XLA's call: None, or an error that XLA then raises."""
+    frame = pointer.contents
+    if frame.extension_start and frame.extension_start.contents.type == _METADATA:
+        version = frame.extension_start.contents.metadata.contents.version
+        version.major, version.minor = _version()
+        return None
+    try:
+        key = _Scalar.from_address(frame.attrs.items[0]).value[0]
+        _functions[key](_arrays(frame.args), _arrays(frame.rets))
+    except BaseException:  # an interruption too: nothing may pass through C
+        arguments = _ErrorArguments(ctypes.sizeof(_ErrorArguments), None,
+                                    traceback.format_exc().encode(), _INTERNAL)  # fmt: skip
+        create = ctypes.c_void_p.from_address(frame.api + _ERROR_CREATE).value
+        return _ErrorCreate(create)(ctypes.byref(arguments))
+    return None
+
+
+def _arrays(buffers: _Buffers) -> list[np.ndarray]:
+    """Views of XLA's memory."""
+    return [_view(_Buffer.from_address(buffers.items[index])) for index in range(buffers.size)]
+
+
+def _view(buffer: _Buffer) -> np.ndarray:
+    shape, dtype = buffer.dims[: buffer.rank], np.dtype(_DTYPES[buffer.dtype])
+    size = dtype.itemsize
+    for length in shape:
+        size *= length
+    if not size:
+        return np.empty(shape, dtype)
+    return np.frombuffer((ctypes.c_char * size).from_address(buffer.data), dtype).reshape(shape)
