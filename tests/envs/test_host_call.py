@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +70,35 @@ temporary = compiled.memory_analysis().temp_size_in_bytes
 print(json.dumps({"obs": out.obs.tolist(), "temporary": temporary,
                   "hits": events["cache_hits"], "misses": events["cache_misses"]}))
 """
+
+
+SHARDED = """
+import json, jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from pdjax_envs import registry
+
+split = NamedSharding(Mesh(jax.devices(), "x"), PartitionSpec("x"))
+env = registry.make("AdroitDoor", "native")
+keys = jax.random.split(jax.random.key(0), 8)
+def play(keys):
+    state, _ = jax.vmap(env.reset, (None, 0))(env.model, keys)
+    action = jax.numpy.full((8, env.task.act_dim), 0.1)
+    return jax.vmap(env.step, (None, 0, 0))(env.model, state, action)[1].obs
+one, four = jax.jit(play)(keys), jax.jit(play)(jax.device_put(keys, split))
+print(json.dumps({"devices": len(four.sharding.device_set),
+                  "off": float(abs(np.asarray(one) - np.asarray(four)).max())}))
+"""
+
+
+def test_native_physics_on_four_devices_is_that_on_one():
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, text=True,
+                          capture_output=True, timeout=300, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["devices"] == 4 and found["off"] < 1e-6
 
 
 def test_a_later_process_compiles_nothing(tmp_path):
