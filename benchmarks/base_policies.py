@@ -29,9 +29,9 @@ from pdjax.types import BasePolicy
 from pdjax_envs import registry
 
 
-def make_base(kind: str, obs_dim: int, act_dim: int) -> BasePolicy:
-    """An untrained policy of a recipe, on data without a pattern."""
-    config = settings.recipe(kind, {"steps": 1})
+def make_base(kind: str, obs_dim: int, act_dim: int, **changes: Any) -> BasePolicy:
+    """An untrained policy of a recipe, with changes to it, on data without a pattern."""
+    config = settings.recipe(kind, {"steps": 1} | changes)
     rng = np.random.default_rng(0)
     shapes = ((65, obs_dim), (64, act_dim))
     episodes = [tuple(rng.uniform(-1, 1, shape).astype(np.float32) for shape in shapes)] * 20

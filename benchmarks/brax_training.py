@@ -44,11 +44,12 @@ def make_ours(args: argparse.Namespace) -> Callable[[], float]:
     per_round = 8 * args.num_envs
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "base"
-        base = make_base("mlp", task.obs_dim, task.act_dim)
-        imitation.save(path, base, settings.recipe("mlp", {"steps": 1}), args.task)
+        every_step = {"mlp": {"act_horizon": 1}}
+        base = make_base("mlp", task.obs_dim, task.act_dim, **every_step)
+        imitation.save(path, base, settings.recipe("mlp", {"steps": 1} | every_step), args.task)
         run = build(configs.load("door_fast", [
             f"task.name={args.task}", "task.physics=native",
-            f"base_policy.path={path}", "base_policy.act_horizon=1",
+            f"base_policy.path={path}",
             f"train.num_envs={args.num_envs}", f"train.decisions_per_round={per_round}",
             f"train.decisions_per_epoch={args.steps}", f"sac.batch_size={args.batch_size}",
             f"train.updates_per_decision={args.updates / args.num_envs}",

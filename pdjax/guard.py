@@ -12,7 +12,7 @@ writes it to `audit.jsonl` with the numbers that caused it. From mild to severe:
 | rule | looks at | does |
 |---|---|---|
 | non_finite | any metric of an epoch | roll_back |
-| exploding_q | size of the critics' mean value, against what rewards allow | roll_back |
+| exploding_q | the critics' mean value, against what rewards and entropy allow | roll_back |
 | below_base | paired interim episodes: worse than the base policy, with confidence | shrink |
 | saturation | share of residual numbers at their bounds in evaluation | note |
 | anomalies | share of control steps with a joint too fast or numbers not finite | shrink |
@@ -39,7 +39,8 @@ class GuardConfig:
     enabled: bool = True
     """Whether verdicts are carried out; without, they are only written to audit.jsonl."""
     q_factor: Positive = 10.0
-    """Times the largest return that rewards allow which the critics may claim."""
+    """Times the largest return that rewards, and entropy where it is counted, allow which the
+    critics may claim."""
     below_base_margin: Share = 0.05
     """How far the 95 % interval of the gain must lie below zero."""
     saturation: Share = 0.5
@@ -85,7 +86,8 @@ def check_epoch(
     Args:
       config: thresholds.
       metrics: of the epoch.
-      return_limit: the largest |return| that rewards allow; infinite where it is not known.
+      return_limit: the largest |return| that rewards, and entropy where critics count it, allow;
+        infinite where it is not known.
       first_drift: `drift` of the run's first epoch.
     """
     broken = {name: value for name, value in metrics.items() if not math.isfinite(value)}
@@ -154,3 +156,15 @@ def largest_return(gamma: float, reward_offset: float) -> float:
     """
     steady = abs(reward_offset) / (1 - gamma) if gamma < 1 else math.inf
     return max(1.0, steady if reward_offset else 1.0)
+
+
+def largest_bonus(metrics: Mapping[str, float], target_entropy: float, gamma: float) -> float:
+    """The largest |sum| that entropy adds to soft returns: temperature * entropy, each decision.
+
+    Args:
+      metrics: of an epoch.
+      target_entropy: nats, what the policy is steered to; what it has may be more.
+      gamma: discount per decision.
+    """
+    entropy = max(abs(metrics["entropy"]), abs(target_entropy))
+    return metrics["temperature"] * entropy / (1 - gamma) if gamma < 1 else math.inf

@@ -171,6 +171,9 @@ class _Run:
         limit = np.inf
         if config.task.reward == "success":
             limit = guard.largest_return(config.sac.gamma, config.sac.reward_offset)
+            if config.sac.entropy_backup:
+                target = float(progress.state.hyperparams.target_entropy)
+                limit += guard.largest_bonus(values, target, config.sac.gamma)
         verdicts = guard.check_epoch(config.guard, values, limit, float(progress.first_drift))
         last = done >= config.train.total_decisions
         if self._base is not None and (last or progress.since_eval >= config.eval.interim_every):

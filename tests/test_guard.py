@@ -67,3 +67,11 @@ def test_the_largest_return():
     assert guard.largest_return(0.98, 0.0) == 1.0
     assert guard.largest_return(0.97, -1.0) == pytest.approx(100 / 3)
     assert guard.largest_return(1.0, -1.0) == math.inf
+
+
+def test_entropy_that_critics_count_is_no_explosion():
+    # 2 nats, each worth 0.5, in each decision, discounted by 0.9: 1 / 0.1
+    metrics = {"temperature": 0.5, "entropy": -2.0}
+    assert guard.largest_bonus(metrics, -1.0, 0.9) == pytest.approx(10.0)
+    assert guard.largest_bonus(metrics, -4.0, 0.9) == pytest.approx(20.0)
+    assert guard.largest_bonus(metrics, -1.0, 1.0) == math.inf

@@ -54,7 +54,7 @@ def findings(text):
     products = [line for line in lines if "stablehlo.dot_general" in line]
     text = "\n".join(line.split(" loc(")[0] for line in lines)
     return {
-        "callbacks": len(re.findall(r"custom_call @\w*(?:callback|python)", text)),
+        "callbacks": len(re.findall(r"custom_call @\w*(?:callback|python|host)", text)),
         "double": len(re.findall(r"[x<]f64", text)),
         "dynamic": len(re.findall(r"tensor<[^>]*\?", text)),
         "products": len(products),
