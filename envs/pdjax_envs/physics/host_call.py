@@ -10,6 +10,7 @@ versions that were read; `available` tells. The only memory here is the table of
 """
 
 import ctypes
+import math
 import re
 import sys
 import traceback
@@ -31,12 +32,19 @@ _INTERNAL = 13  # XLA_FFI_Error_Code
 _ERROR_CREATE = 48  # bytes into XLA_FFI_Api, where the pointer to that function is
 _DTYPES = {1: np.bool_, 4: np.int32, 8: np.uint32, 11: np.float32, 12: np.float64}
 
+_MOST_VIEWS = 1024
+
 _functions: dict[int, HostFunction] = {}
+# XLA uses the same memory again and again; a view costs several times its look-up.
+_views: dict[tuple[int, type, tuple[int, ...]], np.ndarray] = {}
 
 
 def available() -> bool:
-    """Whether `call` works here: on a CPU, with an interface that is known."""
-    return jax.default_backend() == "cpu" and _register()
+    """Whether `call` works here: on one CPU device, with an interface that is known.
+
+    With four emulated devices some processes crashed at their very end, when all was done.
+    """
+    return jax.default_backend() == "cpu" and jax.local_device_count() == 1 and _register()
 
 
 def call(
@@ -121,6 +129,7 @@ def _register() -> bool:
     """Makes the handler known to XLA, once; False where its interface is another."""
     if _version() not in _VERSIONS or sys.maxsize < 2**32:
         return False
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_handle))  # XLA keeps the pointer for good
     pointer = ctypes.cast(_handle, ctypes.c_void_p).value
     jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(pointer), platform="cpu")
     return True
@@ -151,10 +160,14 @@ def _arrays(buffers: _Buffers) -> list[np.ndarray]:
 
 
 def _view(buffer: _Buffer) -> np.ndarray:
-    shape, dtype = buffer.dims[: buffer.rank], np.dtype(_DTYPES[buffer.dtype])
-    size = dtype.itemsize
-    for length in shape:
-        size *= length
-    if not size:
-        return np.empty(shape, dtype)
-    return np.frombuffer((ctypes.c_char * size).from_address(buffer.data), dtype).reshape(shape)
+    rank = buffer.rank
+    shape, dtype = tuple(buffer.dims[:rank]), _DTYPES[buffer.dtype]
+    place = (buffer.data, dtype, shape)
+    view = _views.get(place)
+    if view is None:
+        if len(_views) >= _MOST_VIEWS:
+            _views.clear()
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        memory = (ctypes.c_char * size).from_address(buffer.data) if size else bytearray()
+        view = _views[place] = np.ndarray(shape, dtype, memory)
+    return view
