@@ -22,7 +22,6 @@ from typing import Any
 import jax
 import numpy as np
 
-Array = jax.Array
 HostFunction = Callable[[list[np.ndarray], list[np.ndarray]], None]
 
 _TARGET = "pdjax_host_call"
@@ -49,7 +48,7 @@ def available() -> bool:
 
 def call(
     function: HostFunction, key: int, results: Sequence[jax.ShapeDtypeStruct]
-) -> Callable[..., list[Array]]:
+) -> Callable[..., Any]:
     """A host function as a JAX function that `vmap` batches.
 
     Args:
@@ -149,7 +148,7 @@ def _handle(pointer: Any) -> int | None:
     except BaseException:  # an interruption too: nothing may pass through C
         arguments = _ErrorArguments(ctypes.sizeof(_ErrorArguments), None,
                                     traceback.format_exc().encode(), _INTERNAL)  # fmt: skip
-        create = ctypes.c_void_p.from_address(frame.api + _ERROR_CREATE).value
+        create: Any = ctypes.c_void_p.from_address(frame.api + _ERROR_CREATE).value
         return _ErrorCreate(create)(ctypes.byref(arguments))
     return None
 
@@ -168,6 +167,6 @@ def _view(buffer: _Buffer) -> np.ndarray:
         if len(_views) >= _MOST_VIEWS:
             _views.clear()
         size = math.prod(shape) * np.dtype(dtype).itemsize
-        memory = (ctypes.c_char * size).from_address(buffer.data) if size else bytearray()
+        memory: Any = (ctypes.c_char * size).from_address(buffer.data) if size else bytearray()
         view = _views[place] = np.ndarray(shape, dtype, memory)
     return view
