@@ -34,18 +34,7 @@ def here(tmp_path, monkeypatch):
 
 
 def test_a_profile_names_every_phase_and_its_share(here, capsys):
-    argv = [
-        "profile",
-        "peg_fast",
-        "--repeats",
-        "2",
-        "--advice",
-        "no",
-        "--out",
-        "phases.png",
-        "--trace",
-        "trace",
-    ]
+    argv = ["profile", "peg_fast", "--repeats", "2", "--out", "phases.png", "--trace", "trace"]
     assert cli.main([*argv, "--json", "--set", *TINY]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {phase["phase"] for phase in found["phases"]} == NAMES

@@ -149,7 +149,7 @@ def _child(name, who, bits, mutated=""):
     else:
         policy = expert_policy(name)
         actor = lambda obs, rng: policy(obs)  # noqa: E731
-    seeds = FEW_SEEDS if mutated or bits == "32" else SEEDS
+    seeds = FEW_SEEDS if mutated else SEEDS
     report = {}
     for reward in ("sparse", "dense"):
         starts, actions, *theirs = play_theirs(name, reward, actor, seeds)

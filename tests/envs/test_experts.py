@@ -1,4 +1,4 @@
-"""Scripted demonstrators succeed, on 100 fresh starts each."""
+"""Scripted demonstrators succeed, on 200 fresh starts each."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import pytest
 
 from pdjax_envs import registry
 
-SEEDS = 100
+SEEDS = 200
 SUCCESS = {
     "PegInsertionSide": 0.95,
     "PushChair": 0.95,

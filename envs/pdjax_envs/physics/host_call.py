@@ -57,7 +57,7 @@ def call(
       key: 63 bits, since lowering takes no more; equal only for functions that do the same.
       results: shapes and dtypes of the outputs without leading axes.
     """
-    function = _functions.setdefault(key, function)
+    _functions.setdefault(key, function)
     target = jax.ffi.ffi_call(_TARGET, tuple(results), vmap_method="broadcast_all")
     return lambda *inputs: target(*inputs, key=np.uint64(key))
 
