@@ -19,9 +19,10 @@ from pdjax.decision import Frozen, RolloutState, base_actions, play_chunk, start
 from pdjax.decorator import clip_action, decorate, far_numbers, normalize
 from pdjax.sharding import split
 from pdjax.types import Array, BasePolicy, Key, Metrics, Params, Transition
-from pdjax_envs.task import Env, in_float32, select
+from pdjax_envs.task import Env, in_float32
 
 PLAIN = DecoratorConfig()
+BLOCKS = 8  # in which episodes start anew, see `_restart`
 
 
 class Rollout(NamedTuple):
@@ -154,9 +155,9 @@ def _decide(env, base, frozen, residual: tuple, state: RolloutState, inputs):
     succeeded = state.succeeded | outcome.success
     done = outcome.terminated | outcome.truncated
     played = RolloutState(played_env, history, carry, done, succeeded)
-    reset_keys = jax.random.split(reset_key, num_envs)
-    fresh = jax.vmap(lambda k: start_episode(env, base, frozen, k))(reset_keys)
     was_done = state.done
+    start = lambda index: start_episode(env, base, frozen, jax.random.fold_in(reset_key, index))  # noqa: E731
+    next_state = _restart(start, played, was_done)
     outcome = jax.tree.map(lambda x: jnp.where(was_done, jnp.zeros_like(x), x), outcome)
     row = Transition(
         obs=obs,
@@ -178,7 +179,26 @@ def _decide(env, base, frozen, residual: tuple, state: RolloutState, inputs):
         "far_numbers": far_numbers(obs, base.obs_mean, base.obs_std),
     }
     counts = {name: jnp.sum(count).astype(jnp.float32) for name, count in counts.items()}
-    return jax.vmap(select)(was_done, fresh, played), (row, counts)
+    return next_state, (row, counts)
+
+
+def _restart(start, state: RolloutState, is_over: Array) -> RolloutState:
+    """Replaces the environments that are over by `start` of their index, a few at a time.
+
+    In most decisions a few episodes end, so starting one in every environment would cost as much
+    as a control step of all of them; a loop over blocks costs what there is to start.
+    """
+    num_envs = len(is_over)
+    block = -(-num_envs // BLOCKS)
+
+    def start_some(carry):
+        state, waiting = carry
+        index = jnp.nonzero(waiting, size=block, fill_value=num_envs)[0]  # beyond: dropped
+        fresh = jax.vmap(start)(index)
+        state = jax.tree.map(lambda old, new: old.at[index].set(new, mode="drop"), state, fresh)
+        return state, waiting.at[index].set(False, mode="drop")
+
+    return jax.lax.while_loop(lambda carry: carry[1].any(), start_some, (state, is_over))[0]
 
 
 def evaluate(
