@@ -9,11 +9,11 @@
   `pdjax_envs.brax`;
 - brax-mjx: the same on MJX, Brax's own kind of physics, on this CPU.
 
-Same task, reward, environments, batch, widths of networks and gradient steps for each control step,
-past their prefill. They take turns, each with a program of its own; of each turn epochs after
-the first count, which compiled. Evaluations are left out of both. Ours does more: it calls a base
-policy for acting, and stores its actions. A row is appended to
-`benchmarks/results/brax_training.jsonl`.
+Same task, reward, environments, batch, widths of networks, plain critics (no LayerNorm, one-step
+targets) and gradient steps for each control step, past their prefill. They take turns, each with a
+program of its own; of each turn epochs after the first count, which compiled. Evaluations are left
+out of both. Ours does more: it calls a base policy for acting, and stores its actions. A row is
+appended to `benchmarks/results/brax_training.jsonl`.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from harness import alternate, append_row, median, ratio
 from pdjax import config as configs
 from pdjax.base_policies import imitation, settings
 from pdjax.roofline import timed
-from pdjax.runner import build, make_init
+from pdjax.runner import build, prepare
 from pdjax_envs import brax as bridge
 from pdjax_envs import registry
 from pdjax_envs.physics import mjx_flags
@@ -54,15 +54,15 @@ def make_ours(args: argparse.Namespace) -> Callable[[], float]:
             f"train.decisions_per_epoch={args.steps}", f"sac.batch_size={args.batch_size}",
             f"train.updates_per_decision={args.updates / args.num_envs}",
             f"sac.hidden={list(args.hidden)}", "train.learning_starts=0",
-            f"train.replay_capacity={CAPACITY}",
+            f"train.replay_capacity={CAPACITY}", "sac.critic_layer_norm=false", "sac.n_step=1",
         ]))  # fmt: skip
-    epoch = jax.jit(run.trainer.train_epoch, donate_argnums=1)
-    state, updates = epoch(run.frozen, make_init(run)())[0], 0
+    steps, _ = prepare(run)
+    state, updates = steps.train_epoch(steps.init())[0], 0
 
     def rate() -> float:
         nonlocal state, updates
         before = float(state.control_steps)
-        seconds, (state, metrics) = timed(epoch, run.frozen, state)
+        seconds, (state, metrics) = timed(steps.train_epoch, state)
         assert metrics["gradient_steps"] > updates
         updates = metrics["gradient_steps"]
         return (float(state.control_steps) - before) / seconds

@@ -1,7 +1,6 @@
-"""Whole training in decisions per second, phase by phase, and how it scales.
+"""Whole training in decisions per second, phase by phase.
 
     python benchmarks/training.py                    # the published setting, and `fast`
-    python benchmarks/training.py --scaling          # decisions per second against environments
 
 - published: preset `pd` on PegInsertionSide: 16 environments, batch 1,024, 0.25 updates a decision,
   under an untrained U-Net of 4.45 M parameters with 4 DDIM steps, called once in 4 control steps;
@@ -10,9 +9,8 @@
 Untrained policies cost what trained ones do, but for the contacts that they make. Figures are
 those of `pdjax profile`: an epoch with its part of evaluations, checkpoints and records; phases
 explain `explained` of it. `roofline_decisions_per_s` is what the machine's rate of a matrix product
-would allow if nothing but the products of an epoch took time. With `--scaling` a row has seconds of
-a decision at each number of environments, with one update for each 8 decisions throughout. Rows are
-appended to `benchmarks/results/training.jsonl`.
+would allow if nothing but the products of an epoch took time. Rows are appended to
+`benchmarks/results/training.jsonl`.
 """
 
 import argparse
@@ -33,7 +31,6 @@ SETTINGS = {  # name -> preset, task, kind of base policy
     "fast": ("fast", "AdroitDoor", "mlp"),
 }
 EPOCH = {"published": 512, "fast": 4_096}  # decisions
-ENVS = (16, 64, 256, 1024, 4096)
 
 
 def measure(name: str, repeats: int, overrides: list[str]) -> dict[str, Any]:
@@ -53,36 +50,15 @@ def measure(name: str, repeats: int, overrides: list[str]) -> dict[str, Any]:
     return {"setting": name, "overrides": overrides} | found
 
 
-def measure_scaling(repeats: int) -> dict[str, Any]:
-    """Seconds of a decision of `fast` at each number of environments."""
-    seconds = {}
-    for num_envs in ENVS:
-        size = max(num_envs, 256)
-        found = measure("fast", repeats, [
-            f"train.num_envs={num_envs}", f"train.decisions_per_round={size}",
-            f"train.decisions_per_epoch={4 * size}", "eval.interim_episodes=0",
-            "train.replay_capacity=1_000_000",
-        ])  # fmt: skip
-        seconds[num_envs] = found["epoch_s"] / (4 * size)
-        print(
-            f"{num_envs:>5} environments: {1e3 * seconds[num_envs]:.2f} ms a decision", flush=True
-        )
-    return {"setting": "scaling", "decision_s": seconds,
-            "over_256": {envs: took / seconds[256] for envs, took in seconds.items()}}  # fmt: skip
-
-
 def main() -> None:
     """Measures, prints and appends rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--scaling", action="store_true")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dry", action="store_true", help="append no row")
     args = parser.parse_args()
     rows = []
-    if args.scaling:
-        rows.append(measure_scaling(args.repeats))
-    for name in () if args.scaling else args.settings:
+    for name in args.settings:
         rows.append(measure(name, args.repeats, [f"train.decisions_per_epoch={EPOCH[name]}"]))
         row = rows[-1]
         print(f"{name}: {row['decisions_per_s']:.1f} decisions/s, at most"

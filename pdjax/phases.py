@@ -16,6 +16,7 @@ from pdjax import roofline
 from pdjax.decision import base_actions, play_chunk, start_episode
 from pdjax.decorator import clip_action, decorate
 from pdjax.replay import add
+from pdjax.rollout import block_size
 from pdjax.runner import Run
 from pdjax.train import TrainState
 from pdjax_envs import registry
@@ -104,7 +105,7 @@ def rollout_phases(run: Run, state: TrainState) -> list[Phase]:
 
     def start(frozen, keys):
         def one(_, key):
-            keys = jax.random.split(key, num_envs)
+            keys = jax.random.split(key, block_size(num_envs))  # as many as in most decisions
             return None, jax.vmap(lambda k: start_episode(env, base, frozen, k))(keys)
 
         return jax.lax.scan(one, None, keys)[1]

@@ -22,7 +22,7 @@ from pdjax.types import Array, BasePolicy, Key, Metrics, Params, Transition
 from pdjax_envs.task import Env, in_float32
 
 PLAIN = DecoratorConfig()
-BLOCKS = 8  # in which episodes start anew, see `_restart`
+BLOCKS = 8  # in which episodes start anew, see `block_size`
 
 
 class Rollout(NamedTuple):
@@ -182,6 +182,11 @@ def _decide(env, base, frozen, residual: tuple, state: RolloutState, inputs):
     return next_state, (row, counts)
 
 
+def block_size(num_envs: int) -> int:
+    """Environments that start a new episode at a time, while any of `num_envs` has to."""
+    return -(-num_envs // BLOCKS)
+
+
 def _restart(start, state: RolloutState, is_over: Array) -> RolloutState:
     """Replaces the environments that are over by `start` of their index, a few at a time.
 
@@ -189,7 +194,7 @@ def _restart(start, state: RolloutState, is_over: Array) -> RolloutState:
     as a control step of all of them; a loop over blocks costs what there is to start.
     """
     num_envs = len(is_over)
-    block = -(-num_envs // BLOCKS)
+    block = block_size(num_envs)
 
     def start_some(carry):
         state, waiting = carry

@@ -31,7 +31,7 @@ from pdjax.loop import Steps, refine
 from pdjax.outputs import check_directory, new_directory, write_result
 from pdjax.rollout import Evaluation, Rollout, make_rollout
 from pdjax.sac import SAC, make_hyperparams, make_sac
-from pdjax.sharding import make_mesh
+from pdjax.sharding import copy_to_all, make_mesh
 from pdjax.train import Trainer, TrainState, make_trainer, placement, residual_dim
 from pdjax.types import BasePolicy, Params
 from pdjax_envs import registry
@@ -91,7 +91,7 @@ def build(config: Config) -> Run:
     if not config.decorator.normalize_obs:
         mean, std = jnp.zeros_like(mean), jnp.ones_like(std)
     demos = load_demos(config, env.task, base, size) if config.train.demo_share else ()
-    frozen = Frozen(env.model, base.params, mean, std, demos)
+    frozen = copy_to_all(mesh, Frozen(env.model, base.params, mean, std, demos))
     return Run(config, env, base, rollout, sac, trainer, mesh, frozen)
 
 

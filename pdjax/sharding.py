@@ -38,6 +38,11 @@ def make_mesh(config: Config) -> Mesh:
     return Mesh(np.asarray(found[:count]), (AXIS,))
 
 
+def copy_to_all(mesh: Mesh, tree: Any) -> Any:
+    """A tree of arrays as every device of a mesh holds it whole; the same tree on one device."""
+    return tree if mesh.size == 1 else jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
 def split(mesh: Mesh | None, tree: Any) -> Any:
     """Asks for leaves (n, ...) to be split along their first axis, inside a jitted function.
 

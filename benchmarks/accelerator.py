@@ -1,0 +1,91 @@
+"""What one accelerator does: physics, training and memory, against the number of environments.
+
+    python benchmarks/accelerator.py                           # physics=auto, 256 to 8,192
+    python benchmarks/accelerator.py --physics mjx --tasks AdroitDoor --num-envs 1024
+
+For each task and number of environments:
+
+- control steps per second of the jitted rollout under random actions;
+- with `--train`: preset `fast` under an untrained MLP, one round of one decision of all
+  environments and one update for each 8 of them: decisions per second, what each phase takes, and
+  the memory that was planned and used.
+
+`benchmarks/gpu_suite.sh` calls it. Rows are appended to `benchmarks/results/accelerator.jsonl`.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+from base_policies import make_base
+from harness import append_row, median
+from physics import begin, make_rollout
+
+from pdjax import config as configs
+from pdjax.base_policies import imitation, settings
+from pdjax.profile import profile
+from pdjax.roofline import timed
+from pdjax.runner import plan
+from pdjax_envs import registry
+
+STEPS = 20  # control steps of each environment in a turn
+
+
+def measure_physics(task_name: str, num_envs: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Control steps per second."""
+    env = registry.make(task_name, args.physics)
+    states, actions = begin(env, num_envs, STEPS, seed=0)
+    rollout = make_rollout(env)
+    compile_s = timed(rollout, states, actions)[0]
+    found = [STEPS * num_envs / timed(rollout, states, actions)[0] for _ in range(args.repeats)]
+    print(f"{task_name} on {env.engine}, {num_envs} environments: {median(found):,.0f} control"
+          f" steps/s", flush=True)  # fmt: skip
+    return {"kind": "physics", "task": task_name, "physics": env.engine, "num_envs": num_envs,
+            "control_steps_per_s": median(found), "first_s": compile_s}  # fmt: skip
+
+
+def measure_training(task_name: str, num_envs: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Decisions per second of whole training, by phase; memory planned and used."""
+    task = registry.make_task(task_name)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "base"
+        base = make_base("mlp", task.obs_dim, task.act_dim)
+        imitation.save(path, base, settings.recipe("mlp", {"steps": 1}), task_name)
+        config = configs.load("door_fast", [
+            f"task.name={task_name}", f"task.physics={args.physics}", f"base_policy.path={path}",
+            f"train.num_envs={num_envs}", f"train.decisions_per_round={num_envs}",
+            f"train.decisions_per_epoch={4 * num_envs}", "train.replay_capacity=1_000_000",
+            "sac.batch_size=1024", "eval.interim_episodes=0",
+        ])  # fmt: skip
+        planned = plan(config)["plans"][0]
+        found = profile(config, args.repeats, advise=False)
+    print(f"{task_name} on {found['physics']}, {num_envs} environments: training"
+          f" {found['decisions_per_s']:,.0f} decisions/s, phases explain {found['explained']:.0%};"
+          f" memory planned {planned['held_bytes'] / 2**30:.2f} GiB, at most used"
+          f" {found['peak_memory_bytes'] / 2**30:.2f}", flush=True)  # fmt: skip
+    return {"kind": "training", "planned_bytes": planned["held_bytes"]} | found
+
+
+def main() -> None:
+    """Measures, prints and appends a row after each measurement: time may run out."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", nargs="+", default=["AdroitDoor", "PegInsertionSide"])
+    parser.add_argument("--physics", default="auto", help="auto, warp, mjx or native")
+    parser.add_argument("--num-envs", type=int, nargs="+", default=[256, 1024, 4096, 8192])
+    parser.add_argument("--train", action="store_true", help="measure training, not physics alone")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--dry", action="store_true", help="append no row")
+    args = parser.parse_args()
+    measure = measure_training if args.train else measure_physics
+    for task_name in args.tasks:
+        for num_envs in args.num_envs:
+            row = measure(task_name, num_envs, args)
+            jax.clear_caches()
+            if not args.dry:
+                append_row("accelerator", row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+#!/bin/sh
+# Everything that needs a GPU, on one machine, in under 8 minutes and without a network.
+#
+#   benchmarks/gpu_suite.sh                 # the environment as it is
+#   benchmarks/gpu_suite.sh WHEELS          # first installs the wheels of that folder, see below
+#   SMALL=1 benchmarks/gpu_suite.sh         # a rehearsal at a few environments, anywhere
+#
+# Wheels for a machine like the one at hand: pip download -d WHEELS '.[gpu,warp]'
+# Rows go to benchmarks/results/. A part that fails or runs out of its time does not stop the others.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+if [ $# -gt 0 ]; then
+    python3 -m venv --system-site-packages /tmp/pdjax-suite && . /tmp/pdjax-suite/bin/activate
+    pip install -q --no-index --find-links "$1" '.[gpu,warp]' || exit 1
+fi
+export PYTHONPATH=".:envs${PYTHONPATH:+:$PYTHONPATH}"
+
+part() { # seconds, command
+    limit=$1
+    shift
+    echo "== $*"
+    timeout "$limit" "$@" || echo "-- failed, or not done in $limit s"
+}
+
+if [ -n "${SMALL:-}" ]; then
+    physics="--num-envs 8 --repeats 1" train="--num-envs 16 --repeats 1" warp=warp scale="--repeats 1"
+    update="--batch-size 64 --repeats 1"
+else
+    physics="" train="--num-envs 1024 4096" warp=auto scale="--repeats 3" update=""
+fi
+python3 -c "import jax; print(jax.devices(), jax.__version__)"
+# shellcheck disable=SC2086
+{
+    part 90 python3 benchmarks/accelerator.py --physics $warp $physics
+    part 120 python3 benchmarks/accelerator.py --train --physics $warp --tasks AdroitDoor $train
+    part 40 python3 benchmarks/update.py --no-torch $update
+    part 100 python3 benchmarks/accelerator.py --physics mjx --tasks AdroitDoor ${physics:---num-envs 4096}
+    part 110 python3 benchmarks/scaling.py --only seeds $scale
+}

@@ -1,0 +1,152 @@
+"""What a unit of work costs as there is more of it: environments, seeds in one program, devices.
+
+    python benchmarks/scaling.py                     # environments and seeds
+    python benchmarks/scaling.py --only devices
+
+- envs: seconds of a decision of `fast` on AdroitDoor at 16 to 4,096 environments, with one update
+  for each 8 decisions throughout;
+- seeds: seconds of an epoch of one seed, with 1 to 16 seeds vmapped in one program. One seed takes
+  turns with each number;
+- devices: seconds of an epoch on 1 to 4 devices, of which two cores emulate what there are not: it
+  shows what splitting costs, not what it gains. On `brax:fast`, whose physics is split like all
+  the rest.
+
+Base policies are untrained. A row is appended to `benchmarks/results/scaling.jsonl`.
+"""
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from base_policies import make_base
+from harness import alternate, append_row, median, ratio
+
+from pdjax import config as configs
+from pdjax.base_policies import imitation, settings
+from pdjax.roofline import timed
+from pdjax.runner import Run, build, placement, residual_dim
+from pdjax.sac import make_hyperparams
+from pdjax_envs import registry
+
+ENVS = (16, 64, 256, 1024, 4096)
+SEEDS = (1, 2, 4, 8, 16)
+DEVICES = (1, 2, 4)
+
+
+def make_run(task_name: str, overrides: list[str]) -> Run:
+    """`door_fast` on any task, under an untrained MLP that acts in chunks of four."""
+    task = registry.make_task(task_name)
+    with tempfile.TemporaryDirectory() as folder:
+        base = make_base("mlp", task.obs_dim, task.act_dim)
+        imitation.save(Path(folder) / "base", base, settings.recipe("mlp", {"steps": 1}), task_name)
+        return build(configs.load("door_fast", [
+            f"task.name={task_name}", f"base_policy.path={Path(folder) / 'base'}",
+            "train.learning_starts=0", *overrides,
+        ]))  # fmt: skip
+
+
+def make_epoch(run: Run, seeds: int = 0) -> Callable[[], float]:
+    """() -> seconds of the next epoch, of so many seeds in one program; 0 = one, not vmapped."""
+    init, train_epoch, there = run.trainer.init, run.trainer.train_epoch, placement(run.mesh)
+    hyperparams = make_hyperparams(run.config, residual_dim(run.config.decorator, run.base))
+    key = jax.random.key(0)
+    if seeds:
+        key = jax.random.split(key, seeds)
+        init = jax.vmap(init, (None, None, 0))
+        train_epoch, there = jax.vmap(train_epoch, (None, 0)), None
+    epoch = jax.jit(train_epoch, donate_argnums=1, in_shardings=(None, there),
+                    out_shardings=(there, None))  # fmt: skip
+    state = jax.jit(init, out_shardings=there)(run.frozen, hyperparams, key)
+    state, _ = epoch(run.frozen, state)
+
+    def seconds() -> float:
+        nonlocal state
+        took, (state, metrics) = timed(epoch, run.frozen, state)
+        assert (metrics["gradient_steps"] > 0).all()
+        return took
+
+    seconds()  # warms up
+    return seconds
+
+
+def rates_of(loops: dict[int, Callable[[], float]], amounts: dict[int, float], repeats: int):
+    """Units of work per second of each loop, in turns."""
+    return alternate(
+        {str(size): partial(lambda loop, amount: amount / loop(), loop, amounts[size])
+         for size, loop in loops.items()},
+        repeats,
+    )  # fmt: skip
+
+
+def costs(what: str, rates: dict[str, list[float]], name: str, reference: str) -> dict[str, Any]:
+    """Median rates, and the cost of a unit of work over the reference's."""
+    over = {size: ratio(rates[reference], found) for size, found in rates.items()}
+    return {what: {size: median(found) for size, found in rates.items()}, name: over}
+
+
+def measure_envs(repeats: int) -> dict[str, Any]:
+    """Cost of a decision over that at 256 environments."""
+    amounts = {num_envs: 4.0 * max(num_envs, 256) for num_envs in ENVS}
+    loops = {}
+    for num_envs, decisions in amounts.items():
+        run = make_run("AdroitDoor", [
+            f"train.num_envs={num_envs}", f"train.decisions_per_round={int(decisions) // 4}",
+            f"train.decisions_per_epoch={int(decisions)}", "train.replay_capacity=500_000",
+        ])  # fmt: skip
+        loops[num_envs] = make_epoch(run)
+    rates = rates_of(loops, amounts, repeats)
+    return costs("decisions_per_s", rates, "cost_over_256", "256")
+
+
+def measure_seeds(repeats: int) -> dict[str, Any]:
+    """Cost of a seed's epoch over that of a program of one seed."""
+    run = make_run("AdroitDoor", ["train.decisions_per_epoch=2048", "train.replay_capacity=50_000"])
+    loops = {0: make_epoch(run)} | {seeds: make_epoch(run, seeds) for seeds in SEEDS}
+    rates = rates_of(loops, {n: float(n or 1) for n in loops}, repeats)
+    return costs("epochs_per_s", rates, "cost_over_apart", "0")
+
+
+def measure_devices(repeats: int) -> dict[str, Any]:
+    """Cost of an epoch over that on one device."""
+    loops = {
+        devices: make_epoch(make_run("brax:fast", [
+            f"train.devices={devices}", "train.decisions_per_epoch=2048",
+            "train.replay_capacity=50_000", "task.reward=dense",
+        ]))
+        for devices in DEVICES
+    }  # fmt: skip
+    rates = rates_of(loops, dict.fromkeys(loops, 1.0), repeats)
+    return costs("epochs_per_s", rates, "cost_over_one", "1")
+
+
+MEASURES = {"envs": measure_envs, "seeds": measure_seeds, "devices": measure_devices}
+
+
+def main() -> None:
+    """Measures, prints and appends rows."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=MEASURES, default=["envs", "seeds"])
+    parser.add_argument("--repeats", type=int, default=5, help="turns")
+    parser.add_argument("--dry", action="store_true", help="append no row")
+    args = parser.parse_args()
+    if "devices" in args.only and len(args.only) > 1:
+        parser.error("several emulated devices slow native physics: measure --only devices apart")
+    if "devices" in args.only:  # JAX reads it when it is first used
+        flag = f" --xla_force_host_platform_device_count={max(DEVICES)}"
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flag
+    for name in args.only:
+        row = {"scaling": name} | MEASURES[name](args.repeats)
+        found = next(value for key, value in row.items() if key.startswith("cost_"))
+        for size, cost in found.items():
+            print(f"{name} {size}: {cost['median']:.2f} of the cost", flush=True)
+        if not args.dry:
+            append_row("scaling", row)
+
+
+if __name__ == "__main__":
+    main()
