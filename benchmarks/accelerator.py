@@ -29,6 +29,7 @@ from pdjax.profile import profile
 from pdjax.roofline import timed
 from pdjax.runner import plan
 from pdjax_envs import registry
+from pdjax_envs.physics import mjx_flags
 
 STEPS = 20  # control steps of each environment in a turn
 
@@ -78,6 +79,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dry", action="store_true", help="append no row")
     args = parser.parse_args()
+    if args.physics in ("mjx", "warp"):
+        mjx_flags.prepare()
     measure = measure_training if args.train else measure_physics
     for task_name in args.tasks:
         for num_envs in args.num_envs:

@@ -9,11 +9,11 @@
   `pdjax_envs.brax`;
 - brax-mjx: the same on MJX, Brax's own kind of physics, on this CPU.
 
-Same task, reward, environments, batch, widths of networks, plain critics (no LayerNorm, one-step
-targets) and gradient steps for each control step, past their prefill. They take turns, each with a
-program of its own; of each turn epochs after the first count, which compiled. Evaluations are left
-out of both. Ours does more: it calls a base policy for acting, and stores its actions. A row is
-appended to `benchmarks/results/brax_training.jsonl`.
+Same task, reward, environments, batch, networks and their inputs (no task features, no LayerNorm,
+one-step targets) and gradient steps for each control step, past their prefill. They take turns,
+each with a program of its own; of each turn epochs after the first count, which compiled.
+Evaluations are left out of both. Ours does more: it calls a base policy for acting, and stores its
+actions. A row is appended to `benchmarks/results/brax_training.jsonl`.
 """
 
 import argparse
@@ -36,6 +36,12 @@ from pdjax_envs import registry
 from pdjax_envs.physics import mjx_flags
 
 CAPACITY = 100_000  # transitions in the replay
+PLAIN = (
+    "decorator.actor_input=obs",
+    "decorator.task_features=false",
+    "sac.critic_layer_norm=false",
+    "sac.n_step=1",
+)
 
 
 def make_ours(args: argparse.Namespace) -> Callable[[], float]:
@@ -54,7 +60,7 @@ def make_ours(args: argparse.Namespace) -> Callable[[], float]:
             f"train.decisions_per_epoch={args.steps}", f"sac.batch_size={args.batch_size}",
             f"train.updates_per_decision={args.updates / args.num_envs}",
             f"sac.hidden={list(args.hidden)}", "train.learning_starts=0",
-            f"train.replay_capacity={CAPACITY}", "sac.critic_layer_norm=false", "sac.n_step=1",
+            f"train.replay_capacity={CAPACITY}", *PLAIN,
         ]))  # fmt: skip
     steps, _ = prepare(run)
     state, updates = steps.train_epoch(steps.init())[0], 0

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from pdjax.rollout import Evaluation
 
 
 def wilson(successes: int, episodes: int) -> tuple[float, float]:
     """Wilson 95 % interval of a success rate (Wilson 1927, by SciPy)."""
+    from scipy import stats  # takes over a second to import, and training starts without
+
     interval = stats.binomtest(int(successes), int(episodes)).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
 
