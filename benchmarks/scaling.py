@@ -17,7 +17,7 @@ Base policies are untrained. A row is appended to `benchmarks/results/scaling.js
 import argparse
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,10 +103,10 @@ def measure_envs(repeats: int) -> dict[str, Any]:
     return costs("decisions_per_s", rates, "cost_over_256", "256")
 
 
-def measure_seeds(repeats: int) -> dict[str, Any]:
+def measure_seeds(repeats: int, numbers: Sequence[int] = SEEDS) -> dict[str, Any]:
     """Cost of a seed's epoch over that of a program of one seed."""
-    run = make_run("AdroitDoor", ["train.decisions_per_epoch=2048", "train.replay_capacity=50_000"])
-    loops = {0: make_epoch(run)} | {seeds: make_epoch(run, seeds) for seeds in SEEDS}
+    run = make_run("AdroitDoor", ["train.decisions_per_epoch=512", "train.replay_capacity=50_000"])
+    loops = {0: make_epoch(run)} | {seeds: make_epoch(run, seeds) for seeds in numbers}
     rates = rates_of(loops, {n: float(n or 1) for n in loops}, repeats)
     return costs("epochs_per_s", rates, "cost_over_apart", "0")
 
@@ -131,6 +131,7 @@ def main() -> None:
     """Measures, prints and appends rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=MEASURES, default=["envs", "seeds"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="in one program")
     parser.add_argument("--repeats", type=int, default=5, help="turns")
     parser.add_argument("--dry", action="store_true", help="append no row")
     args = parser.parse_args()
@@ -140,7 +141,8 @@ def main() -> None:
         flag = f" --xla_force_host_platform_device_count={max(DEVICES)}"
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flag
     for name in args.only:
-        row = {"scaling": name} | MEASURES[name](args.repeats)
+        more = (args.seeds,) if name == "seeds" else ()
+        row = {"scaling": name} | MEASURES[name](args.repeats, *more)
         found = next(value for key, value in row.items() if key.startswith("cost_"))
         for size, cost in found.items():
             print(f"{name} {size}: {cost['median']:.2f} of the cost", flush=True)

@@ -164,7 +164,7 @@ def make_trainer(
         return batch._replace(obs=view(frozen, batch.obs), next_obs=view(frozen, batch.next_obs))
 
     @jax.jit  # so that `round_`, which asks for its shapes first, traces it once
-    def learn(frozen: Frozen, state: TrainState, key: Key):
+    def learn(frozen: Frozen, state: TrainState, key: Key) -> tuple[SACState, Metrics]:
         def update(sac_state: SACState, key: Key):
             sample_key, update_key = jax.random.split(key)
             batch = draw_batch(frozen, state, sample_key)
@@ -172,17 +172,28 @@ def make_trainer(
 
         keys = jax.random.split(key, schedule.updates)
         sac_state, metrics = jax.lax.scan(update, state.sac, keys)
-        return state._replace(sac=sac_state), jax.tree.map(jnp.mean, metrics)
+        return sac_state, jax.tree.map(jnp.mean, metrics)
+
+    def learn_if_ready(frozen: Frozen, state: TrainState, key: Key):
+        ready = state.decision_steps >= config.train.learning_starts
+        ready &= replay.can_sample(state.replay, config.sac.n_step)
+        shapes = jax.eval_shape(learn, frozen, state, key)[1]
+        skip = lambda frozen, state, key: (state.sac, jax.tree.map(jnp.zeros_like, shapes))  # noqa: E731
+        return *jax.lax.cond(ready, learn, skip, frozen, state, key), ready
+
+    if jax.default_backend() == "cpu":
+        # Several seeds in one program take turns here: XLA's CPU compiler multiplies stacks of
+        # small matrices half as fast again as one after another.
+        learn_if_ready = jax.custom_batching.sequential_vmap(learn_if_ready)
 
     def round_(frozen: Frozen, state: TrainState):
         collect_key, learn_key, key = jax.random.split(state.key, 3)
         state, counts = collect(frozen, state._replace(key=key), collect_key)
-        ready = state.decision_steps >= config.train.learning_starts
-        ready &= replay.can_sample(state.replay, config.sac.n_step)
-        shapes = jax.eval_shape(learn, frozen, state, learn_key)[1]
-        skip = lambda frozen, state, key: (state, jax.tree.map(jnp.zeros_like, shapes))  # noqa: E731
-        state, losses = jax.lax.cond(ready, learn, skip, frozen, state, learn_key)
-        return state, (counts, losses, ready)
+        learned_from = state._replace(
+            rollout=None, key=None
+        )  # what it does not read need not go in
+        sac_state, losses, ready = learn_if_ready(frozen, learned_from, learn_key)
+        return state._replace(sac=sac_state), (counts, losses, ready)
 
     def train_epoch(frozen: Frozen, state: TrainState) -> tuple[TrainState, Metrics]:
         state, (counts, losses, ready) = jax.lax.scan(

@@ -77,6 +77,16 @@ def test_new_episodes_start_at_fresh_random_places():
     assert len(np.unique(starts)) > 0.9 * len(starts) and np.abs(starts).max() <= 0.1
 
 
+def test_episodes_that_end_together_all_start_anew_and_the_others_play_on():
+    env, base = make_point_env(episode_steps=6), make_constant_policy(0.05)
+    rows, _ = collect(env, base, decisions=12, num_envs=20)  # 20 at once, in blocks of 3
+    assert rows.is_reset.any() and (rows.is_reset == rows.is_reset[:, :1]).all()
+    starts = rows.obs[np.roll(rows.is_reset, 1, axis=0)][:, 0]
+    assert len(np.unique(starts)) == len(starts) >= 20
+    moved = np.diff(rows.obs[:, :, 0], axis=0)[~rows.is_reset[:-1]]  # but by a new start
+    np.testing.assert_allclose(moved, moved[0], rtol=1e-3)
+
+
 def test_the_base_policys_carry_is_reset_with_its_environment():
     env, base = make_point_env(episode_steps=4, goal=9.0), make_counting_policy()
     rows, _ = collect(env, base, decisions=9)

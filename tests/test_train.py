@@ -168,6 +168,28 @@ def test_same_seed_same_run_other_seed_other_run():
     assert any((a != b).any() for a, b in zip(first, other, strict=True))
 
 
+@jax.debug_key_reuse(False)  # the check stumbles over a scan whose keys are one for each seed
+def test_seeds_in_one_program_are_the_runs_that_they_are_alone():
+    config = small_config()
+    (_, _, frozen, trainer, _), (_, _, _, epoch, _) = build(config), built()
+    hyperparams, keys = make_hyperparams(config, 1), jax.random.split(jax.random.key(3), 3)
+    init = jax.jit(trainer.init)
+    states = jax.jit(jax.vmap(trainer.init, (None, None, 0)))(frozen, hyperparams, keys)
+    together = jax.jit(jax.vmap(trainer.train_epoch, (None, 0)))
+    for _ in range(2):
+        states, metrics = together(frozen, states)
+    assert (metrics["gradient_steps"] > 0).all()
+    for index in range(3):
+        state = init(frozen, hyperparams, jax.random.split(jax.random.key(3), 3)[index])
+        for _ in range(2):
+            state, _ = epoch(frozen, state)
+        of_all, alone = copy((states.sac, states.replay)), copy((state.sac, state.replay))
+        for leaf, expected in zip(*map(jax.tree.leaves, (of_all, alone)), strict=True):
+            np.testing.assert_allclose(leaf[index], expected, rtol=1e-3, atol=1e-4)
+    first, second = (states.replay.storage.obs[index] for index in range(2))
+    assert (first != second).any()
+
+
 def test_evaluation_between_epochs_changes_nothing():
     rollout, sac, frozen, epoch, state = built()
     plain = epoch(frozen, epoch(frozen, fresh(state))[0])[0]
