@@ -5,7 +5,7 @@
 #   benchmarks/gpu_suite.sh WHEELS          # first installs the wheels of that folder, see below
 #   SMALL=1 benchmarks/gpu_suite.sh         # a rehearsal at a few environments, anywhere
 #
-# Wheels for a machine like the one at hand: pip download -d WHEELS '.[gpu,warp]'
+# Wheels for a machine like the one at hand: pip download -d WHEELS '.[gpu,warp]' hatchling
 # Rows go to benchmarks/results/. A part that fails or runs out of its time does not stop the others.
 set -u
 cd "$(dirname "$0")/.." || exit 1

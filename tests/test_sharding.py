@@ -18,7 +18,7 @@ import dataclasses, json
 import jax, numpy as np
 from test_train import build, small_config
 from pdjax import train
-from pdjax.sharding import make_mesh
+from pdjax.sharding import copy_to_all, make_mesh
 
 config = small_config()
 results = {}
@@ -27,6 +27,7 @@ for devices in (1, 4):
     mesh = make_mesh(chosen)
     assert mesh.size == devices
     rollout, sac, frozen, trainer, state = build(chosen, mesh=mesh)
+    frozen = copy_to_all(mesh, jax.device_put(frozen, jax.devices()[0]))  # as read from disk
     there = jax.tree.broadcast(train.placement(mesh), state)
     key = jax.random.key(3)
     state = jax.jit(trainer.init, out_shardings=there)(frozen, state.hyperparams, key)
