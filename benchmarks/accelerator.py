@@ -19,19 +19,29 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from base_policies import make_base
+from base_policies import save_base
 from harness import append_row, median
 from physics import begin, make_rollout
 
 from pdjax import config as configs
-from pdjax.base_policies import imitation, settings
+from pdjax.config import Config
 from pdjax.profile import profile
 from pdjax.roofline import timed
-from pdjax.runner import plan
 from pdjax_envs import registry
 from pdjax_envs.physics import mjx_flags
 
 STEPS = 20  # control steps of each environment in a turn
+
+
+def make_config(task_name: str, physics: str, num_envs: int, folder: Path) -> Config:
+    """`fast` under an untrained MLP, which goes to `folder`, one decision of all a round."""
+    path = save_base(folder, "mlp", task_name)
+    return configs.load("door_fast", [
+        f"task.name={task_name}", f"task.physics={physics}", f"base_policy.path={path}",
+        f"train.num_envs={num_envs}", f"train.decisions_per_round={num_envs}",
+        f"train.decisions_per_epoch={4 * num_envs}", "train.replay_capacity=1_000_000",
+        "sac.batch_size=1024", "eval.interim_episodes=0",
+    ])  # fmt: skip
 
 
 def measure_physics(task_name: str, num_envs: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -49,24 +59,14 @@ def measure_physics(task_name: str, num_envs: int, args: argparse.Namespace) -> 
 
 def measure_training(task_name: str, num_envs: int, args: argparse.Namespace) -> dict[str, Any]:
     """Decisions per second of whole training, by phase; memory planned and used."""
-    task = registry.make_task(task_name)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "base"
-        base = make_base("mlp", task.obs_dim, task.act_dim)
-        imitation.save(path, base, settings.recipe("mlp", {"steps": 1}), task_name)
-        config = configs.load("door_fast", [
-            f"task.name={task_name}", f"task.physics={args.physics}", f"base_policy.path={path}",
-            f"train.num_envs={num_envs}", f"train.decisions_per_round={num_envs}",
-            f"train.decisions_per_epoch={4 * num_envs}", "train.replay_capacity=1_000_000",
-            "sac.batch_size=1024", "eval.interim_episodes=0",
-        ])  # fmt: skip
-        planned = plan(config)["plans"][0]
+        config = make_config(task_name, args.physics, num_envs, Path(folder))
         found = profile(config, args.repeats, advise=False)
     print(f"{task_name} on {found['physics']}, {num_envs} environments: training"
           f" {found['decisions_per_s']:,.0f} decisions/s, phases explain {found['explained']:.0%};"
-          f" memory planned {planned['held_bytes'] / 2**30:.2f} GiB, at most used"
+          f" memory planned {found['planned_memory_bytes'] / 2**30:.2f} GiB, at most used"
           f" {found['peak_memory_bytes'] / 2**30:.2f}", flush=True)  # fmt: skip
-    return {"kind": "training", "planned_bytes": planned["held_bytes"]} | found
+    return {"kind": "training"} | found
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ appended to `benchmarks/results/base_policies.jsonl`.
 """
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,6 +37,15 @@ def make_base(kind: str, obs_dim: int, act_dim: int, **changes: Any) -> BasePoli
     shapes = ((65, obs_dim), (64, act_dim))
     episodes = [tuple(rng.uniform(-1, 1, shape).astype(np.float32) for shape in shapes)] * 20
     return imitation.train(episodes, config)
+
+
+def save_base(folder: Path, kind: str, task_name: str, **changes: Any) -> Path:
+    """`make_base` for a task, written as `pdjax imitate` would; its directory, in `folder`."""
+    task = registry.make_task(task_name)
+    base = make_base(kind, task.obs_dim, task.act_dim, **changes)
+    path = folder / "base"
+    imitation.save(path, base, settings.recipe(kind, {"steps": 1} | changes), task_name)
+    return path
 
 
 def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:

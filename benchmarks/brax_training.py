@@ -24,11 +24,10 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from base_policies import make_base
+from base_policies import save_base
 from harness import alternate, append_row, median, ratio
 
 from pdjax import config as configs
-from pdjax.base_policies import imitation, settings
 from pdjax.roofline import timed
 from pdjax.runner import build, prepare
 from pdjax_envs import brax as bridge
@@ -36,7 +35,7 @@ from pdjax_envs import registry
 from pdjax_envs.physics import mjx_flags
 
 CAPACITY = 100_000  # transitions in the replay
-PLAIN = (
+PLAIN = (  # what Brax does not do
     "decorator.actor_input=obs",
     "decorator.task_features=false",
     "sac.critic_layer_norm=false",
@@ -46,16 +45,11 @@ PLAIN = (
 
 def make_ours(args: argparse.Namespace) -> Callable[[], float]:
     """Control steps per second of one epoch of ours."""
-    task = registry.make_task(args.task)
     per_round = 8 * args.num_envs
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "base"
-        every_step = {"mlp": {"act_horizon": 1}}
-        base = make_base("mlp", task.obs_dim, task.act_dim, **every_step)
-        imitation.save(path, base, settings.recipe("mlp", {"steps": 1} | every_step), args.task)
+        path = save_base(Path(folder), "mlp", args.task, mlp={"act_horizon": 1})
         run = build(configs.load("door_fast", [
-            f"task.name={args.task}", "task.physics=native",
-            f"base_policy.path={path}",
+            f"task.name={args.task}", "task.physics=native", f"base_policy.path={path}",
             f"train.num_envs={args.num_envs}", f"train.decisions_per_round={per_round}",
             f"train.decisions_per_epoch={args.steps}", f"sac.batch_size={args.batch_size}",
             f"train.updates_per_decision={args.updates / args.num_envs}",

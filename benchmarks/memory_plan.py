@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from base_policies import make_base
+from accelerator import make_config
 from harness import append_row
 from mujoco import mjx
 
-from pdjax import config as configs
-from pdjax.base_policies import imitation, settings
 from pdjax.memory import FLAGS, NUMBERS, OTHERS, make_plans, text, working_memory
 from pdjax.runner import build, make_init
 from pdjax_envs import registry
@@ -31,24 +29,10 @@ from pdjax_envs.physics import mjx_flags
 GIB = (16, 24, 40, 80)
 
 
-def nbytes(leaf: jax.ShapeDtypeStruct) -> int:
-    """Of an array of that shape."""
-    return leaf.size * leaf.dtype.itemsize
-
-
 def measure(task_name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Bytes of each part on the accelerator."""
-    task = registry.make_task(task_name)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "base"
-        base = make_base("mlp", task.obs_dim, task.act_dim)
-        imitation.save(path, base, settings.recipe("mlp", {"steps": 1}), task_name)
-        config = configs.load("door_fast", [
-            f"task.name={task_name}", f"task.physics={args.physics}", f"base_policy.path={path}",
-            f"train.num_envs={args.num_envs}", f"train.decisions_per_round={args.num_envs}",
-            f"train.decisions_per_epoch={args.num_envs}", "train.replay_capacity=1_000_000",
-        ])  # fmt: skip
-        run = build(config)
+        run = build(make_config(task_name, args.physics, args.num_envs, Path(folder)))
     state, working = jax.eval_shape(make_init(run)), 0
     if args.compile:
         working = working_memory(
@@ -58,10 +42,11 @@ def measure(task_name: str, args: argparse.Namespace) -> dict[str, Any]:
     held.pop(OTHERS)  # of the host
     data = ()
     if args.physics == "mjx":
-        scene = task.adapt(task.scene, "mjx")
+        scene = run.env.task.adapt(run.env.task.scene, "mjx")
         data = jax.eval_shape(lambda: mjx.make_data(scene.model))
     parts = {
-        "a step's data": args.num_envs * sum(map(nbytes, jax.tree.leaves(data))),
+        "a step's data": args.num_envs
+        * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(data)),
         "environments": held.pop("environments"),
         "replay": sum(held.pop(name) for name in (*NUMBERS.values(), FLAGS)),
         "working memory": held.pop("working memory of an epoch"),

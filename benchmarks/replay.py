@@ -33,12 +33,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from base_policies import make_base
+from base_policies import save_base
 from harness import alternate, append_row, median, ratio
 
 from pdjax import config as configs
 from pdjax import machine, runner
-from pdjax.base_policies import imitation, settings
 from pdjax.checkpoint import Checkpoints
 from pdjax.replay import ReplayBuffer, ReplayState, make_packing, make_replay
 from pdjax.roofline import timed
@@ -165,15 +164,11 @@ class Peak:
 
 def measure_memory(task: str, capacity: int, dtype: str) -> dict[str, Any]:
     """Planned and measured bytes of one run in this process, which must be a fresh one."""
-    from pdjax_envs import registry
-
-    sizes = registry.make_task(task)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        base = make_base("mlp", sizes.obs_dim, sizes.act_dim)
-        imitation.save(folder / "base", base, settings.recipe("mlp", {"steps": 1}), task)
+        path = save_base(folder, "mlp", task)
         config = configs.load("door_fast", [
-            f"task.name={task}", f"base_policy.path={folder / 'base'}",
+            f"task.name={task}", f"base_policy.path={path}",
             f"train.replay_capacity={capacity}", f"train.replay_dtype={dtype}",
             "train.learning_starts=0",
         ])  # fmt: skip

@@ -17,21 +17,20 @@ Base policies are untrained. A row is appended to `benchmarks/results/scaling.js
 import argparse
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-from base_policies import make_base
+from base_policies import save_base
 from harness import alternate, append_row, median, ratio
 
 from pdjax import config as configs
-from pdjax.base_policies import imitation, settings
 from pdjax.roofline import timed
-from pdjax.runner import Run, build, placement, residual_dim
+from pdjax.runner import Run, build
 from pdjax.sac import make_hyperparams
-from pdjax_envs import registry
+from pdjax.train import placement, residual_dim
 
 ENVS = (16, 64, 256, 1024, 4096)
 SEEDS = (1, 2, 4, 8, 16)
@@ -40,13 +39,11 @@ DEVICES = (1, 2, 4)
 
 def make_run(task_name: str, overrides: list[str]) -> Run:
     """`door_fast` on any task, under an untrained MLP that acts in chunks of four."""
-    task = registry.make_task(task_name)
     with tempfile.TemporaryDirectory() as folder:
-        base = make_base("mlp", task.obs_dim, task.act_dim)
-        imitation.save(Path(folder) / "base", base, settings.recipe("mlp", {"steps": 1}), task_name)
+        path = save_base(Path(folder), "mlp", task_name)
         return build(configs.load("door_fast", [
-            f"task.name={task_name}", f"base_policy.path={Path(folder) / 'base'}",
-            "train.learning_starts=0", *overrides,
+            f"task.name={task_name}", f"base_policy.path={path}", "train.learning_starts=0",
+            *overrides,
         ]))  # fmt: skip
 
 
@@ -89,7 +86,7 @@ def costs(what: str, rates: dict[str, list[float]], name: str, reference: str) -
     return {what: {size: median(found) for size, found in rates.items()}, name: over}
 
 
-def measure_envs(repeats: int) -> dict[str, Any]:
+def measure_envs(args: argparse.Namespace) -> dict[str, Any]:
     """Cost of a decision over that at 256 environments."""
     amounts = {num_envs: 4.0 * max(num_envs, 256) for num_envs in ENVS}
     loops = {}
@@ -99,19 +96,19 @@ def measure_envs(repeats: int) -> dict[str, Any]:
             f"train.decisions_per_epoch={int(decisions)}", "train.replay_capacity=500_000",
         ])  # fmt: skip
         loops[num_envs] = make_epoch(run)
-    rates = rates_of(loops, amounts, repeats)
+    rates = rates_of(loops, amounts, args.repeats)
     return costs("decisions_per_s", rates, "cost_over_256", "256")
 
 
-def measure_seeds(repeats: int, numbers: Sequence[int] = SEEDS) -> dict[str, Any]:
+def measure_seeds(args: argparse.Namespace) -> dict[str, Any]:
     """Cost of a seed's epoch over that of a program of one seed."""
     run = make_run("AdroitDoor", ["train.decisions_per_epoch=512", "train.replay_capacity=50_000"])
-    loops = {0: make_epoch(run)} | {seeds: make_epoch(run, seeds) for seeds in numbers}
-    rates = rates_of(loops, {n: float(n or 1) for n in loops}, repeats)
+    loops = {0: make_epoch(run)} | {seeds: make_epoch(run, seeds) for seeds in args.seeds}
+    rates = rates_of(loops, {n: float(n or 1) for n in loops}, args.repeats)
     return costs("epochs_per_s", rates, "cost_over_apart", "0")
 
 
-def measure_devices(repeats: int) -> dict[str, Any]:
+def measure_devices(args: argparse.Namespace) -> dict[str, Any]:
     """Cost of an epoch over that on one device."""
     loops = {
         devices: make_epoch(make_run("brax:fast", [
@@ -120,7 +117,7 @@ def measure_devices(repeats: int) -> dict[str, Any]:
         ]))
         for devices in DEVICES
     }  # fmt: skip
-    rates = rates_of(loops, dict.fromkeys(loops, 1.0), repeats)
+    rates = rates_of(loops, dict.fromkeys(loops, 1.0), args.repeats)
     return costs("epochs_per_s", rates, "cost_over_one", "1")
 
 
@@ -141,8 +138,7 @@ def main() -> None:
         flag = f" --xla_force_host_platform_device_count={max(DEVICES)}"
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flag
     for name in args.only:
-        more = (args.seeds,) if name == "seeds" else ()
-        row = {"scaling": name} | MEASURES[name](args.repeats, *more)
+        row = {"scaling": name} | MEASURES[name](args)
         found = next(value for key, value in row.items() if key.startswith("cost_"))
         for size, cost in found.items():
             print(f"{name} {size}: {cost['median']:.2f} of the cost", flush=True)

@@ -20,12 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from base_policies import make_base
+from base_policies import save_base
 from harness import append_row
 
 from pdjax import config as configs
-from pdjax.base_policies import imitation, settings
-from pdjax_envs import registry
 
 POLL_S = 0.05
 LIMIT_S = 600
@@ -56,12 +54,10 @@ def start(config: str, base: Path, out: Path, cache: Path) -> dict[str, float]:
 def measure(config: str, kind: str) -> dict[str, Any]:
     """A first and a second start under an untrained base policy."""
     task_name = configs.load(config, []).task.name
-    task = registry.make_task(task_name)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        base = make_base(kind, task.obs_dim, task.act_dim)
-        imitation.save(folder / "base", base, settings.recipe(kind, {"steps": 1}), task_name)
-        first, second = (start(config, folder / "base", folder / f"run{turn}", folder / "cache")
+        base = save_base(folder, kind, task_name)
+        first, second = (start(config, base, folder / f"run{turn}", folder / "cache")
                          for turn in range(2))  # fmt: skip
         size = sum(path.stat().st_size for path in (folder / "cache").rglob("*") if path.is_file())
     return {"config": config, "kind": kind, "first": first, "second": second,

@@ -18,13 +18,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from base_policies import make_base
+from base_policies import save_base
 from harness import append_row
 
 from pdjax import config as configs
-from pdjax.base_policies import imitation, settings
 from pdjax.profile import profile
-from pdjax_envs import registry
 
 SETTINGS = {  # name -> preset, task, kind of base policy
     "published": ("pd", "PegInsertionSide", "diffusion_unet"),
@@ -36,13 +34,11 @@ EPOCH = {"published": 512, "fast": 4_096}  # decisions
 def measure(name: str, repeats: int, overrides: list[str]) -> dict[str, Any]:
     """One setting's profile, without advice."""
     preset, task_name, kind = SETTINGS[name]
-    task = registry.make_task(task_name)
     with tempfile.TemporaryDirectory() as folder:
-        base = make_base(kind, task.obs_dim, task.act_dim)
-        imitation.save(Path(folder) / "base", base, settings.recipe(kind, {"steps": 1}), task_name)
+        path = save_base(Path(folder), kind, task_name)
         file = Path(folder) / "run.yaml"
         file.write_text(f"preset: {preset}\ntask:\n  name: {task_name}\n")
-        config = configs.load(str(file), [f"base_policy.path={Path(folder) / 'base'}", *overrides])
+        config = configs.load(str(file), [f"base_policy.path={path}", *overrides])
         found = profile(config, repeats, advise=False)
     flops = sum(phase["flops"] for phase in found["phases"])
     per_epoch = config.train.decisions_per_epoch

@@ -78,7 +78,7 @@ def profile(
     """
     config = changed(config, "train", learning_starts=0, prefill="policy")
     run, machine = build(config), roofline.measure()
-    compile_s, (steps, _) = timed(prepare, run)
+    compile_s, (steps, plans) = timed(prepare, run)
     with report.progress("profiling", 12, "parts") as bar:
         state, _ = steps.train_epoch(steps.init())  # warms up
         state, epoch_s = _epochs(steps, state, repeats)
@@ -96,7 +96,8 @@ def profile(
         advice = suggest(config, timings, between, epoch_s) if advise else []
         bar.update(12)
     summary = _summarize(run, machine, timings, between, epoch_s)
-    return summary | {"compile_s": compile_s, "advice": advice}
+    planned = sum(plans[0].held.values())  # of the device's memory, or the machine's
+    return summary | {"compile_s": compile_s, "planned_memory_bytes": planned, "advice": advice}
 
 
 def _split_steps(timings: dict[str, Timing]) -> dict[str, Timing]:

@@ -182,17 +182,14 @@ def make_trainer(
         return *jax.lax.cond(ready, learn, skip, frozen, state, key), ready
 
     if jax.default_backend() == "cpu":
-        # Several seeds in one program take turns here: XLA's CPU compiler multiplies stacks of
-        # small matrices half as fast again as one after another.
+        # Several seeds in one program take turns here: as stacks of small matrices XLA's products
+        # take half as long again on a CPU as one after another.
         learn_if_ready = jax.custom_batching.sequential_vmap(learn_if_ready)
 
     def round_(frozen: Frozen, state: TrainState):
         collect_key, learn_key, key = jax.random.split(state.key, 3)
         state, counts = collect(frozen, state._replace(key=key), collect_key)
-        learned_from = state._replace(
-            rollout=None, key=None
-        )  # what it does not read need not go in
-        sac_state, losses, ready = learn_if_ready(frozen, learned_from, learn_key)
+        sac_state, losses, ready = learn_if_ready(frozen, state, learn_key)
         return state._replace(sac=sac_state), (counts, losses, ready)
 
     def train_epoch(frozen: Frozen, state: TrainState) -> tuple[TrainState, Metrics]:

@@ -77,7 +77,7 @@ def test_new_episodes_start_at_fresh_random_places():
     assert len(np.unique(starts)) > 0.9 * len(starts) and np.abs(starts).max() <= 0.1
 
 
-def test_episodes_that_end_together_all_start_anew_and_the_others_play_on():
+def test_episodes_that_end_together_all_start_anew():
     env, base = make_point_env(episode_steps=6), make_constant_policy(0.05)
     rows, _ = collect(env, base, decisions=12, num_envs=20)  # 20 at once, in blocks of 3
     assert rows.is_reset.any() and (rows.is_reset == rows.is_reset[:, :1]).all()
