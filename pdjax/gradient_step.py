@@ -167,6 +167,7 @@ def _actor_step(
     """Moves the actor, and the temperature by the log_prob of the actor's draws before it moved."""
     obs, base_action, scale = batch.obs, batch.base_action, hyperparams.residual_scale
     config, old = parts.config, state.log_temperature
+    penalty = _penalty(config, state.gradient_steps)
 
     def loss_of(params: Params) -> tuple[Array, tuple[Array, Array]]:
         residual, log_prob = parts.draw(params, obs, base_action, key)
@@ -174,7 +175,7 @@ def _actor_step(
         if _is_subset(config):
             values = jnp.mean(values, axis=0, keepdims=True)
         loss = actor_loss(values, log_prob, jnp.exp(old), batch.weight)
-        loss += config.residual_penalty * size_penalty(residual, batch.weight)
+        loss += penalty * size_penalty(residual, batch.weight)
         if config.smoothness_penalty:
             now = parts.mean(params, obs, base_action)
             later = parts.mean(params, batch.next_obs, batch.next_base_action)
@@ -199,6 +200,13 @@ def _actor_step(
     state = state._replace(actor=actor, actor_opt=actor_opt, log_temperature=new,
                            temperature_opt=temperature_opt)  # fmt: skip
     return state, metrics
+
+
+def _penalty(config: SACConfig, gradient_steps: Array) -> Array | float:
+    """Weight of the residual's size in the actor's loss, after so many gradient steps."""
+    if not config.penalty_half_life:
+        return config.residual_penalty
+    return config.residual_penalty * 0.5 ** (gradient_steps / config.penalty_half_life)
 
 
 def _is_subset(config: SACConfig) -> bool:

@@ -25,7 +25,7 @@ class Settings(NamedTuple):
     target_entropy: float
     residual_scale: float
     limits: float | np.ndarray = 1.0  # largest size of each number in a residual
-    residual_penalty: float = 0.0
+    residual_penalties: tuple[float, ...] = (0.0, 0.0, 0.0)  # of each update
     smoothness_penalty: float = 0.0
     follows_mean: bool = False  # the actor follows the mean of all critics, not the least
 
@@ -39,6 +39,7 @@ class Learner:
         self.targets = targets
         self.log_temperature = float(log_temperature)
         self.settings = settings
+        self.updates = 0
         self.moments = {}
 
     def update(self, batch, noise_next, noise_actor, subset=None):
@@ -87,6 +88,7 @@ class Learner:
         for target_params, params in zip(self.targets, self.critics):
             for name, value in params.items():
                 target_params[name] = s.tau * value + (1 - s.tau) * target_params[name]
+        self.updates += 1
         return metrics
 
     def _actor_step(self, batch, noise, weight, temperature, metrics):
@@ -110,7 +112,8 @@ class Learner:
             d_residual = s.residual_scale * d_residual
 
         # penalty: mean over numbers of residual^2
-        d_residual = d_residual + s.residual_penalty * (2 * weight[:, None] * residual / chunk_dim)
+        penalty = s.residual_penalties[self.updates]
+        d_residual = d_residual + penalty * (2 * weight[:, None] * residual / chunk_dim)
         # x = mean + std * noise, residual = limits * tanh x
         # log pi: d / dx = 2 tanh x, d / dlog_std = -1
         d_log_prob = (temperature * weight)[:, None]
@@ -121,9 +124,7 @@ class Learner:
         grads, _ = backward(self.actor, cache, {"mean": d_x, "log_std": d_raw})
         change = self._add_smoothness(batch, weight, grads)
         value = values.mean(axis=0) if s.follows_mean else values.min(axis=0)
-        penalties = (
-            s.residual_penalty * np.mean(residual**2, axis=1) + s.smoothness_penalty * change
-        )
+        penalties = penalty * np.mean(residual**2, axis=1) + s.smoothness_penalty * change
         metrics["actor_loss"] = np.sum(weight * (temperature * log_prob - value + penalties))
         metrics["entropy"] = -np.sum(weight * log_prob)
         metrics["residual_magnitude"] = np.sum(weight * np.abs(residual).mean(axis=1))
