@@ -130,8 +130,10 @@ class SACConfig:
     """Weight of the mean squared residual in the actor's loss: the residual stays small where the
     critics see no gain."""
     penalty_half_life: NonNegative = 0.0
-    """Gradient steps in which residual_penalty halves, since the critics see more and more; 0 =
-    never."""
+    """Gradient steps in which half of the way from residual_penalty to final_penalty is gone, since
+    the critics see more and more; 0 = it stays as it is."""
+    final_penalty: NonNegative = 0.0
+    """What residual_penalty tends to."""
     smoothness_penalty: float = 0.0
     """Weight of the mean squared change of the residual between a transition's two ends."""
     n_step: Count = 1

@@ -206,7 +206,8 @@ def _penalty(config: SACConfig, gradient_steps: Array) -> Array | float:
     """Weight of the residual's size in the actor's loss, after so many gradient steps."""
     if not config.penalty_half_life:
         return config.residual_penalty
-    return config.residual_penalty * 0.5 ** (gradient_steps / config.penalty_half_life)
+    left = 0.5 ** (gradient_steps / config.penalty_half_life)
+    return config.final_penalty + left * (config.residual_penalty - config.final_penalty)
 
 
 def _is_subset(config: SACConfig) -> bool:

@@ -22,14 +22,17 @@ log = mujoco.MjLogConfig.get()
 log.logto_file = False
 log.set()
 
-# A key consumed twice is an error; `jax.random.clone` where a test means it.
-jax.config.update("jax_debug_key_reuse", True)
-
 
 @pytest.fixture(autouse=True, scope="module")
-def _forget_programs():
-    """Compiled programs of one file are of no use to the next, and slow it down by the thousand."""
-    yield
+def _programs(request):
+    """A key consumed twice is an error; `jax.random.clone` where a test means it.
+
+    That takes a third of an environment's test, so of those one file looks for it, in every task.
+    Compiled programs of one file are of no use to the next, and slow it down by the thousand.
+    """
+    path = request.path
+    with jax.debug_key_reuse("envs" not in path.parts or path.stem == "test_contract"):
+        yield
     jax.clear_caches()
 
 

@@ -361,8 +361,9 @@ def test_shifts_meet():
     np.testing.assert_array_equal(both[1], camera[1])
 
 
-def test_shifts_work_where_nothing_is_batched():
-    env = make("StackCube", "sensor_noise+action_delay")
+@jax.debug_key_reuse(True)
+def test_all_shifts_at_once_where_nothing_is_batched_and_no_key_is_used_twice():
+    env = make("StackCube", "+".join(name for name in shifts.SHIFTS if name != "held_out"))
     state, obs = jax.jit(env.reset)(env.model, jax.random.key(0))
     state, out = jax.jit(env.step)(env.model, state, jnp.zeros(4))
     assert out.obs.shape == obs.shape
