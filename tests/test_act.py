@@ -46,10 +46,11 @@ def make(config=SMALL):
 
 def test_the_loss_counts_divergence_by_its_weight(key):
     windows = Windows(jnp.ones((8, 1, 3)), jnp.full((8, 4, 2), 0.5))
+    _, params = make()
     losses = []
     for weight in (0.0, 1.0, 3.0):
-        kind, params = make(ActConfig(**(vars(SMALL) | {"kl_weight": weight})))
-        losses.append(float(kind.loss(params, windows, jax.random.clone(key))))
+        kind = act.make_trainable(dataclasses.replace(SMALL, kl_weight=weight), 3, 2)
+        losses.append(float(jax.jit(kind.loss)(params, windows, jax.random.clone(key))))
     assert losses[0] < losses[1]
     assert losses[2] - losses[0] == pytest.approx(3 * (losses[1] - losses[0]), rel=1e-4)
 
@@ -61,9 +62,9 @@ def policy_of(config):
 
 def test_a_rollout_needs_no_noise():
     policy = policy_of(SMALL)
-    obs = jnp.ones((1, 3))
-    first, _ = policy.apply(policy.params, (), obs, jax.random.key(0))
-    second, _ = policy.apply(policy.params, (), obs, jax.random.key(1))
+    apply, obs = jax.jit(policy.apply), jnp.ones((1, 3))
+    first, _ = apply(policy.params, (), obs, jax.random.key(0))
+    second, _ = apply(policy.params, (), obs, jax.random.key(1))
     np.testing.assert_array_equal(first, second)
     assert first.shape == (2, 2)
 
@@ -72,11 +73,12 @@ def test_an_ensembled_rollout_blends_the_same_predictions():
     plain = policy_of(ActConfig(**(vars(SMALL) | {"act_horizon": 4})))
     blended = policy_of(ActConfig(**(vars(SMALL) | {"act_horizon": 1, "temporal_ensemble": True})))
     carry = blended.init_carry(jax.random.key(0))
+    plainly, blending = jax.jit(plain.apply), jax.jit(blended.apply)
     chunks, actions = [], []
     for step in range(3):
         obs = jnp.full((1, 3), float(step))
-        chunks.append(plain.apply(plain.params, (), obs, jax.random.key(0))[0])
-        action, carry = blended.apply(blended.params, carry, obs, jax.random.key(0))
+        chunks.append(plainly(plain.params, (), obs, jax.random.key(0))[0])
+        action, carry = blending(blended.params, carry, obs, jax.random.key(0))
         actions.append(action)
     assert actions[0].shape == (1, 2)
     weights = np.exp(-0.01 * np.arange(3))
@@ -100,12 +102,13 @@ def test_without_style_the_loss_is_the_distance_from_what_a_rollout_predicts():
     rng = np.random.default_rng(0)
     obs = jnp.asarray(rng.normal(size=(5, 2, 3)), jnp.float32)
     actions = jnp.asarray(rng.uniform(-1, 1, size=(5, 4, 2)), jnp.float32)
-    params, _ = kind.init(jax.random.key(0), Windows(obs, actions))
+    params, _ = jax.jit(kind.init)(jax.random.key(0), Windows(obs, actions))
     assert not [name for name in params["act"] if name.startswith(("style", "summary"))]
     assert params["act"]["places"].shape == (1 + 2 * 2, 16)  # z, and two tokens an observation
     params["act"]["out"]["kernel"] *= 0.1  # so that nothing is clipped
     base = kind.make_policy(params | {"obs_mean": jnp.zeros(3), "obs_std": jnp.ones(3)})
-    chunks = [base.apply(base.params, (), seen, jax.random.key(1))[0] for seen in obs]
+    apply = jax.jit(base.apply)
+    chunks = [apply(base.params, (), seen, jax.random.key(1))[0] for seen in obs]
     expected = np.abs(np.stack(chunks) - actions).mean()
-    loss = kind.loss(params, Windows(obs, actions), jax.random.key(2))
+    loss = jax.jit(kind.loss)(params, Windows(obs, actions), jax.random.key(2))
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
