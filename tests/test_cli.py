@@ -136,7 +136,7 @@ TRAIN = ["train", "peg_fast", "--out", "new/run", "--set", "base_policy.path=bas
         (
             ["train", "nope"],
             "no config 'nope': neither a file nor a name; known: door_dawn, "
-            "door_fast, door_pd, hammer_fast, peg_fast, relocate_fast",
+            "door_fast, door_pd, hammer_fast, peg_fast, peg_long, relocate_fast",
         ),
         (["train", "peg_fats"], "did you mean peg_fast?"),
         (["train", "demos.h5"], "cannot read config demos.h5"),
