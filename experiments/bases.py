@@ -76,7 +76,9 @@ def run(*arguments: object) -> tuple[str, dict[str, Any]]:
     line = ["pdjax", *(str(argument) for argument in arguments)]
     print("$", shlex.join(line), file=sys.stderr, flush=True)
     program = [sys.executable, "-m", "pdjax.cli", *line[1:], "--json"]
-    done = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)  # it has said why
     return shlex.join(line), json.loads(done.stdout.splitlines()[-1])
 
 

@@ -62,8 +62,8 @@ def compare_runs(directories: Sequence[Path], out: Path, threshold: float) -> di
             raise ConfigError(f"{first} is a run of {task}, {run.directory} one of {other};"
                               " compare runs of one task")  # fmt: skip
     groups = group(runs)
-    apart = set_apart([members[0].settings for members in groups])
-    names = name_groups(apart)
+    every = [members[0].settings for members in groups]
+    apart, names = set_apart(every), name_groups(every)
     found = [{"name": name, "settings": one} | figures(members, threshold)
              for name, one, members in zip(names, apart, groups, strict=True)]  # fmt: skip
     report.show_groups(task, found, threshold)
@@ -125,35 +125,39 @@ def set_apart(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def name_groups(groups: Sequence[dict[str, Any]]) -> list[str]:
     """What sets each group apart from the others, as short as can be; no two names are equal.
 
-    A few differing settings are spelled out. Of many the nearest preset is named; what else was set
-    is spelled out where that leaves a doubt, and counted where it does not.
+    A few differing settings are spelled out. Of many the nearest preset is named, unless it is that
+    of all groups; what else was set is spelled out where that leaves a doubt, and counted where it
+    does not.
 
     Args:
-      groups: as `set_apart` gives them.
+      groups: all settings of each.
     """
-    if not groups[0]:
+    apart = set_apart(groups)
+    if not apart[0]:
         return ["all runs"]
-    if len(groups[0]) <= SPELLED_OUT:
-        return [_spell(one, SPELLED_OUT) for one in groups]
-    found = [_nearest_preset(one) for one in groups]
-    presets, names = [preset for preset, _ in found], []
-    for preset, changes in found:
+    if len(apart[0]) <= SPELLED_OUT:
+        return [_spell(one, SPELLED_OUT) for one in apart]
+    presets, names = [_nearest_preset(one) for one in groups], []
+    for preset, one in zip(presets, apart, strict=True):
+        own = settings(configs.preset(preset))
+        changes = {key: value for key, value in one.items() if value != own.get(key)}
         in_doubt = presets.count(preset) > 1 or len(changes) == 1
         spelled = _spell(changes, SPELLED_OUT if in_doubt else 0)
-        name = f"preset={preset} {spelled}".strip()
+        shared = len(set(presets)) == 1
+        name = spelled if shared and spelled else f"preset={preset} {spelled}".strip()
         twins = sum(other.split(" #")[0] == name for other in names)
         names.append(f"{name} #{twins + 1}" if twins else name)
     return names
 
 
-def _nearest_preset(group: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The preset that agrees in most settings, and those in which it does not."""
-    changes = {}
-    for name in configs.PRESETS:
+def _nearest_preset(group: dict[str, Any]) -> str:
+    """The preset that agrees in most of all settings."""
+
+    def changes(name: str) -> int:
         own = settings(configs.preset(name))
-        changes[name] = {key: value for key, value in group.items() if value != own.get(key)}
-    nearest = min(changes, key=lambda name: len(changes[name]))
-    return nearest, changes[nearest]
+        return sum(value != own.get(key) for key, value in group.items())
+
+    return min(configs.PRESETS, key=changes)
 
 
 def _spell(values: dict[str, Any], most: int) -> str:

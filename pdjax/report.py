@@ -26,6 +26,7 @@ from tensorboardX import SummaryWriter
 from pdjax.outputs import plain
 
 PLAIN_EVERY = 15.0  # s between progress lines where the output is no terminal
+LONG_NAME = 30  # characters of a column that stand above the table instead
 
 console = Console(stderr=True, highlight=False)
 
@@ -270,7 +271,11 @@ def show_groups(task: str, groups: Sequence[Mapping[str, Any]], threshold: float
         row("smoothness, base -> refined", "{:.4f} -> {:.4f}", *smoothness),
     ]  # fmt: skip
     title = f"{task}: interquartile means over finished runs, medians of times"
-    names = [group["name"].replace("=", "= ") for group in groups]  # may be broken there
+    names = [group["name"] for group in groups]
+    if max(map(len, names)) > LONG_NAME:
+        letters = [chr(ord("A") + index) for index in range(len(names))]
+        say("\n".join(f"{letter}  {name}" for letter, name in zip(letters, names, strict=True)))
+        names = letters
     show_table(title, ["", *names], rows)
 
 

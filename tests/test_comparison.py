@@ -168,17 +168,20 @@ def preset(name, **changes):
             ["preset=dawn", "preset=resfit",
              "preset=resfit sac.gamma=0.5 sac.tau=0.5 sac.num_critics=3 +1 more"],
         ),
+        (  # all from one preset, which is not the first, and which they need not be told apart by
+            [preset("fast"), preset("fast", gamma=0.5, tau=0.5, num_critics=3, n_step=7)],
+            ["preset=fast", "sac.gamma=0.5 sac.tau=0.5 sac.num_critics=3 +1 more"],
+        ),
     ],
 )  # fmt: skip
 def test_a_name_is_what_sets_a_group_apart(groups, names):
-    assert comparison.name_groups(comparison.set_apart(groups)) == names
+    assert comparison.name_groups(groups) == names
 
 
 def test_names_that_would_be_equal_are_numbered():
     changes = {"gamma": 0.5, "tau": 0.5, "num_critics": 3}
     groups = [preset("resfit", **changes, n_step=count) for count in (7, 8)]
-    apart = comparison.set_apart([preset("pd"), *groups])
-    _, first, second = comparison.name_groups(apart)
+    _, first, second = comparison.name_groups([preset("pd"), *groups])
     assert second == f"{first} #2"
 
 
