@@ -193,7 +193,7 @@ def measure_memory(task: str, capacity: int, dtype: str) -> dict[str, Any]:
             for saver in savers:
                 saver.close()
     there = plan.held["base policy and model"] + plan.held["demonstrations"]
-    planned = sum(plan.held.values()) - there
+    planned = plan.held_bytes - there
     return {
         "task": task, "replay_capacity": capacity, "replay_dtype": dtype,
         "held": {"planned": planned, "measured": held, "ratio": round(planned / held, 3)},

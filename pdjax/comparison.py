@@ -138,12 +138,12 @@ def name_groups(groups: Sequence[dict[str, Any]]) -> list[str]:
     if len(apart[0]) <= SPELLED_OUT:
         return [_spell(one, SPELLED_OUT) for one in apart]
     presets, names = [_nearest_preset(one) for one in groups], []
+    shared = len(set(presets)) == 1
     for preset, one in zip(presets, apart, strict=True):
         own = settings(configs.preset(preset))
         changes = {key: value for key, value in one.items() if value != own.get(key)}
         in_doubt = presets.count(preset) > 1 or len(changes) == 1
         spelled = _spell(changes, SPELLED_OUT if in_doubt else 0)
-        shared = len(set(presets)) == 1
         name = spelled if shared and spelled else f"preset={preset} {spelled}".strip()
         twins = sum(other.split(" #")[0] == name for other in names)
         names.append(f"{name} #{twins + 1}" if twins else name)

@@ -133,7 +133,7 @@ class SACConfig:
     """Gradient steps in which half of the way from residual_penalty to final_penalty is gone, since
     the critics see more and more; 0 = it stays as it is."""
     final_penalty: NonNegative = 0.0
-    """What residual_penalty tends to."""
+    """What residual_penalty tends to, with a penalty_half_life; without one it is not read."""
     smoothness_penalty: float = 0.0
     """Weight of the mean squared change of the residual between a transition's two ends."""
     n_step: Count = 1

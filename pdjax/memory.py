@@ -49,9 +49,14 @@ class Plan(NamedTuple):
     free: int | None
 
     @property
+    def held_bytes(self) -> int:
+        """Bytes, all the while."""
+        return sum(self.held.values())
+
+    @property
     def total(self) -> int:
         """Bytes, at most."""
-        return sum(self.held.values()) + self.saving
+        return self.held_bytes + self.saving
 
     @property
     def fits(self) -> bool:
@@ -189,7 +194,7 @@ def show(plans: list[Plan]) -> None:
     """Prints the plans as tables."""
     for plan in plans:
         rows = [[name, text(size)] for name, size in plan.held.items() if size]
-        rows += [["all the while", text(sum(plan.held.values()))]]
+        rows += [["all the while", text(plan.held_bytes)]]
         if plan.saving:
             rows += [["besides, while checkpoints are written, at most", text(plan.saving)],
                      ["at most", text(plan.total)]]  # fmt: skip
@@ -201,7 +206,7 @@ def summarize(plans: list[Plan], config: Config) -> dict[str, Any]:
     """The plans in bytes, and the largest replay in decisions, for `--json`."""
     return {
         "plans": [
-            {"memory": plan.name, "held": plan.held, "held_bytes": sum(plan.held.values()),
+            {"memory": plan.name, "held": plan.held, "held_bytes": plan.held_bytes,
              "saving_bytes": plan.saving, "total_bytes": plan.total, "free_bytes": plan.free}
             for plan in plans
         ],

@@ -96,7 +96,7 @@ def profile(
         advice = suggest(config, timings, between, epoch_s) if advise else []
         bar.update(12)
     summary = _summarize(run, machine, timings, between, epoch_s)
-    planned = sum(plans[0].held.values())  # of the device's memory, or the machine's
+    planned = plans[0].held_bytes  # of the device's memory, or the machine's
     return summary | {"compile_s": compile_s, "planned_memory_bytes": planned, "advice": advice}
 
 

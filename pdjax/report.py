@@ -26,7 +26,7 @@ from tensorboardX import SummaryWriter
 from pdjax.outputs import plain
 
 PLAIN_EVERY = 15.0  # s between progress lines where the output is no terminal
-LONG_NAME = 30  # characters of a column that stand above the table instead
+HEADER = 45  # characters that a table of 80 leaves for the names of its columns
 
 console = Console(stderr=True, highlight=False)
 
@@ -272,10 +272,9 @@ def show_groups(task: str, groups: Sequence[Mapping[str, Any]], threshold: float
     ]  # fmt: skip
     title = f"{task}: interquartile means over finished runs, medians of times"
     names = [group["name"] for group in groups]
-    if max(map(len, names)) > LONG_NAME:
-        letters = [chr(ord("A") + index) for index in range(len(names))]
-        say("\n".join(f"{letter}  {name}" for letter, name in zip(letters, names, strict=True)))
-        names = letters
+    if sum(map(len, names)) > HEADER:
+        say("\n".join(f"{number}  {name}" for number, name in enumerate(names, 1)))
+        names = [str(number) for number in range(1, len(names) + 1)]
     show_table(title, ["", *names], rows)
 
 

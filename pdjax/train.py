@@ -163,7 +163,7 @@ def make_trainer(
         view, batch = rollout.see, packing.unpack(batch)
         return batch._replace(obs=view(frozen, batch.obs), next_obs=view(frozen, batch.next_obs))
 
-    @jax.jit  # so that `round_`, which asks for its shapes first, traces it once
+    @jax.jit  # so that `learn_if_ready`, which asks for its shapes first, traces it once
     def learn(frozen: Frozen, state: TrainState, key: Key) -> tuple[SACState, Metrics]:
         def update(sac_state: SACState, key: Key):
             sample_key, update_key = jax.random.split(key)

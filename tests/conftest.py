@@ -22,16 +22,19 @@ log = mujoco.MjLogConfig.get()
 log.logto_file = False
 log.set()
 
+DRAW_KEYS = {"test_contract", "test_experts", "test_brax", "test_gymnasium", "test_native"}
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _programs(request):
     """A key consumed twice is an error; `jax.random.clone` where a test means it.
 
-    That takes a third of an environment's test, so of those one file looks for it, in every task.
+    Looking for it takes a third of an environment's test, so there only the contract's looks, in
+    every task, and those whose subject draws keys of its own.
     Compiled programs of one file are of no use to the next, and slow it down by the thousand.
     """
     path = request.path
-    with jax.debug_key_reuse("envs" not in path.parts or path.stem == "test_contract"):
+    with jax.debug_key_reuse("envs" not in path.parts or path.stem in DRAW_KEYS):
         yield
     jax.clear_caches()
 

@@ -180,7 +180,7 @@ def test_seeds_in_one_program_are_the_runs_that_they_are_alone():
         states, metrics = together(frozen, states)
     assert (metrics["gradient_steps"] > 0).all()
     for index in range(3):
-        state = init(frozen, hyperparams, jax.random.split(jax.random.key(3), 3)[index])
+        state = init(frozen, hyperparams, keys[index])
         for _ in range(2):
             state, _ = epoch(frozen, state)
         of_all, alone = copy((states.sac, states.replay)), copy((state.sac, state.replay))
