@@ -104,7 +104,7 @@ def make(task: str, policy: str, seed: int, args: argparse.Namespace) -> dict[st
     demos = demonstrate(task, recipe, folder, args.dapg)
     out = folder / f"{policy}_seed{seed}"
     flags = ("--policy", policy, *recipe.flags[policy].split(), "--seed", seed)
-    command, made = run("imitate", demos["file"], "--task", task, "--out", out, *flags,
+    command, made = run("imitate", demos["file"], "--task", task, "--out", out, "--resume", *flags,
                         "--eval-episodes", EPISODES)  # fmt: skip
     row = {"task": task, "policy": policy, "seed": seed, "expert_success": demos["expert_success"],
            "demonstrations": made["episodes"], "base_success": made["base_success"],

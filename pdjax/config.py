@@ -133,7 +133,7 @@ class SACConfig:
     """Gradient steps in which half of the way from residual_penalty to final_penalty is gone, since
     the critics see more and more; 0 = it stays as it is."""
     final_penalty: NonNegative = 0.0
-    """What residual_penalty tends to, with a penalty_half_life; without one it is not read."""
+    """What residual_penalty tends to, with a penalty_half_life."""
     smoothness_penalty: float = 0.0
     """Weight of the mean squared change of the residual between a transition's two ends."""
     n_step: Count = 1
@@ -317,6 +317,11 @@ def validate(config: Config) -> None:
     if config.sac.min_of > config.sac.num_critics:
         raise ConfigError(
             f"sac.min_of={config.sac.min_of} must be <= sac.num_critics={config.sac.num_critics}"
+        )
+    if config.sac.final_penalty and not config.sac.penalty_half_life:
+        raise ConfigError(
+            f"sac.final_penalty={config.sac.final_penalty} is what sac.residual_penalty falls to:"
+            " set sac.penalty_half_life, the gradient steps in which half of the way is gone"
         )
 
 

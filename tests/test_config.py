@@ -108,6 +108,7 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path):
         ("=1", r"--set '=1' has no value"),
         ("seed=[1", r"--set 'seed=\[1': cannot read the value"),
         ("sac.log_std_min=3", r"sac.log_std_min=3.0 must be below sac.log_std_max=2.0"),
+        ("sac.final_penalty=0.1", r"sac.final_penalty=0.1 is what .*: set sac.penalty_half_life"),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line(tmp_path, override, message):
