@@ -65,7 +65,9 @@ RECIPES = {
         },
         "door-v0.pickle",
     ),
-    "AdroitHammer": Recipe(2, {"diffusion": "--steps 600", "bet": ""}, "hammer-v0.pickle"),
+    "AdroitHammer": Recipe(
+        2, {"diffusion": "--steps 600", "bet": "--set bet.act_horizon=4"}, "hammer-v0.pickle"
+    ),
     "AdroitPen": Recipe(40, {"diffusion": "--steps 1000", "bet": "--steps 2000"}, "pen-v0.pickle"),
     "AdroitRelocate": Recipe(10, {"diffusion": "--steps 1000", "bet": ""}, "relocate-v0.pickle"),
 }
