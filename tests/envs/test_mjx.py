@@ -19,9 +19,10 @@ from pdjax_envs.physics import mjx_flags
 SCHEDULER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 ADROIT = ["AdroitDoor", "AdroitHammer", "AdroitPen", "AdroitRelocate"]
 EMITTERS = "--xla_cpu_use_fusion_emitters=false"
+FAST_COMPILE = "--xla_backend_optimization_level=0"  # see conftest
 
 
-def run_child(name, *arguments, limit_s, flags="", program=__file__):
+def run_child(name, *arguments, limit_s, flags=FAST_COMPILE, program=__file__):
     """Runs a `_child_*` function of a test file in a fresh process; its last line of output."""
     environment = {
         "WARP_CACHE_PATH": str(Path(__file__).parents[2] / ".warp_cache"),
@@ -281,7 +282,7 @@ def test_demonstration_agrees_with_native():
 
 
 def test_too_late_is_refused_in_one_line():
-    message = run_child("_child_too_late", limit_s=120)
+    message = run_child("_child_too_late", limit_s=120, flags="")
     needed = mjx_flags._missing("", jax.lib.__version__)
     if needed:
         assert all(flag in message for flag in needed)
