@@ -20,7 +20,7 @@ TRAINING = {"steps": 300, "batch_size": 64, "learning_rate": 3e-3, "validation":
 SMALL = {
     "diffusion": ({"diffusion": {"pred_horizon": 4, "act_horizon": 2, "hidden": 32, "blocks": 1}},
                   0.05),
-    "diffusion_unet": ({"diffusion": {"pred_horizon": 4, "act_horizon": 2, "unet_dims": [8, 16],
+    "diffusion_unet": ({"diffusion": {"pred_horizon": 4, "act_horizon": 2, "unet_dims": [8],
                                       "unet_kernel": 3, "unet_groups": 4, "unet_step_dim": 8}},
                        0.05),
     "bet": ({"bet": {"obs_horizon": 3, "bins": 3, "layers": 1, "heads": 2, "width": 16,
@@ -59,7 +59,7 @@ def act(policy, position, seed=0, step=2):
     obs = jnp.array([position, GOAL, step], jnp.float32)
     carry = policy.init_carry(jax.random.key(9))
     history = jnp.repeat(obs[None], policy.obs_horizon, axis=0)
-    return np.asarray(policy.apply(policy.params, carry, history, jax.random.key(seed))[0])
+    return np.asarray(jax.jit(policy.apply)(policy.params, carry, history, jax.random.key(seed))[0])
 
 
 def test_it_learns(trained):
