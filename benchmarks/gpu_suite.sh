@@ -3,7 +3,8 @@
 #
 #   benchmarks/gpu_suite.sh                 # the environment as it is
 #   benchmarks/gpu_suite.sh WHEELS          # first installs the wheels of that folder, see below
-#   SMALL=1 benchmarks/gpu_suite.sh         # a rehearsal at a few environments, anywhere
+#   SMALL=1 benchmarks/gpu_suite.sh         # a rehearsal at a few environments, anywhere; as slow
+#                                           # as a CPU compiles
 #
 # Wheels for a machine like the one at hand: pip download -d WHEELS '.[gpu,warp]' hatchling
 # Rows go to benchmarks/results/. A part that fails or runs out of its time does not stop the others.
@@ -16,17 +17,17 @@ fi
 export PYTHONPATH=".:envs${PYTHONPATH:+:$PYTHONPATH}"
 
 part() { # seconds, command
-    limit=$1
+    limit=$(($1 * patience))
     shift
     echo "== $*"
     timeout "$limit" "$@" || echo "-- failed, or not done in $limit s"
 }
 
 if [ -n "${SMALL:-}" ]; then
-    physics="--num-envs 8 --repeats 1" train="--num-envs 16 --repeats 1" warp=warp scale="--repeats 1"
-    update="--batch-size 64 --repeats 1"
+    physics="--tasks AdroitDoor --num-envs 8 --repeats 1" train="--num-envs 16 --repeats 1" warp=warp
+    scale="--repeats 1" update="--batch-size 64 --repeats 1" patience=6
 else
-    physics="" train="--num-envs 1024 4096" warp=auto scale="--repeats 3" update=""
+    physics="" train="--num-envs 1024 4096" warp=auto scale="--repeats 3" update="" patience=1
 fi
 python3 -c "import jax; print(jax.devices(), jax.__version__)"
 # shellcheck disable=SC2086
