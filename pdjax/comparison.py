@@ -96,10 +96,14 @@ def read(directory: Path) -> Read:
             f"{directory} has no interim evaluation; wait for its first, or train with"
             " eval.interim_episodes above 0"
         )
-    kind = description.peek(directory / "base_policy").get("kind", "unknown")
+    about = description.peek(directory / "base_policy")
+    shape = about.get("imitation", {}).get("policy", about)  # of one that pdjax trained
+    found = {"base_policy": about.get("kind", "unknown")} | settings(config)
+    # A decision of another length is another setting, whoever chose it.
+    found["base_policy.act_horizon"] = config.base_policy.act_horizon or shape.get("act_horizon", 0)
     path = directory / "result.json"
     result = json.loads(path.read_text()) if path.is_file() else {}
-    return Read(directory, {"base_policy": kind} | settings(config), curve, result)
+    return Read(directory, found, curve, result)
 
 
 def settings(config: Config) -> dict[str, Any]:

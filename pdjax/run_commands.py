@@ -116,9 +116,9 @@ class Compare:
 
     runs: tuple[Path, ...]
     """Run directories of `pdjax train`, finished or still running. Runs are of one group where all
-    settings are equal but seeds and paths, and their base policies are of one kind; it is named by
-    what sets it apart (--json lists all of that). Name three or more seeds of each: of one no
-    interval is known, of two it is no more than their range."""
+    settings are equal but seeds and paths, and their base policies are of one kind with chunks of
+    one length; it is named by what sets it apart (--json lists all of that). Name three or more
+    seeds of each: of one no interval is known, of two it is no more than their range."""
     out: Path = Path("compare.png")
     """Picture to write, .png; must not exist. Curves end where the shortest run of a group does."""
     threshold: Share = 0.9

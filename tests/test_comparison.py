@@ -16,14 +16,14 @@ STEADY = [0.5, 0.7, 0.9, 0.95]
 FALLING = [0.5, 0.9, 0.6, 0.8]
 
 
-def write_run(directory, scores, overrides=(), refined=None, minute=1.0, kind="mlp"):
+def write_run(directory, scores, overrides=(), refined=None, minute=1.0, about=None):
     """A run directory with what `pdjax compare` reads; `refined` None = not finished.
 
     Interim evaluations come once a `minute`, the first after half of it.
     """
     directory.mkdir(parents=True)
     (directory / "base_policy").mkdir()
-    (directory / "base_policy" / "policy.json").write_text(json.dumps({"kind": kind}))
+    (directory / "base_policy" / "policy.json").write_text(json.dumps(about or {"kind": "mlp"}))
     config = configs.load("door_fast", [f"base_policy.path={directory.name}", *overrides])
     configs.save(config, directory / "config.yaml")
     lines = [{"group": "train", "decision_steps": 50, "wall_s": 1.0, "train_success": 1.0}]
@@ -108,6 +108,22 @@ def test_one_run_has_no_interval(folder, capsys):
     (group,) = found["groups"]
     assert group["name"] == "all runs" and group["refined_ci"] is None
     assert next(line for line in said.splitlines() if "interval" in line).split()[-2] == "-"
+
+
+def test_base_policies_whose_chunks_have_other_lengths_are_apart(folder):
+    long = {"kind": "bet", "imitation": {"policy": {"act_horizon": 4}}}  # as pdjax writes it
+    short = {"kind": "bet", "imitation": {"policy": {"act_horizon": 1}}}
+    runs = [
+        write_run(folder / "a", STEADY, about=long),
+        write_run(folder / "b", STEADY, about=short),
+        write_run(folder / "c", STEADY, about={"kind": "export", "act_horizon": 4}),
+        write_run(folder / "d", STEADY, ["base_policy.act_horizon=1"], about=long),
+    ]
+    groups = comparison.group([comparison.read(run) for run in runs])
+    assert [[run.directory.name for run in group] for group in groups] == [["a"], ["b", "d"], ["c"]]
+    assert comparison.name_groups([group[0].settings for group in groups[:2]]) == [
+        "base_policy.act_horizon=4", "base_policy.act_horizon=1",
+    ]  # fmt: skip
 
 
 def test_what_is_drawn_is_the_mean_on_a_shared_grid(six):
