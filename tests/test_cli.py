@@ -426,7 +426,8 @@ def test_an_interruption_is_one_line(capsys, monkeypatch):
 
 def test_an_interruption_that_hits_a_destructor_is_not_lost():
     code = (
-        "import sys, time; from pdjax import cli\n"
+        "import signal, sys, time; from pdjax import cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & switches it off
         "sys.unraisablehook = cli._unraisable\n"
         "class Interrupted:\n"
         "    def __del__(self): raise KeyboardInterrupt\n"
