@@ -80,9 +80,8 @@ def profile(
     run, machine = build(config), roofline.measure()
     compile_s, (steps, plans) = timed(prepare, run)
     with report.progress("profiling", 12, "parts") as bar:
-        state, _ = steps.train_epoch(steps.init())  # warms up
-        state, epoch_s = _epochs(steps, state, repeats)
-        bar.update(1, f"an epoch takes {epoch_s:.2f} s")
+        state, before = _epochs(steps, repeats)
+        bar.update(1, f"an epoch takes {before:.2f} s")
         if trace is not None:
             with jax.profiler.trace(str(trace)):
                 state, _ = jax.block_until_ready(steps.train_epoch(state))
@@ -92,6 +91,9 @@ def profile(
             timings[phase.name] = time_phase(phase, repeats)
             bar.update(2 + len(timings), f"{phase.name} {timings[phase.name].seconds:.2f} s")
         timings = _split_steps(timings)
+        del state, phase  # their arrays
+        # A machine's speed drifts: the epoch is timed on both sides of its parts.
+        epoch_s = (before + _epochs(steps, repeats)[1]) / 2
         bar.update(11, "other settings" if advise else "")
         advice = suggest(config, timings, between, epoch_s) if advise else []
         bar.update(12)
@@ -110,9 +112,9 @@ def _split_steps(timings: dict[str, Timing]) -> dict[str, Timing]:
     return rest | {"task code": code}
 
 
-def _epochs(steps: Steps, state: TrainState, repeats: int) -> tuple[TrainState, float]:
-    """Trains on; the median seconds of an epoch."""
-    seconds = []
+def _epochs(steps: Steps, repeats: int) -> tuple[TrainState, float]:
+    """Trains anew; the state, and the median seconds of an epoch after the first, a warm-up."""
+    state, seconds = steps.train_epoch(steps.init())[0], []
     for _ in range(repeats):
         took, (state, _) = timed(steps.train_epoch, state)
         seconds.append(took)
