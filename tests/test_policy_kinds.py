@@ -20,7 +20,7 @@ TRAINING = {"steps": 300, "batch_size": 64, "learning_rate": 3e-3, "validation":
 SMALL = {
     "diffusion": ({"diffusion": {"pred_horizon": 4, "act_horizon": 2, "hidden": 32, "blocks": 1}},
                   0.05),
-    "diffusion_unet": ({"diffusion": {"pred_horizon": 4, "act_horizon": 2, "unet_dims": [8],
+    "diffusion_unet": ({"diffusion": {"pred_horizon": 4, "act_horizon": 2, "unet_dims": [8, 16],
                                       "unet_kernel": 3, "unet_groups": 4, "unet_step_dim": 8}},
                        0.05),
     "bet": ({"bet": {"obs_horizon": 3, "bins": 3, "layers": 1, "heads": 2, "width": 16,

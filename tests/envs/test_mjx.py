@@ -19,18 +19,21 @@ from pdjax_envs.physics import mjx_flags
 SCHEDULER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 ADROIT = ["AdroitDoor", "AdroitHammer", "AdroitPen", "AdroitRelocate"]
 EMITTERS = "--xla_cpu_use_fusion_emitters=false"
-FAST_COMPILE = "--xla_backend_optimization_level=0"  # see conftest
 
 
-def run_child(name, *arguments, limit_s, flags=FAST_COMPILE, program=__file__):
-    """Runs a `_child_*` function of a test file in a fresh process; its last line of output."""
+def run_child(name, *arguments, limit_s, flags=None, program=__file__):
+    """Runs a `_child_*` function of a test file in a fresh process; its last line of output.
+
+    `flags` are XLA's; None = those of this process, which conftest set.
+    """
     environment = {
         "WARP_CACHE_PATH": str(Path(__file__).parents[2] / ".warp_cache"),
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": flags,
     }
+    if flags is not None:
+        environment["XLA_FLAGS"] = flags
     command = [sys.executable, str(Path(program)), name, *arguments]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=limit_s, check=False
