@@ -28,8 +28,8 @@ from base_policies import save_base
 from harness import alternate, append_row, median, ratio
 
 from pdjax import config as configs
+from pdjax.programs import build, prepare
 from pdjax.roofline import timed
-from pdjax.runner import build, prepare
 from pdjax_envs import brax as bridge
 from pdjax_envs import registry
 from pdjax_envs.physics import mjx_flags
@@ -57,7 +57,7 @@ def make_ours(args: argparse.Namespace) -> Callable[[], float]:
             f"train.replay_capacity={CAPACITY}", *PLAIN,
         ]))  # fmt: skip
     steps, _ = prepare(run)
-    state, updates = steps.train_epoch(steps.init())[0], 0
+    state, updates = steps.train_epoch(steps.init(0))[0], 0
 
     def rate() -> float:
         nonlocal state, updates

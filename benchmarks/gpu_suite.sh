@@ -3,8 +3,8 @@
 #
 #   benchmarks/gpu_suite.sh                 # the environment as it is
 #   benchmarks/gpu_suite.sh WHEELS          # first installs the wheels of that folder, see below
-#   SMALL=1 benchmarks/gpu_suite.sh         # a rehearsal at a few environments, anywhere; as slow
-#                                           # as a CPU compiles
+#   SMALL=1 benchmarks/gpu_suite.sh         # a rehearsal at a few environments, anywhere, without
+#                                           # rows; as slow as a CPU compiles
 #
 # Wheels for a machine like the one at hand: pip download -d WHEELS '.[gpu,warp]' hatchling
 # Rows go to benchmarks/results/. A part that fails or runs out of its time does not stop the others.
@@ -24,17 +24,20 @@ part() { # seconds, command
 }
 
 if [ -n "${SMALL:-}" ]; then
-    physics="--tasks AdroitDoor --num-envs 8 --repeats 1" train="--num-envs 16 --repeats 1" warp=warp
-    scale="--repeats 1" update="--batch-size 64 --repeats 1" patience=6
+    tasks="--tasks AdroitDoor" physics="--num-envs 8 --repeats 1" train="--num-envs 16 --repeats 1"
+    scale="--repeats 1 --seeds 1 2" update="--batch-size 64 --repeats 1" warp=warp patience=6
+    dry=--dry
 else
-    physics="" train="--num-envs 1024 4096" warp=auto scale="--repeats 3" update="" patience=1
+    tasks="" physics="" train="--num-envs 1024 4096"
+    scale="--repeats 3" update="" warp=auto patience=1 dry=""
 fi
 python3 -c "import jax; print(jax.devices(), jax.__version__)"
+one="--tasks AdroitDoor"
 # shellcheck disable=SC2086
 {
-    part 90 python3 benchmarks/accelerator.py --physics $warp $physics
-    part 120 python3 benchmarks/accelerator.py --train --physics $warp --tasks AdroitDoor $train
-    part 40 python3 benchmarks/update.py --no-torch $update
-    part 100 python3 benchmarks/accelerator.py --physics mjx --tasks AdroitDoor ${physics:---num-envs 4096}
-    part 110 python3 benchmarks/scaling.py --only seeds $scale
+    part 90 python3 benchmarks/accelerator.py --physics $warp $tasks $physics $dry
+    part 120 python3 benchmarks/accelerator.py --train --physics $warp $one $train $dry
+    part 40 python3 benchmarks/update.py --no-torch $update $dry
+    part 100 python3 benchmarks/accelerator.py --physics mjx $one ${physics:---num-envs 4096} $dry
+    part 110 python3 benchmarks/scaling.py --only seeds $scale $dry
 }

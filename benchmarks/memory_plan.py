@@ -22,7 +22,7 @@ from harness import append_row
 from mujoco import mjx
 
 from pdjax.memory import FLAGS, NUMBERS, OTHERS, make_plans, text, working_memory
-from pdjax.runner import build, make_init
+from pdjax.programs import build, make_init
 from pdjax_envs import registry
 from pdjax_envs.physics import mjx_flags
 

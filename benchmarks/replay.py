@@ -37,7 +37,7 @@ from base_policies import save_base
 from harness import alternate, append_row, median, ratio
 
 from pdjax import config as configs
-from pdjax import machine, runner
+from pdjax import machine, programs
 from pdjax.checkpoint import Checkpoints
 from pdjax.replay import ReplayBuffer, ReplayState, make_packing, make_replay
 from pdjax.roofline import timed
@@ -172,9 +172,9 @@ def measure_memory(task: str, capacity: int, dtype: str) -> dict[str, Any]:
             f"train.replay_capacity={capacity}", f"train.replay_dtype={dtype}",
             "train.learning_starts=0",
         ])  # fmt: skip
-        steps, (plan, *_) = runner.prepare(runner.build(config))
+        steps, (plan, *_) = programs.prepare(programs.build(config))
         before = machine.resident_memory()
-        state = steps.init()
+        state = steps.init(0)
         storage = state.replay.storage
         numbers = fill({name: getattr(storage, name) for name in SIZES}, jax.random.key(0))
         replay = state.replay._replace(storage=storage._replace(**numbers))

@@ -27,8 +27,8 @@ from base_policies import save_base
 from harness import alternate, append_row, median, ratio
 
 from pdjax import config as configs
+from pdjax.programs import Run, build
 from pdjax.roofline import timed
-from pdjax.runner import Run, build
 from pdjax.sac import make_hyperparams
 from pdjax.train import placement, residual_dim
 

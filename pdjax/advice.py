@@ -9,7 +9,7 @@ from typing import Any
 
 from pdjax.config import Config, ConfigError
 from pdjax.phases import Timing, learner_phases, rollout_phases, time_phase
-from pdjax.runner import build, make_init
+from pdjax.programs import build, make_init
 
 WORTH = 1.1  # gain that is worth advice
 DEAR = 0.15  # share of time from which on a part is worth advice

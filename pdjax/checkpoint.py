@@ -54,11 +54,12 @@ class Checkpoints:
             return _first_line(error)
         return ""
 
-    def restore(self, like: Any) -> tuple[int, Any, list[str]]:
-        """The newest checkpoint that can be read; unreadable ones after it are removed.
+    def restore(self, like: Any, at_most: int | None = None) -> tuple[int, Any, list[str]]:
+        """The newest checkpoint that can be read; those after it are removed.
 
         Args:
           like: see `restore`.
+          at_most: its largest number; None = any.
 
         Returns:
           Its number and the pytree, or -1 and `like` where there is none; and why newer ones could
@@ -67,6 +68,9 @@ class Checkpoints:
         self._manager.wait_until_finished()
         problems = []
         for step in sorted(self._manager.all_steps(), reverse=True):
+            if at_most is not None and step > at_most:
+                self._manager.delete(step)
+                continue
             try:
                 return step, restore(self._directory / str(step) / "tree", like), problems
             except CheckpointError as error:

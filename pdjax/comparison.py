@@ -5,7 +5,6 @@ never what was counted while exploring. `curves` has the numbers' definitions.
 """
 
 import json
-import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pdjax import config as configs
-from pdjax import curves, plots, report
+from pdjax import curves, plots, report, tables
 from pdjax.base_policies import description
 from pdjax.config import Config, ConfigError
 from pdjax.outputs import check_file
@@ -66,7 +65,7 @@ def compare_runs(directories: Sequence[Path], out: Path, threshold: float) -> di
     apart, names = set_apart(every), name_groups(every)
     found = [{"name": name, "settings": one} | figures(members, threshold)
              for name, one, members in zip(names, apart, groups, strict=True)]  # fmt: skip
-    report.show_groups(task, found, threshold)
+    tables.show_groups(task, found, threshold)
     drawn = [{"name": name} | bands([run.curve for run in members])
              for name, members in zip(names, groups, strict=True)]  # fmt: skip
     plots.plot_comparison(out, task, drawn)
@@ -108,8 +107,7 @@ def read(directory: Path) -> Read:
 
 def settings(config: Config) -> dict[str, Any]:
     """A config key by key, without what runs of one group may differ in."""
-    return {option.name: operator.attrgetter(option.name)(config)
-            for option in configs.describe() if option.name not in SEEDLIKE}  # fmt: skip
+    return {name: value for name, value in configs.flat(config).items() if name not in SEEDLIKE}
 
 
 def group(runs: Sequence[Read]) -> list[list[Read]]:

@@ -156,6 +156,9 @@ class TrainConfig:
     """Decisions of one jitted epoch, after which metrics are read."""
     decisions_per_round: Count = 64
     """Decisions collected between two rounds of updates."""
+    halve_at: Annotated[tuple[int, ...], Range(1)] = ()
+    """Of several members in one program: decisions at which, by the interim evaluation then or
+    next, the worse half of them ends; empty = all train to the end."""
     learning_starts: Natural = 8_000
     """Decisions before the first update."""
     prefill: Literal["uniform", "base", "policy"] = "uniform"
@@ -239,8 +242,59 @@ def load(name_or_path: str, overrides: typing.Sequence[str] = ()) -> Config:
       overrides: `section.key=value` each, the value in YAML.
 
     Raises:
-      ConfigError: no such file, not YAML, an unknown key, a value of wrong type or out of range.
+      ConfigError: no such file, not YAML, an unknown key, a value of wrong type or out of range; or
+        it has members.
     """
+    values = _read(name_or_path, overrides)
+    if values.pop("members", None):
+        raise ConfigError(f"{name_or_path} has members, which only `pdjax train` takes; give a"
+                          " config without")  # fmt: skip
+    return _make(values)
+
+
+def load_members(
+    name_or_path: str, overrides: typing.Sequence[str] = (), seeds: int = 0
+) -> list[Config]:
+    """Reads a run config and what its members set, each another value: one config for each.
+
+    Args:
+      name_or_path: see `load`; below `members` it may list values for each of some keys.
+      overrides: see `load`.
+      seeds: that many members which differ by their seeds only, counting up; 0 = as the file says.
+
+    Returns:
+      A config of each member; one without members.
+
+    Raises:
+      ConfigError: see `load`; or lists of unequal lengths.
+    """
+    values = _read(name_or_path, overrides)
+    given = values.pop("members", None) or {}
+    if not isinstance(given, dict):
+        raise ConfigError(f"members got {given!r}, expected keys with a list of values each")
+    lists, config = _flatten(given), _make(values)
+    if seeds:
+        if lists:
+            raise ConfigError(f"{name_or_path} has members already; leave --members out")
+        lists = {"seed": [config.seed + index for index in range(seeds)]}
+    if not lists:
+        return [config]
+    lengths = {name: len(found) for name, found in lists.items() if isinstance(found, list)}
+    if len(lengths) < len(lists) or len(set(lengths.values())) > 1 or 0 in lengths.values():
+        got = ", ".join(f"{n}: {lengths.get(n, 'no list')}" for n in lists)
+        raise ConfigError(f"members must list as many values of each key, got {got}")
+    count = next(iter(lengths.values()))
+    found = []
+    for index in range(count):
+        changed = values
+        for name, of_each in lists.items():
+            changed = schema.merge(changed, _nest(name, of_each[index]))
+        found.append(_make(changed))
+    return found
+
+
+def _read(name_or_path: str, overrides: typing.Sequence[str]) -> dict[str, Any]:
+    """Nested plain values of a preset, a file and overrides; not yet judged."""
     path = Path(name_or_path)
     if not path.is_file():
         named = configs()
@@ -259,9 +313,29 @@ def load(name_or_path: str, overrides: typing.Sequence[str] = ()) -> Config:
     merged = schema.merge(start, data)
     for override in overrides:
         merged = schema.merge(merged, parse_override(override))
-    config = schema.build(Config, merged)
+    return merged
+
+
+def _make(values: typing.Mapping[str, Any]) -> Config:
+    config = schema.build(Config, values)
     validate(config)
     return config
+
+
+def _flatten(values: typing.Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested plain values by dotted keys."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        deeper = isinstance(value, dict)
+        found |= _flatten(value, f"{prefix}{name}.") if deeper else {f"{prefix}{name}": value}
+    return found
+
+
+def _nest(name: str, value: Any) -> dict[str, Any]:
+    """A dotted key and its value as nested plain values."""
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    return value
 
 
 def load_of_run(directory: Path, overrides: typing.Sequence[str] = ()) -> Config:
@@ -292,14 +366,15 @@ def save(config: Config, path: Path) -> None:
     path.write_text(yaml.safe_dump(data, sort_keys=False))
 
 
+def flat(config: Config) -> dict[str, Any]:
+    """Dotted key -> value."""
+    return {option.name: operator.attrgetter(option.name)(config) for option in describe()}
+
+
 def differences(first: Config, second: Config) -> dict[str, tuple[Any, Any]]:
     """What differs between two configs: dotted key -> (value in the first, in the second)."""
-    found = {}
-    for option in describe():
-        read = operator.attrgetter(option.name)
-        if read(first) != read(second):
-            found[option.name] = (read(first), read(second))
-    return found
+    pairs = zip(flat(first).items(), flat(second).values(), strict=True)
+    return {name: (old, new) for (name, old), new in pairs if old != new}
 
 
 def validate(config: Config) -> None:
@@ -340,6 +415,4 @@ def parse_override(text: str) -> dict[str, Any]:
         raise ConfigError(
             f"--set {text!r}: cannot read the value {value!r}; expected YAML"
         ) from None
-    for part in reversed(name.split(".")):
-        tree = {part: tree}
-    return tree
+    return _nest(name, tree)

@@ -35,7 +35,8 @@ def load_demos(config: Config, task: Task, base: BasePolicy, residual_dim: int) 
             " demonstrations, and decorator.residual_scale above 0"
         )
     found = demonstrations.read(Path(config.train.demos), task)
-    ring = make_demo_replay(base, found, residual_dim, jax.random.key(config.seed))
+    # not the run's seed: members of one program share them
+    ring = make_demo_replay(base, found, residual_dim, jax.random.key(0))
     packing = make_packing(config.train.replay_dtype, base.obs_mean, base.obs_std)
     return ring._replace(storage=packing.pack(ring.storage))
 

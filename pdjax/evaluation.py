@@ -57,6 +57,17 @@ def base_summary(successes: int, episodes: int) -> dict[str, Any]:
             "eval_episodes": episodes}  # fmt: skip
 
 
+def figures(result: Evaluation) -> dict[str, float]:
+    """Means over the episodes of an interim evaluation, as `metrics.jsonl` keeps them."""
+    return {
+        "success_once": float(result.success_once.mean()),
+        "success_at_end": float(result.success_at_end.mean()),
+        "steps_to_success": float(result.steps_to_success.mean()),
+        "smoothness": float(result.smoothness.mean()),
+        "saturation": float(result.saturation.mean()),
+    }
+
+
 def summarize(base: Evaluation, refined: Evaluation) -> dict[str, Any]:
     """The comparison as plain numbers, ready for JSON.
 

@@ -15,8 +15,8 @@ from pdjax.decorator import far_numbers
 from pdjax.deployed import HOW_TO, make_deployed
 from pdjax.evaluation import wilson
 from pdjax.outputs import check_directory, check_file
+from pdjax.programs import Run, build, compare, make_assess
 from pdjax.rollout import episode_overrides, make_base_play
-from pdjax.runner import Run, build, compare, make_assess
 from pdjax.types import Params
 from pdjax.wrap import try_policy
 from pdjax_envs import registry, shifts
@@ -53,7 +53,8 @@ def evaluate_run(
       shift: see `registry.make`; "" = as in training.
     """
     built, actor = load_run(directory, physics, shift)
-    summary = compare(built, actor, episodes, seed)
+    refined = [(actor, built.config.decorator.residual_scale)]
+    (summary,) = compare(built, refined, episodes, seed)
     return summary | {"run": str(directory), "seed": seed, "shift": built.config.task.shift}
 
 

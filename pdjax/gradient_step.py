@@ -32,7 +32,15 @@ class Hyperparams(NamedTuple):
       actor_lr: Adam step size of the residual policy.
       critic_lr: Adam step size of the critics.
       temperature_lr: Adam step size of the log temperature.
+      initial_temperature: SAC's alpha at the start.
       target_entropy: nats, what the temperature steers the policy's entropy to.
+      actor_average: decay per update of the averaged residual policy.
+      residual_penalty: weight of the residual's size in the actor's loss, at the start.
+      penalty_half_life: gradient steps in which half of the way to final_penalty is gone; infinite
+        where it stays as it is.
+      final_penalty: what the weight tends to.
+      smoothness_penalty: weight of the residual's change in the actor's loss.
+      reward_offset: added to the reward of each decision; read by `replay.sample`.
       residual_scale: largest change of an action by the residual.
       exploration_steps: decisions over which the gate opens; read by the rollout.
       exploration_limit: share of decisions beyond which it does not open; the guard lowers it.
@@ -43,7 +51,14 @@ class Hyperparams(NamedTuple):
     actor_lr: Array
     critic_lr: Array
     temperature_lr: Array
+    initial_temperature: Array
     target_entropy: Array
+    actor_average: Array
+    residual_penalty: Array
+    penalty_half_life: Array
+    final_penalty: Array
+    smoothness_penalty: Array
+    reward_offset: Array
     residual_scale: Array
     exploration_steps: Array
     exploration_limit: Array
@@ -81,7 +96,7 @@ class Parts(NamedTuple):
       mean: (actor_params, obs, base_action) -> residual_action, without noise.
       values: (critic_params, obs, base_action, residual_action, scale) -> Q_i(s, a).
       actor_tx, critic_tx, temperature_tx: how gradients become steps.
-      config: what is switched on, and the weights of penalties.
+      config: what is switched on.
     """
 
     draw: Callable[..., tuple[Array, Array]]
@@ -118,7 +133,7 @@ def update(
         actor_metrics = jax.tree.map(lambda x: every * x, actor_metrics)
     state = state._replace(
         mean_actor=optax.incremental_update(
-            state.actor, state.mean_actor, 1 - parts.config.actor_average
+            state.actor, state.mean_actor, 1 - hyperparams.actor_average
         ),
         target_critic=optax.incremental_update(state.critic, state.target_critic, hyperparams.tau),
         gradient_steps=state.gradient_steps + 1,
@@ -167,7 +182,7 @@ def _actor_step(
     """Moves the actor, and the temperature by the log_prob of the actor's draws before it moved."""
     obs, base_action, scale = batch.obs, batch.base_action, hyperparams.residual_scale
     config, old = parts.config, state.log_temperature
-    penalty = _penalty(config, state.gradient_steps)
+    penalty = _penalty(hyperparams, state.gradient_steps)
 
     def loss_of(params: Params) -> tuple[Array, tuple[Array, Array]]:
         residual, log_prob = parts.draw(params, obs, base_action, key)
@@ -179,7 +194,7 @@ def _actor_step(
         if config.smoothness_penalty:
             now = parts.mean(params, obs, base_action)
             later = parts.mean(params, batch.next_obs, batch.next_base_action)
-            loss += config.smoothness_penalty * size_penalty(later - now, batch.weight)
+            loss += hyperparams.smoothness_penalty * size_penalty(later - now, batch.weight)
         return loss, (residual, log_prob)
 
     (loss, (residual, log_prob)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.actor)
@@ -202,12 +217,11 @@ def _actor_step(
     return state, metrics
 
 
-def _penalty(config: SACConfig, gradient_steps: Array) -> Array | float:
+def _penalty(hyperparams: Hyperparams, gradient_steps: Array) -> Array:
     """Weight of the residual's size in the actor's loss, after so many gradient steps."""
-    if not config.penalty_half_life:
-        return config.residual_penalty
-    left = 0.5 ** (gradient_steps / config.penalty_half_life)
-    return config.final_penalty + left * (config.residual_penalty - config.final_penalty)
+    left = 0.5 ** (gradient_steps / hyperparams.penalty_half_life)
+    first, last = hyperparams.residual_penalty, hyperparams.final_penalty
+    return last + left * (first - last)
 
 
 def _is_subset(config: SACConfig) -> bool:

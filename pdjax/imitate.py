@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pdjax import evaluation, plots, report, unfinished
+from pdjax import evaluation, plots, report, tables, unfinished
 from pdjax.base_policies import imitation
 from pdjax.base_policies.settings import ImitationConfig
 from pdjax.outputs import check_directory, check_file, new_directory, write_result
@@ -133,7 +133,7 @@ def train_base_policy(
     if eval_episodes:
         success = base_success(env, best, eval_episodes)
         summary |= evaluation.base_summary(int(success.sum()), eval_episodes)
-        report.show_base(summary, f"{out}: ")
+        tables.show_base(summary, f"{out}: ")
     write_result(out, summary)
     unfinished.finish(out, best, last if config.eval_every else None, config, task)
     return summary

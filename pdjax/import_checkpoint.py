@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pdjax import evaluation, report
+from pdjax import evaluation, report, tables
 from pdjax.base_policies import imitation, importers_lerobot, importers_reference
 from pdjax.base_policies.adaptation import Adaptation, adapt
 from pdjax.base_policies.importers import Imported
@@ -104,7 +104,7 @@ def _report(out: Path, found: Imported, policy: BasePolicy, where: str,
                f" {pred_horizon}" + (f", {steps} DDIM steps" if steps else ""))  # fmt: skip
     report.say(f"observation statistics for the learner come from {where}")
     success = evaluation.base_summary(*tried)
-    report.show_base(success)
+    tables.show_base(success)
     return {"policy": str(out), "kind": found.kind, "origin": found.origin,
             "parameters": parameters, "obs_horizon": policy.obs_horizon,
             "act_horizon": policy.act_horizon, "pred_horizon": pred_horizon,

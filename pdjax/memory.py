@@ -70,7 +70,7 @@ def make_plans(
     """Plans of a run: of the machine's memory, or of the accelerator's and the machine's.
 
     Args:
-      state: shapes of the training state.
+      state: shapes of the training state, of several members stacked.
       frozen: as training takes it; it is there already.
       evaluation: shapes of what an evaluation holds.
       mesh: of the devices. CPUs share the machine's memory; of accelerators one is planned.
@@ -108,7 +108,7 @@ def make_plans(
 
 def _saved_parts(state: TrainState, mesh: Mesh) -> dict[str, int]:
     """Bytes on one device of each part of a training state, and of the best residual policy."""
-    there = placement(mesh)
+    there = placement(mesh, stacked=state.decision_steps.ndim > 0)
     storage = state.replay.storage
     ring = {name: _bytes(leaf, there.replay.storage) for name, leaf in storage._asdict().items()}
     sac = {name: _bytes(tree, there.sac) for name, tree in state.sac._asdict().items()}

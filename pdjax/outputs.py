@@ -71,7 +71,12 @@ def _unwritable(path: Path, error: OSError) -> ConfigError:
 
 def write_result(directory: Path, summary: Mapping[str, Any]) -> None:
     """Writes `result.json`."""
-    (directory / "result.json").write_text(json.dumps(plain(summary), indent=2) + "\n")
+    write_json(directory / "result.json", summary)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes a file of strict JSON."""
+    path.write_text(json.dumps(plain(values), indent=2) + "\n")
 
 
 def plain(value: Any) -> Any:

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from pdjax import roofline
 from pdjax.decision import base_actions, play_chunk, start_episode
 from pdjax.decorator import clip_action, decorate
+from pdjax.programs import Run
 from pdjax.replay import add
 from pdjax.rollout import block_size
-from pdjax.runner import Run
 from pdjax.train import TrainState
 from pdjax_envs import registry
 

@@ -186,9 +186,9 @@ class Export:
 
     def run(self) -> dict[str, Any]:
         """Writes, reads back, tries and prints."""
-        from pdjax import finished, report
+        from pdjax import finished, tables
 
         found = finished.export_run(self.run_directory, self.out, self.episodes, self.seed,
                                     self.physics)  # fmt: skip
-        report.show_exported(found)
+        tables.show_exported(found)
         return found

@@ -26,8 +26,8 @@ from pdjax.config import Config
 from pdjax.loop import Steps
 from pdjax.outputs import check_directory, check_file
 from pdjax.phases import Timing, make_phases, time_phase
+from pdjax.programs import Run, build, prepare
 from pdjax.roofline import timed
-from pdjax.runner import Run, build, prepare
 from pdjax.train import TrainState
 
 
@@ -44,7 +44,7 @@ def profile_run(
       advise: whether to try other settings.
 
     Raises:
-      ConfigError, checkpoint.CheckpointError, registry.UnknownName: see `runner.build`; or a file
+      ConfigError, checkpoint.CheckpointError, registry.UnknownName: see `programs.build`; or a file
         or directory is there already.
     """
     if out is not None:
@@ -74,7 +74,7 @@ def profile(
       What `pdjax profile --json` prints: see `_summarize`.
 
     Raises:
-      ConfigError, checkpoint.CheckpointError, registry.UnknownName: see `runner.build`.
+      ConfigError, checkpoint.CheckpointError, registry.UnknownName: see `programs.build`.
     """
     config = changed(config, "train", learning_starts=0, prefill="policy")
     run, machine = build(config), roofline.measure()
@@ -114,7 +114,7 @@ def _split_steps(timings: dict[str, Timing]) -> dict[str, Timing]:
 
 def _epochs(steps: Steps, repeats: int) -> tuple[TrainState, float]:
     """Trains anew; the state, and the median seconds of an epoch after the first, a warm-up."""
-    state, seconds = steps.train_epoch(steps.init())[0], []
+    state, seconds = steps.train_epoch(steps.init(0))[0], []
     for _ in range(repeats):
         took, (state, _) = timed(steps.train_epoch, state)
         seconds.append(took)

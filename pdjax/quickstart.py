@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pdjax import config as configs
-from pdjax import finished, imitate, plots, report, runner
+from pdjax import finished, imitate, plots, report, runner, tables
 from pdjax.base_policies.settings import ImitationConfig
 from pdjax.outputs import new_directory, write_result
 from pdjax.render import RenderError
@@ -43,7 +43,7 @@ def quickstart(out: Path, seed: int) -> dict[str, Any]:
     summary = result.summary | {"wall_s": time.monotonic() - start, "video": video}
     write_result(out, summary)
     plots.plot_learning_curve(out / "run", summary).replace(out / "learning_curve.png")
-    report.show_comparison(summary)
+    tables.show_comparison(summary)
     report.say(f"{summary['wall_s'] / 60:.1f} minutes; look at {out}/learning_curve.png"
                + (f" and {video}" if video else ""))  # fmt: skip
     return summary

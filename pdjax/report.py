@@ -1,4 +1,4 @@
-"""What a run shows and keeps: a progress line, JSONL, TensorBoard, tables.
+"""What a run shows and keeps as it goes on: progress line, JSONL, TensorBoard, lines, plain tables.
 
 The only file that imports trackers. Knows no algorithm, only names and numbers.
 """
@@ -26,7 +26,6 @@ from tensorboardX import SummaryWriter
 from pdjax.outputs import plain
 
 PLAIN_EVERY = 15.0  # s between progress lines where the output is no terminal
-HEADER = 45  # characters that a table of 80 leaves for the names of its columns
 
 console = Console(stderr=True, highlight=False)
 
@@ -209,89 +208,3 @@ def show_parts(title: str, parts: Sequence[tuple[str, int]], meanings: Mapping[s
         rows.append([name, span, *([meanings[name]] if meanings else [])])
         begin += size
     show_table(title, ["part", "numbers"], rows, text="meaning" if meanings else "")
-
-
-def show_comparison(summary: Mapping[str, Any]) -> None:
-    """Prints base against refined, see `evaluation.summarize`."""
-
-    def steps(name: str) -> str:
-        value = summary[f"{name}_steps_to_success"]
-        return "-" if value is None else f"{value:.0f}"
-
-    rows = [
-        ["success_once", *(_rate(summary, name) for name in ("base", "refined"))],
-        ["success_at_end", *(f"{summary[f'{n}_success_at_end']:.1%}" for n in ("base", "refined"))],
-        ["control steps to success", steps("base"), steps("refined")],
-        ["smoothness (lower is smoother)",
-         *(f"{summary[f'{n}_smoothness']:.4f}" for n in ("base", "refined"))],
-    ]  # fmt: skip
-    title = f"{summary['task']}: {summary['episodes']} paired episodes, 95 % intervals"
-    show_table(title, ["", "base policy", "refined"], rows)
-    say(f"gain: {_gain(summary)}")
-
-
-def show_base(summary: Mapping[str, Any], before: str = "") -> None:
-    """Prints success_once of a base policy alone, see `evaluation.base_summary`."""
-    low, high = summary["base_ci"]
-    say(f"{before}success_once {summary['base_success']:.1%} [{low:.1%}, {high:.1%}] over"
-        f" {summary['eval_episodes']} episodes")  # fmt: skip
-
-
-def show_shifts(summaries: Sequence[Mapping[str, Any]]) -> None:
-    """Prints success_once under each shift, see `runner.evaluate_shifts`."""
-    first = summaries[0]
-    title = f"{first['task']}: {first['episodes']} paired episodes under each shift, success_once"
-    rows = [
-        [s["shift"] or "none", _rate(s, "base"), _rate(s, "refined"), _gain(s)] for s in summaries
-    ]
-    show_table(title, ["shift", "base policy", "refined", "gain"], rows)
-
-
-def show_groups(task: str, groups: Sequence[Mapping[str, Any]], threshold: float) -> None:
-    """Prints groups of runs side by side, see `comparison.figures`."""
-
-    def row(label: str, form: str, *names: str) -> list[str]:
-        def cell(group: Mapping[str, Any]) -> str:
-            values = [group[name] for name in names]
-            return "-" if None in values else form.format(*values)
-
-        return [label, *map(cell, groups)]
-
-    counts = [f"{group['finished']} of {len(group['runs'])}" for group in groups]
-    ends = [" - ".join(f"{end:.1%}" for end in group["refined_ci"] or ()) for group in groups]
-    smoothness = "base_smoothness", "refined_smoothness"
-    rows = [
-        ["finished runs", *counts],
-        row("base success_once", "{:.1%}", "base_success"),
-        row("refined success_once", "{:.1%}", "refined_success"),
-        ["  95 % interval over runs", *(text or "-" for text in ends)],
-        row(f"decisions to {threshold:.3g}", "{:,.0f}", "decisions_to_threshold"),
-        row(f"minutes to {threshold:.3g}", "{:.1f}", "minutes_to_threshold"),
-        row("largest fall of a run", "{:.1%}", "largest_fall"),
-        row("smoothness, base -> refined", "{:.4f} -> {:.4f}", *smoothness),
-    ]  # fmt: skip
-    title = f"{task}: interquartile means over finished runs, medians of times"
-    names = [group["name"] for group in groups]
-    if sum(map(len, names)) > HEADER:
-        say("\n".join(f"{number}  {name}" for number, name in enumerate(names, 1)))
-        names = [str(number) for number in range(1, len(names) + 1)]
-    show_table(title, ["", *names], rows)
-
-
-def show_exported(found: Mapping[str, Any]) -> None:
-    """Prints what became of an exported policy, see `finished.export_run`."""
-    low, high = found["ci"]
-    say(f"{found['policy']}: success_once {found['success']:.1%} [{low:.1%}, {high:.1%}] over"
-        f" {found['episodes']} episodes, {found['run_success']:.1%} in the run; fail-safe above"
-        f" {found['drift_limit']:.1%} far numbers, tripped in {found['trips']:,} of"
-        f" {found['decisions']:,} decisions")  # fmt: skip
-
-
-def _rate(summary: Mapping[str, Any], name: str) -> str:
-    low, high = summary[f"{name}_ci"]
-    return f"{summary[f'{name}_success']:.1%} [{low:.0%}, {high:.0%}]"
-
-
-def _gain(summary: Mapping[str, Any]) -> str:
-    low, high = summary["gain_ci"]
-    return f"{summary['gain']:+.1%} [{low:+.0%}, {high:+.0%}]"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pdjax.config import Physics
-from pdjax.schema import ConfigError, Count, NonNegative, Seed, Share
+from pdjax.schema import ConfigError, Count, Natural, NonNegative, Seed, Share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,10 @@ class Train:
     set: tuple[str, ...] = ()
     """Change values, each as section.key=value with the value in YAML; several after one --set, or
     --set repeated."""
+    members: Natural = 0
+    """Train so many runs as one program, with seeds counting up from the config's; each gets a
+    directory like that of a run alone, DIR/member_0 and so on. To let them differ in other numbers,
+    list these in the config: `members: {seed: [0, 1], sac.gamma: [0.97, 0.99]}`."""
     resume: bool = False
     """Go on where the run in --out stopped, however it stopped; begin it where there is none, and
     only show it where it is finished."""
@@ -36,14 +40,23 @@ class Train:
         """Trains, evaluates and writes."""
         from pdjax import config as configs
 
-        config = configs.load(self.config, self.set)
-        out = self.out or Path("runs") / f"{Path(self.config).stem}-seed{config.seed}"
-        from pdjax import report, runner
+        members = configs.load_members(self.config, self.set, self.members)
+        name = f"{Path(self.config).stem}-seed{members[0].seed}"
+        several = len(members) > 1
+        out = self.out or Path("runs") / (f"{name}-{len(members)}members" if several else name)
+        from pdjax import report, runner, tables
+        from pdjax.members import varied
 
         if self.plan:
-            return runner.plan(config, self.memory_gib)
-        result = runner.run(config, out, self.resume, self.memory_gib)
-        report.show_comparison(result.summary)
+            return runner.plan(members, self.memory_gib)
+        if several:
+            results = runner.run_members(members, out, self.resume, self.memory_gib)
+            found = [result.summary for result in results]
+            tables.show_members(varied(members), found)
+            report.say(f"written to {out}: members.json, and a run's directory of each")
+            return {"members": found}
+        result = runner.run(members[0], out, self.resume, self.memory_gib)
+        tables.show_comparison(result.summary)
         report.say(f"written to {out}: result.json, learning_curve.png, residual/, metrics.jsonl,"
                    " tb/")  # fmt: skip
         return result.summary
@@ -97,15 +110,15 @@ class Eval:
 
     def run(self) -> dict[str, Any]:
         """Evaluates and prints."""
-        from pdjax import finished, report
+        from pdjax import finished, tables
 
         where = (self.run_directory, self.episodes, self.seed, self.physics)
         if self.shift == "all":
             found = finished.evaluate_shifts(*where)
-            report.show_shifts(found)
+            tables.show_shifts(found)
             return {"shifts": found}
         summary = finished.evaluate_run(*where, self.shift)
-        report.show_comparison(summary)
+        tables.show_comparison(summary)
         return summary
 
 

@@ -4,6 +4,7 @@ Kept apart from rollout and replay: it sees batches, never environments. The cho
 beyond SAC follow arXiv:2412.13630 and policy_decorator online/pi_dec_diffusion_maniskill2.py.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -19,12 +20,32 @@ from pdjax.networks import make_critics, make_residual_policy
 from pdjax.networks import sample as sample_squashed
 from pdjax.types import Array, Batch, Key, Metrics, Params
 
+SWEEPABLE = (  # keys of a config that members of one program may differ in
+    "seed",
+    "decorator.residual_scale",
+    "decorator.exploration_steps",
+    "sac.gamma",
+    "sac.tau",
+    "sac.actor_lr",
+    "sac.critic_lr",
+    "sac.temperature_lr",
+    "sac.initial_temperature",
+    "sac.target_entropy_scale",
+    "sac.actor_average",
+    "sac.residual_penalty",
+    "sac.penalty_half_life",
+    "sac.final_penalty",
+    "sac.smoothness_penalty",
+    "sac.reward_offset",
+)
+SWITCHES = ("decorator.residual_scale", "sac.smoothness_penalty")  # of these, where 0 is another
+
 
 class SAC(NamedTuple):
     """The learner as pure functions.
 
     Attributes:
-      init: key -> SACState.
+      init: (key, initial_temperature () = the config's) -> SACState.
       update: (state, batch, hyperparams, key) -> (state, metrics), one gradient step.
       act: (actor_params, obs (batch, obs_dim), base_action (batch, chunk_dim), key)
         -> residual_action (batch, residual_dim), drawn from the policy, before gate and scaling.
@@ -32,7 +53,7 @@ class SAC(NamedTuple):
       limits: (residual_dim,), the largest size of each number in a residual action.
     """
 
-    init: Callable[[Key], SACState]
+    init: Callable[..., SACState]
     update: Callable[[SACState, Batch, Hyperparams, Key], tuple[SACState, Metrics]]
     act: Callable[[Params, Array, Array, Key], Array]
     act_deterministic: Callable[[Params, Array, Array], Array]
@@ -52,7 +73,14 @@ def make_hyperparams(config: Config, residual_dim: int) -> Hyperparams:
         actor_lr=scalar(sac.actor_lr),
         critic_lr=scalar(sac.critic_lr),
         temperature_lr=scalar(sac.temperature_lr),
+        initial_temperature=scalar(sac.initial_temperature),
         target_entropy=scalar(-sac.target_entropy_scale * residual_dim),
+        actor_average=scalar(sac.actor_average),
+        residual_penalty=scalar(sac.residual_penalty),
+        penalty_half_life=scalar(sac.penalty_half_life or math.inf),
+        final_penalty=scalar(sac.final_penalty),
+        smoothness_penalty=scalar(sac.smoothness_penalty),
+        reward_offset=scalar(sac.reward_offset),
         residual_scale=scalar(config.decorator.residual_scale),
         exploration_steps=scalar(config.decorator.exploration_steps),
         exploration_limit=scalar(1.0),
@@ -65,8 +93,8 @@ def make_sac(
     """Builds the learner.
 
     Args:
-      config: structure of the networks, gradient clip, initial temperature; step sizes and other
-        sweepable numbers come with each `update` as Hyperparams.
+      config: structure of the networks, gradient clip, and which terms losses have; step sizes and
+        other sweepable numbers come with each `update` as Hyperparams.
       decorator: `actor_input`, `critic_input` and `residual_limits` are read.
       obs_dim: numbers in one observation.
       chunk_dim: act_horizon * act_dim, numbers in one base action.
@@ -81,6 +109,7 @@ def make_sac(
     critics = make_critics(obs_dim, action_dim, config)
     limits = spread(jnp.asarray(decorator.residual_limits or (1.0,)), residual_dim)
     clip = optax.clip_by_global_norm(config.max_grad_norm)
+    start = config.initial_temperature
 
     def draw(actor_params: Params, obs: Array, base_action: Array, key: Key):
         gaussian = policy.apply(actor_params, read_obs(obs, base_action))
@@ -100,10 +129,10 @@ def make_sac(
         config=config,
     )
 
-    def init(key: Key) -> SACState:
+    def init(key: Key, initial_temperature: Array | float = start) -> SACState:
         key_actor, key_critic = jax.random.split(key)
         actor, critic = policy.init(key_actor), critics.init(key_critic)
-        log_temperature = jnp.log(jnp.asarray(config.initial_temperature, jnp.float32))
+        log_temperature = jnp.log(jnp.asarray(initial_temperature, jnp.float32))
         return SACState(
             actor=actor,  # copies have their own buffers: the state is donated
             mean_actor=jax.tree.map(jnp.copy, actor),

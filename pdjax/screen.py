@@ -35,8 +35,8 @@ from pdjax import evaluation, plots, report
 from pdjax.config import BasePolicyConfig
 from pdjax.decorator import clip_action, decorate
 from pdjax.outputs import check_file
+from pdjax.programs import load_base
 from pdjax.rollout import Evaluation, make_base_play
-from pdjax.runner import load_base
 from pdjax.types import BasePolicy
 from pdjax.wrap import try_policy
 from pdjax_envs import registry

@@ -124,7 +124,7 @@ def make_trainer(
     def init(frozen: Frozen, hyperparams: Hyperparams, key: Key) -> TrainState:
         sac_key, rollout_key, key = jax.random.split(key, 3)
         return TrainState(
-            sac=sac.init(sac_key),
+            sac=sac.init(sac_key, hyperparams.initial_temperature),
             replay=replay.init(),
             rollout=rollout.init(frozen, rollout_key, config.train.num_envs),
             hyperparams=hyperparams,
@@ -147,7 +147,7 @@ def make_trainer(
 
     def draw_stored(frozen: Frozen, state: TrainState, key: Key) -> Batch:
         draw = partial(sample, n_step=config.sac.n_step, gamma=state.hyperparams.gamma,
-                       reward_offset=config.sac.reward_offset)  # fmt: skip
+                       reward_offset=state.hyperparams.reward_offset)  # fmt: skip
         from_demos = round(config.train.demo_share * config.sac.batch_size)
         if not from_demos:
             return draw(state.replay, key, config.sac.batch_size)
@@ -217,11 +217,17 @@ def make_trainer(
     return Trainer(init, train_epoch, draw_batch, schedule)
 
 
-def placement(mesh: Mesh) -> TrainState:
-    """Where each part of a training state lives: shardings, each of all leaves below it."""
+def placement(mesh: Mesh, stacked: bool = False) -> TrainState:
+    """Where each part of a training state lives: shardings, each of all leaves below it.
+
+    Args:
+      mesh: of the devices.
+      stacked: of several members, leaves (members, ...), which all devices share.
+    """
+    first = [None] * stacked
     whole: Any = NamedSharding(mesh, PartitionSpec())
-    by_env: Any = NamedSharding(mesh, PartitionSpec(AXIS))
-    by_column: Any = NamedSharding(mesh, PartitionSpec(None, AXIS))  # (rows, num_envs, ...)
+    by_env: Any = NamedSharding(mesh, PartitionSpec(*first, AXIS))
+    by_column: Any = NamedSharding(mesh, PartitionSpec(*first, None, AXIS))  # (rows, num_envs, ...)
     replay = ReplayState(storage=by_column, cursor=whole, size=whole)
     everything = TrainState(*[whole] * len(TrainState._fields))
     return everything._replace(replay=replay, rollout=by_env)

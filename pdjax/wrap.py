@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pdjax import evaluation, report
+from pdjax import evaluation, report, tables
 from pdjax.base_policies import description, exported, foreign, sources
 from pdjax.base_policies.description import Description
 from pdjax.base_policies.imitation import STD_FLOOR
@@ -174,7 +174,7 @@ def _report(out: Path, about: Description, base: BasePolicy, tried: tuple) -> di
     report.say(f"{out}: {about.kind} policy for {about.task}, obs_horizon {about.obs_horizon},"
                f" act_horizon {about.act_horizon}, called {way},"
                f" {microseconds:,.0f} us a call for {episodes} environments")  # fmt: skip
-    report.show_base(found)
+    tables.show_base(found)
     if crowded > CROWDED:
         hint = "if its actions are not in [-1, 1], say so by --action-low and --action-high"
         report.say(f"{crowded:.0%} of its action numbers lie at or beyond the bounds; {hint}")

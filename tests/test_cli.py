@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdjax import checkpoint, cli, commands, runner, schema
+from pdjax import checkpoint, cli, commands, programs, schema
 from pdjax import config as configs
 from pdjax.base_policies import diffusion, imitation, settings
 from pdjax.render import RenderError
@@ -39,7 +39,7 @@ def make_run(directory):
     make_base_policy(directory / "base_policy")
     base = f"base_policy.path={directory / 'base_policy'}"
     config = configs.load("peg_fast", [base, "sac.hidden=[8]"])
-    sac = runner.build(config).sac
+    sac = programs.build(config).sac
     checkpoint.save(directory / "residual", sac.init(jax.random.key(0)).actor)
     configs.save(config, directory / "config.yaml")
 
@@ -193,7 +193,7 @@ def test_a_base_policy_of_another_task_is_refused(capsys, here):
 def test_a_base_policy_of_the_tasks_family_is_taken(here):
     make_base_policy(here / "family", "TurnFaucet", 40)
     other = ["base_policy.path=family", "task.name=TurnFaucetHeldOut", "sac.hidden=[8]"]
-    assert runner.build(configs.load("peg_fast", other)).env.task.name == "TurnFaucetHeldOut"
+    assert programs.build(configs.load("peg_fast", other)).env.task.name == "TurnFaucetHeldOut"
 
 
 def test_a_base_policy_of_other_shapes_is_refused_by_name(capsys, here):

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from test_train import build, small_config
 
+from pdjax import loop
 from pdjax.checkpoint import Checkpoints
-from pdjax.loop import Steps, refine
+from pdjax.refinement import Member, Steps
 from pdjax.stopping import Stopped
 
 EPOCH, TOTAL = 64, 640
@@ -53,10 +54,17 @@ def make_steps(config, velocity=0.2):
         return jax.device_get(rollout.evaluate(frozen, choose, residual_scale, key, episodes))
 
     return Steps(
-        init=lambda: init(frozen, hyperparams, jax.random.key(config.seed)),
+        init=lambda member: init(frozen, hyperparams, jax.random.key(config.seed)),
         train_epoch=lambda state: epoch(frozen, state),
         assess=assess,
+        assess_all=assess,
     )
+
+
+def refine(config, steps, directory):
+    """A single run."""
+    (progress,) = loop.refine([Member(config, Path(directory))], steps)
+    return progress
 
 
 def same(first, second):

@@ -13,7 +13,7 @@ from pdjax import config as configs
 from pdjax.base_policies import exported
 from pdjax.config import ConfigError
 from pdjax.phases import Phase, Timing, time_phase
-from pdjax.runner import build, prepare
+from pdjax.programs import build, prepare
 from pdjax_envs import registry
 
 TINY = ["task.name=Point", "base_policy.path=base", "train.num_envs=4",

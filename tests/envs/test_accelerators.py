@@ -16,7 +16,7 @@ from test_mjx import run_child
 from test_warp import needs_warp
 
 from pdjax import config as configs
-from pdjax import runner
+from pdjax import programs
 from pdjax_envs.physics import mjx_flags
 
 
@@ -26,12 +26,12 @@ def build(engine):
         path = Path(folder) / "base"
         make_base_policy(path)
         overrides = [f"base_policy.path={path}", f"task.physics={engine}", "sac.hidden=[32]"]
-        return runner.build(configs.load("peg_fast", overrides))
+        return programs.build(configs.load("peg_fast", overrides))
 
 
-def programs(run):
+def functions(run):
     """Name -> (function, example arguments): an epoch, an evaluation, a step of one environment."""
-    state = jax.eval_shape(runner.make_init(run))
+    state = jax.eval_shape(programs.make_init(run))
     env_state, _ = jax.eval_shape(run.env.reset, run.env.model, jax.random.key(0))
     action = jax.ShapeDtypeStruct((run.env.task.act_dim,), "float32")
 
@@ -67,7 +67,7 @@ def _child(engine, *platforms):
     if engine != "native":
         mjx_flags.prepare()
     found = {}
-    for name, (function, arguments) in programs(build(engine)).items():
+    for name, (function, arguments) in functions(build(engine)).items():
         for platform in platforms:
             if engine == "mjx":
                 text = jax.export.export(jax.jit(function), platforms=[platform])(
