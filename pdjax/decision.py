@@ -8,12 +8,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import mujoco
+import numpy as np
 
 from pdjax.base_policies.chunking import push_history, start_history
 from pdjax.types import Array, BasePolicy, Key, Params
+from pdjax_envs.physics.engine import PhysicsState, Scene
 from pdjax_envs.task import Env, EnvState, select
 
 ANOMALOUS_SPEED = 200.0  # rad/s or m/s; no joint of a sane simulation is as fast
+ANOMALOUS_OVERRUN = 0.5  # rad or m beyond a joint's limit; Adroit's soft ones give way by 0.25
 
 
 class Frozen(NamedTuple):
@@ -63,7 +67,8 @@ class Outcome(NamedTuple):
       steps: () int32, control steps taken.
       bad_actions: () int32, of them with an action that was not in [-1, 1].
       overflows: () int32, of them with contacts or constraints left out.
-      anomalies: () int32, of them with a joint beyond ANOMALOUS_SPEED or numbers not finite.
+      anomalies: () int32, of them with a joint beyond ANOMALOUS_SPEED or ANOMALOUS_OVERRUN, or
+        numbers not finite.
     """
 
     reward: Array
@@ -93,6 +98,7 @@ def start_episode(env: Env, base: BasePolicy, frozen: Frozen, key: Key) -> Rollo
 
 def play_chunk(env: Env, frozen: Frozen, state: EnvState, history: Array, chunk: Array):
     """Executes a chunk in one environment; after the episode's end the rest is not played."""
+    limits = joint_limits(env.task.scene)
 
     def step(carry, action):
         state, history, outcome = carry
@@ -109,7 +115,7 @@ def play_chunk(env: Env, frozen: Frozen, state: EnvState, history: Array, chunk:
                 steps=outcome.steps + 1,
                 bad_actions=outcome.bad_actions + out.bad_action,
                 overflows=outcome.overflows + out.overflow,
-                anomalies=outcome.anomalies + _is_anomalous(next_state, out.obs),
+                anomalies=outcome.anomalies + is_anomalous(limits, next_state.physics, out.obs),
             ),
         )
         return select(over, carry, played), None
@@ -119,6 +125,33 @@ def play_chunk(env: Env, frozen: Frozen, state: EnvState, history: Array, chunk:
     return jax.lax.scan(step, (state, history, nothing), chunk)[0]
 
 
-def _is_anomalous(state: EnvState, obs: Array) -> Array:
-    speed = jnp.max(jnp.abs(state.physics.qvel), initial=0.0)
-    return ~(speed < ANOMALOUS_SPEED) | ~jnp.all(jnp.isfinite(obs))  # also where speed is NaN
+class Limits(NamedTuple):
+    """Positions of the limited joints that turn about an axis or slide along one.
+
+    Attributes:
+      index: (joints,) where they are in qpos.
+      low, high: (joints,) rad or m.
+    """
+
+    index: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def joint_limits(scene: Scene | None) -> Limits:
+    """The limits that a scene's joints have; none without a scene of ours."""
+    if scene is None or scene.model is None:
+        return Limits(np.zeros(0, int), np.zeros(0), np.zeros(0))
+    model, one_number = scene.model, (mujoco.mjtJoint.mjJNT_HINGE, mujoco.mjtJoint.mjJNT_SLIDE)
+    limited = (model.jnt_limited == 1) & np.isin(model.jnt_type, one_number)
+    low, high = model.jnt_range[limited].T
+    return Limits(model.jnt_qposadr[limited], low, high)
+
+
+def is_anomalous(limits: Limits, physics: PhysicsState, obs: Array) -> Array:
+    """() bool, see `Outcome.anomalies`; also where a speed or a position is NaN."""
+    speed = jnp.max(jnp.abs(physics.qvel), initial=0.0)
+    joints = physics.qpos[limits.index]
+    overrun = jnp.max(jnp.maximum(limits.low - joints, joints - limits.high), initial=0.0)
+    is_sane = (speed < ANOMALOUS_SPEED) & (overrun < ANOMALOUS_OVERRUN)
+    return ~is_sane | ~jnp.all(jnp.isfinite(obs))

@@ -15,7 +15,7 @@ writes it to `audit.jsonl` with the numbers that caused it. From mild to severe:
 | exploding_q | the critics' mean value, against what rewards and entropy allow | roll_back |
 | below_base | paired interim episodes: worse than the base policy, with confidence | shrink |
 | saturation | share of residual numbers at their bounds in evaluation | note |
-| anomalies | share of control steps with a joint too fast or numbers not finite | shrink |
+| anomalies | control steps with a joint too fast or far beyond its limit, or NaN | shrink |
 | drift | share of observations that the base policy's data never came near | shrink |
 | hopeless_base | no success of the base policy before, and none since in training | stop |
 | perfect_base | the base policy never fails before training | stop |
@@ -46,8 +46,8 @@ class GuardConfig:
     saturation: Share = 0.5
     """Largest share of residual numbers beyond 0.95 in size."""
     anomalies: Share = 0.01
-    """Largest share of control steps with an anomaly: a joint faster than 200 rad/s or m/s, or
-    observed numbers that are not finite."""
+    """Largest share of control steps with an anomaly: a joint faster than 200 rad/s or m/s, as
+    hard contacts make it, or more than 0.5 rad or m beyond its limit, or numbers not finite."""
     drift: Share = 0.05
     """Largest growth of the share of observed numbers beyond 10 standard deviations."""
     hopeless_decisions: Natural = 50_000

@@ -6,8 +6,10 @@ import numpy as np
 from probe import SPEED, make_constant_policy, make_counting_policy, make_point_env
 
 from pdjax.base_policies.chunking import step_by_step
-from pdjax.decision import Frozen
+from pdjax.decision import Frozen, is_anomalous, joint_limits
 from pdjax.rollout import _summarize, make_rollout
+from pdjax_envs import registry
+from pdjax_envs.physics.engine import PhysicsState
 
 
 def frozen_of(env, base):
@@ -217,3 +219,25 @@ def test_actions_out_of_range_are_clipped_and_counted():
     rows, metrics = collect(env, make_constant_policy(velocity=jnp.nan), 2)
     del rows
     assert metrics["bad_actions"] == metrics["control_steps"] == 12
+
+
+def test_anomalies_are_joints_too_fast_or_beyond_their_limits_and_numbers_not_finite():
+    scene = registry.make_task("AdroitDoor").scene
+    limits, model = joint_limits(scene), scene.model
+    assert len(limits.index) == 30  # arm 4, wrist and fingers 24, hinge and latch of the door
+    qpos = np.array(model.qpos0, np.float32)
+    qpos[limits.index] = (limits.low + limits.high) / 2
+
+    def judged(qpos=qpos, speed=0.0, seen=0.0):
+        physics = PhysicsState(jnp.asarray(qpos), jnp.full(model.nv, speed), {}, False, None)
+        return bool(is_anomalous(limits, physics, jnp.full(3, seen)))
+
+    assert not judged() and not judged(speed=-199.0)
+    assert judged(speed=-201.0) and judged(speed=np.nan) and judged(seen=np.inf)
+    for index, low, high in zip(*limits, strict=True):
+        for value, bad in ((low - 0.49, 0), (high + 0.49, 0), (low - 0.51, 1), (high + 0.51, 1)):
+            moved = qpos.copy()
+            moved[index] = value
+            assert judged(moved) == bool(bad)
+    assert judged(np.full_like(qpos, np.nan))
+    assert len(joint_limits(None).index) == 0
