@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pdjax import config as configs
-from pdjax import schema
+from pdjax import schema, sweep_spec
 from pdjax.base_policies import settings
 from pdjax.commands import COMMANDS, Command
 from pdjax.schema import ConfigError, Option
@@ -137,12 +137,24 @@ def _explain_keys(options: list[Option]) -> list[str]:
     lines = []
     for option in options:
         # JSON spells values as YAML reads them
-        lines.append(f"  {option.name} ({option.expected()}, default {json.dumps(option.default)})")
+        required = option.default is dataclasses.MISSING
+        default = "required" if required else f"default {json.dumps(option.default)}"
+        lines.append(f"  {option.name} ({option.expected()}, {default})")
         lines.append(textwrap.indent(textwrap.fill(option.doc, 92), "      "))
     return lines
 
 
-_KEYS_HELP = {"train": _config_help, "imitate": _imitation_help}
+def _sweep_help() -> str:
+    """Every key of a sweep's file, with an example."""
+    ranges = [f"  {kind}: {what}" for kind, what in sweep_spec.KINDS.items()]
+    lines = ["\nexample:", textwrap.indent(sweep_spec.EXAMPLE, "  ").rstrip(),
+             "ranges of a key in `space` (a bare list is a grid):", *ranges,
+             "`members`: a number of seeds, or lists as in a run's config; one program holds them.",
+             "further keys (type, default):"]  # fmt: skip
+    return "\n".join([*lines, *_explain_keys(schema.describe(sweep_spec.Settings))]) + "\n"
+
+
+_KEYS_HELP = {"train": _config_help, "imitate": _imitation_help, "sweep": _sweep_help}
 
 
 def _parse(argv: list[str]) -> tuple[Command, bool]:

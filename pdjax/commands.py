@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pdjax.config import Physics
 from pdjax.policy_commands import Export, Imitate, Import, Screen, Wrap
-from pdjax.run_commands import Compare, Eval, Profile, Render, Train
+from pdjax.run_commands import Compare, Eval, Profile, Render, Sweep, Train
 from pdjax.schema import Count, Natural, Range, Seed
 
 NOISE_LIMIT = 1.0  # beyond it noise would always hit the ends of the actions' range
@@ -154,6 +154,7 @@ COMMANDS: dict[str, type[Command]] = {
     "import": Import,
     "screen": Screen,
     "train": Train,
+    "sweep": Sweep,
     "profile": Profile,
     "eval": Eval,
     "compare": Compare,

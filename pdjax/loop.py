@@ -5,7 +5,7 @@ evaluations are played, each run judges its own (`refinement`), and a wish to st
 the training state as a whole only: what it trains is `train`'s matter.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -20,10 +20,11 @@ from pdjax.refinement import Member, Progress, Refinement, Steps, no_residual
 from pdjax.rollout import Evaluation
 from pdjax.stopping import Stopped, stop_asked
 
+Watch = Callable[[int, dict[int, float]], None]
 INTERIM_SEED_OFFSET = 1_000_000  # interim and final evaluations never share episodes
 
 
-def refine(members: Sequence[Member], steps: Steps) -> list[Progress]:
+def refine(members: Sequence[Member], steps: Steps, watch: Watch | None = None) -> list[Progress]:
     """Trains to the end, from the newest checkpoints in the directories if there are any.
 
     A run that is stopped and resumed, by whatever means, ends with the same numbers as one that is
@@ -32,6 +33,7 @@ def refine(members: Sequence[Member], steps: Steps) -> list[Progress]:
     Args:
       members: a single run, or several that one program advances together (`members.check`).
       steps: what to call.
+      watch: is told of each interim evaluation: decisions, and success_once by member.
 
     Returns:
       The last progress of each; without interim evaluations the last actor is the best. A member
@@ -81,6 +83,8 @@ def refine(members: Sequence[Member], steps: Steps) -> list[Progress]:
                 elif several:
                     run.forget_data()
             bar.update(done, _note(training, values, len(runs)))
+            if watch and results:
+                watch(done, {run.index: run.score for run in training})
             training = [run for run in training if not run.is_over]
             if stop and training:
                 raise Stopped(f"stopped by {stop} after {done:,} of {total:,} decisions")

@@ -111,6 +111,18 @@ def _counted(runs: int) -> str:
     return "1 run" if runs == 1 else f"{runs} runs"
 
 
+def plot_importance(path: Path, title: str, importance: Mapping[str, float]) -> Path:
+    """Draws bars of shares, the largest on top; `importance`: name -> share."""
+    pairs = sorted(importance.items(), key=lambda pair: pair[1])
+    figure, axis = _subplots(figsize=(7.2, 1.4 + 0.32 * len(pairs)))
+    bars = axis.barh([name for name, _ in pairs], [share for _, share in pairs], color="C0")
+    axis.bar_label(bars, [f" {share:.0%}" for _, share in pairs], fontsize=8)
+    axis.set(xlabel="share of what sets good trials apart", xlim=(0, 1.15))
+    axis.set_title(title, fontsize=11)
+    axis.grid(alpha=0.25, axis="x")
+    return _save(figure, path)
+
+
 def plot_phases(path: Path, summary: Mapping[str, Any]) -> Path:
     """Draws where the time of an epoch goes.
 

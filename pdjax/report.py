@@ -68,9 +68,9 @@ class ProgressBar:
             self._bar.update(self._task, completed=min(done, self._total), rate=shown, note=note)
         elif time.monotonic() - self._spoken >= PLAIN_EVERY or done >= self._total:
             self._spoken = time.monotonic()
-            left = (self._total - done) / max(rate, 1e-6)
-            console.print(f"{self._label}: {done:,}/{self._total:,} {self._unit}, {shown},"
-                          f" {left:.0f} s left  {note}", soft_wrap=True)  # fmt: skip
+            left = f", {(self._total - done) / rate:.0f} s left" if rate else ""
+            console.print(f"{self._label}: {done:,}/{self._total:,} {self._unit}, {shown}{left}"
+                          f"  {note}", soft_wrap=True)  # fmt: skip
 
     def close(self) -> None:
         """Leaves the last state on the screen."""
@@ -164,6 +164,18 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 def say(text: str, style: str = "") -> None:
     """Prints a line for people, on stderr."""
     console.print(text, style=style, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def into(path: Path) -> Iterator[None]:
+    """Within: what is for people goes to the end of a file instead of the screen."""
+    before = console.file
+    with path.open("a", buffering=1) as file:
+        console.file = file
+        try:
+            yield
+        finally:
+            console.file = before
 
 
 def emit_json(values: Mapping[str, Any]) -> None:

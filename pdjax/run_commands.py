@@ -6,7 +6,7 @@ Apart from `commands` for size; the same rules hold.
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pdjax.config import Physics
 from pdjax.schema import ConfigError, Count, Natural, NonNegative, Seed, Share
@@ -171,3 +171,45 @@ class Render:
         result = finished.render_run(self.run_directory, self.out, self.episodes, self.seed, grid)
         report.say(f"written {self.out}")
         return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Trains over a space of settings on Ray Tune, here or on a cluster, and reports what is best.
+
+    `pdjax sweep report DIR` reports one again, finished or still running.
+    """
+
+    POSITIONALS: ClassVar[int] = 2
+
+    spec: str
+    """YAML file of the sweep: config, space, search and what each trial may use; see below. Or
+    `report`."""
+    directory: Path | None = None
+    """After `report`: directory of the sweep."""
+    out: Path | None = None
+    """Directory of the sweep, new or empty; default runs/SPEC."""
+    address: str | None = None
+    """Ray cluster, HOST:PORT; default one of this machine's cores and GPUs, while the sweep lasts.
+    All machines of a cluster must share the folders that the sweep reads and writes."""
+    resume: bool = False
+    """Go on where the sweep in --out stopped, however it stopped; begin it where there is none."""
+    dry_run: bool = False
+    """Only show the trials, and what they will take of time and memory on this machine."""
+
+    def run(self) -> dict[str, Any]:
+        """Sweeps or reports."""
+        if (self.spec == "report") != (self.directory is not None):
+            raise ConfigError(
+                f"sweep got {self.spec} and {self.directory or 'no directory'}, expected SPEC.yaml"
+                " alone, or report and the directory of a sweep"
+            )
+        from pdjax import sweep, sweep_foresight, sweep_report
+
+        if self.directory is not None:
+            return sweep_report.write(self.directory)
+        path = Path(self.spec)
+        if self.dry_run:
+            return sweep_foresight.foresee(path)
+        out = self.out or Path("runs") / path.stem
+        return sweep.sweep(path, out, self.address or "", self.resume)

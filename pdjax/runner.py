@@ -19,7 +19,7 @@ from pdjax import checkpoint, memory, plots, report
 from pdjax import config as configs
 from pdjax.base_policies import foreign
 from pdjax.config import Config, ConfigError
-from pdjax.loop import refine
+from pdjax.loop import Watch, refine
 from pdjax.members import check as check_members
 from pdjax.members import varied
 from pdjax.outputs import check_directory, new_directory, write_json, write_result
@@ -64,38 +64,45 @@ def run(config: Config, directory: Path, resume: bool = False, memory_gib: float
         run's.
       stopping.Stopped: it was asked to stop, and can be resumed.
     """
-    return _run([Member(config, directory)], resume, memory_gib)[0]
+    return run_members([config], directory, resume, memory_gib)[0]
 
 
 def run_members(
-    members: Sequence[Config], directory: Path, resume: bool = False, memory_gib: float = 0.0
+    members: Sequence[Config],
+    directory: Path,
+    resume: bool = False,
+    memory_gib: float = 0.0,
+    watch: Watch | None = None,
 ) -> list[Result]:
     """Trains members of one program, each in a directory of its own below one of all.
 
     Args:
-      members: their configs, see `members.check`.
-      directory: see `run`; gets `member_0/` and so on, each as `run` would write it, and at the end
-        `members.json`: what each sets and its result.
+      members: their configs, see `members.check`. A single one is a run, see `run`.
+      directory: see `run`; of several it gets `member_0/` and so on, each as `run` would write it,
+        and at the end `members.json`: what each sets and its result.
       resume: see `run`.
       memory_gib: see `plan`.
+      watch: see `loop.refine`.
 
     Raises:
       ConfigError, stopping.Stopped: see `run`; or they are not members of one program.
     """
     check_members(members)
+    if len(members) == 1:
+        return _run([Member(members[0], directory)], resume, memory_gib, watch)
     if not resume:
         check_directory(directory)
-    places = [directory / f"member_{index}" for index in range(len(members))]
-    results = _run(
-        [Member(*pair) for pair in zip(members, places, strict=True)], resume, memory_gib
-    )
+    places = [Member(config, directory / f"member_{index}") for index, config in enumerate(members)]
+    results = _run(places, resume, memory_gib, watch)
     rows = [{"directory": result.directory.name, "set": values, "result": result.summary}
             for values, result in zip(varied(members), results, strict=True)]  # fmt: skip
     write_json(directory / "members.json", rows)
     return results
 
 
-def _run(members: Sequence[Member], resume: bool, memory_gib: float) -> list[Result]:
+def _run(
+    members: Sequence[Member], resume: bool, memory_gib: float, watch: Watch | None
+) -> list[Result]:
     start = time.monotonic()
     begun = [resume and _is_begun(*member) for member in members]
     for member, is_begun in zip(members, begun, strict=True):
@@ -124,7 +131,7 @@ def _run(members: Sequence[Member], resume: bool, memory_gib: float) -> list[Res
         report.say(f"base policy called {way}: {microseconds:,.0f} us a call for {num_envs}"
                    " environments")  # fmt: skip
     before = time.monotonic() - start
-    ends = refine(members, steps)
+    ends = refine(members, steps, watch)
     start = time.monotonic()
     for member, end in zip(members, ends, strict=True):
         shutil.rmtree(member.directory / "residual", ignore_errors=True)  # of a run that ended here

@@ -112,3 +112,49 @@ def _rate(summary: Mapping[str, Any], name: str) -> str:
 def _gain(summary: Mapping[str, Any]) -> str:
     low, high = summary["gain_ci"]
     return f"{summary['gain']:+.1%} [{low:+.0%}, {high:+.0%}]"
+
+
+def show_trials(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints the trials of a sweep, see `sweep_report.write`; what all agree in goes without.
+
+    Args:
+      names: of what trials set.
+      rows: the trials, in order.
+    """
+    form = {"success": "{:.1%}", "smoothness": "{:.4f}", "decisions": "{:,}", "starts": "{}",
+            "status": "{}"}  # fmt: skip
+    plain = {"decisions": rows[0]["decisions"], "starts": 1, "status": "finished"}
+    shown = [name for name in form
+             if name not in plain or any(row[name] != plain[name] for row in rows)]  # fmt: skip
+    cells = [
+        [row["trial"].split("_")[-1], *(_short(row["values"].get(name)) for name in names),
+         *("-" if row[name] is None else form[name].format(row[name]) for name in shown)]
+        for row in rows
+    ]  # fmt: skip
+    bases = {row["base_success"] for row in rows if row["base_success"] is not None}
+    base = f"; base policies {min(bases):.1%} to {max(bases):.1%}" if bases else ""
+    header = ["trial", *(name.split(".")[-1] for name in names), *shown]
+    show_table(f"Trials, the best first{base}", header, cells)
+
+
+def show_foreseen(names: Sequence[str], found: Mapping[str, Any]) -> None:
+    """Prints what a sweep will take, see `sweep_foresight.foresee`; `names`: of its space."""
+    cells = []
+    for row in found["trials"]:
+        values = [_short(row["values"][name]) for name in ("config", *names)]
+        hours = "-" if row["hours"] is None else f"{row['hours']:.2f}"
+        memory = "-" if row["hours"] is None else f"{row['memory_bytes'] / 2**30:.2f}"
+        cells.append([*values, str(row["members"]), f"{row['decisions']:,}", hours, memory])
+    header = [name.split(".")[-1] for name in names]
+    show_table(f"{found['count']} trials; of each at most", ["config", *header, "members",
+               "decisions", "hours", "GiB"], cells)  # fmt: skip
+    for note in dict.fromkeys(row["note"] for row in found["trials"] if row["note"]):
+        say(f"not timed: {note}")
+    if found["hours"] is not None:
+        at_once = found["at_once"]
+        say(f"{found['hours']:.1f} hours one after another, timed alone on this machine;"
+            f" {at_once} at a time share it")  # fmt: skip
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

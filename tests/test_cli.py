@@ -136,7 +136,7 @@ TRAIN = ["train", "peg_fast", "--out", "new/run", "--set", "base_policy.path=bas
         (
             ["train", "nope"],
             "no config 'nope': neither a file nor a name; known: door_dawn, "
-            "door_fast, door_pd, hammer_fast, peg_fast, peg_long, relocate_fast",
+            "door_fast, door_pd, door_resfit, hammer_fast, peg_fast, peg_long, relocate_fast",
         ),
         (["train", "peg_fats"], "did you mean peg_fast?"),
         (["train", "demos.h5"], "cannot read config demos.h5"),
@@ -147,6 +147,10 @@ TRAIN = ["train", "peg_fast", "--out", "new/run", "--set", "base_policy.path=bas
         ([*TRAIN, "--set", "seed"], "--set 'seed' has no value; expected section.key=value"),
         ([*TRAIN, "--set"], "argument --set: expected one argument"),
         ([*TRAIN, "task.name=Foo"], "unknown task 'Foo'"),
+        ([*TRAIN, "--members", "-1"], "--members got '-1', expected integer >= 0"),
+        ([*TRAIN, "members.seed=[1,1]"], "members 0 and 1 are the same run; change a value of"),
+        ([*TRAIN, "members.sac.n_step=[1,3]"], "members differ in sac.n_step (1 and 3), which is"),
+        ([*TRAIN, "--out", "base", "--members", "2"], "base is not empty; choose another --out"),
         (
             [*TRAIN, "task.name=TurnFaucet", "task.reward=dense"],
             "task TurnFaucet has no reward 'dense'",
@@ -276,11 +280,11 @@ def overrides(monkeypatch):
     """What reaches the loading of configs from --set."""
     seen = []
 
-    def load(name, values):
+    def load(name, values, seeds):
         seen.append((name, list(values)))
         raise configs.ConfigError("seen")
 
-    monkeypatch.setattr(configs, "load", load)
+    monkeypatch.setattr(configs, "load_members", load)
     return seen
 
 

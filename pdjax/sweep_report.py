@@ -1,0 +1,198 @@
+"""This file is not pure: it reads a sweep's directories and writes what came of it.
+
+Everything is read from the trials' own files, so that a sweep may be reported while it runs, after
+a crash and without Ray.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pdjax import comparison, plots, report, sweep_spec, tables
+from pdjax import config as configs
+from pdjax.comparison import Read
+from pdjax.schema import ConfigError
+
+FEW = 4  # finished trials below which nothing is said of importance
+DRAWN = 10  # trials whose curves are drawn, the best
+
+
+def write(out: Path) -> dict[str, Any]:
+    """Reports a sweep: prints a table of trials and writes files beside it.
+
+    `trials.json` and `trials.parquet` hold the table, `curves_TASK.png` success of the best trials
+    against decisions and minutes, `importance.png` which keys set good trials apart, `best.yaml`
+    the config of the best finished trial, ready for `pdjax train`.
+
+    Args:
+      out: directory of the sweep.
+
+    Returns:
+      What was written, for JSON.
+
+    Raises:
+      ConfigError: the directory is no sweep, or no trial of it has been evaluated yet.
+    """
+    if not (out / "sweep.yaml").is_file():
+        raise ConfigError(f"{out} is no sweep: expected sweep.yaml as `pdjax sweep` writes it")
+    spec = sweep_spec.read(out / "sweep.yaml")
+    found = [_trial(directory) for directory in _directories(out)]
+    found.sort(key=_rank)
+    if all(row["success"] is None for row in found):
+        raise ConfigError(f"no trial of {out} has been evaluated yet; wait for the first, or see"
+                          " trials/ID/log.txt")  # fmt: skip
+    names = [dimension.key for dimension in spec.space]
+    if len(spec.settings.config) > 1:
+        names.insert(0, "config")
+    tables.show_trials(names, found)
+    summary: dict[str, Any] = {"trials": found, "files": [], "importance": _importance(spec, found)}
+    _write_tables(out, names, found, summary["files"])
+    _draw(out, names, found, summary)
+    if found[0]["status"] == "finished":
+        path = out / "best.yaml"
+        best = sweep_spec.make_members(spec, found[0]["values"])[0]
+        configs.save(best, path)
+        summary["files"].append(path.name)
+    report.say(f"written to {out}: {', '.join(summary['files'])}")
+    return summary
+
+
+def _rank(row: dict[str, Any]) -> tuple[bool, float]:
+    """Finished trials first: interim evaluations have few episodes."""
+    return row["status"] != "finished", -(row["success"] if row["success"] is not None else -1.0)
+
+
+def _directories(out: Path) -> list[Path]:
+    return sorted(path.parent for path in out.glob("trials/*/trial.json"))
+
+
+def _trial(directory: Path) -> dict[str, Any]:
+    """A row: what a trial set, how it ended, and means over its members."""
+    runs = [path.parent for path in sorted(directory.glob("run/**/config.yaml"))
+            if path.parent.parent in (directory, directory / "run")]  # fmt: skip
+    curves = [report.read_metrics(run, "eval") for run in runs]
+    curves = [curve for curve in curves if curve]
+    results = [json.loads((run / "result.json").read_text()) for run in runs
+               if (run / "result.json").is_file()]  # fmt: skip
+    finished = bool(results) and len(results) == len(runs)
+    ended = directory / "status.txt"
+    status = ended.read_text().strip() if ended.is_file() else "unfinished"
+    row = {
+        "trial": directory.name,
+        "values": json.loads((directory / "trial.json").read_text()),
+        "status": "finished" if finished else status,
+        "starts": len(report.read_records(directory / "starts.jsonl")),
+        "members": len(runs),
+        "runs": [str(run) for run in runs if report.read_metrics(run, "eval")],
+        "success": None, "base_success": None, "smoothness": None, "base_smoothness": None,
+        "decisions": 0, "minutes": 0.0,
+    }  # fmt: skip
+    if not curves:
+        return row
+    last = [curve[-1] for curve in curves]
+    row |= {
+        "success": _mean([point["success_once"] for point in last]),
+        "smoothness": _mean([point["smoothness"] for point in last]),
+        "base_success": _mean([curve[0]["success_once"] for curve in curves]),
+        "base_smoothness": _mean([curve[0]["smoothness"] for curve in curves]),
+        "decisions": max(point["decision_steps"] for point in last),
+        "minutes": max(point["wall_s"] for point in last) / 60,
+    }
+    if finished:
+        row |= {
+            "success": _mean([result["refined_success"] for result in results]),
+            "smoothness": _mean([result["refined_smoothness"] for result in results]),
+            "base_success": _mean([result["base_success"] for result in results]),
+            "base_smoothness": _mean([result["base_smoothness"] for result in results]),
+            "decisions": max(result["decision_steps"] for result in results),
+        }
+    return row
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def _write_tables(out: Path, names: list[str], found: list[dict[str, Any]], files: list) -> None:
+    flat = [{name: row["values"].get(name) for name in names}
+            | {name: value for name, value in row.items() if name not in ("values", "runs")}
+            for row in found]  # fmt: skip
+    (out / "trials.json").write_text(json.dumps(flat, indent=2) + "\n")
+    files.append("trials.json")
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        report.say("no trials.parquet: pyarrow is not installed; it comes with pdjax[sweep]")
+        return
+    for row in flat:  # a column has one type
+        row |= {name: value if isinstance(value, int | float | str) else json.dumps(value)
+                for name, value in row.items() if name in names}  # fmt: skip
+    parquet.write_table(pyarrow.Table.from_pylist(flat), out / "trials.parquet")
+    files.append("trials.parquet")
+
+
+def _draw(
+    out: Path, names: list[str], found: list[dict[str, Any]], summary: dict[str, Any]
+) -> None:
+    drawn: dict[str, list[tuple[str, list[Read]]]] = {}
+    for row in found[:DRAWN]:
+        runs = [comparison.read(Path(run)) for run in row["runs"]]
+        if runs:
+            values = [f"{name.split('.')[-1]}={row['values'][name]}" for name in names]
+            task = runs[0].settings["task.name"]
+            drawn.setdefault(task, []).append((" ".join(values), runs))
+    for task, groups in drawn.items():
+        path = out / f"curves_{task.replace(':', '_')}.png"
+        bands = [{"name": name} | comparison.bands([run.curve for run in runs])
+                 for name, runs in groups]  # fmt: skip
+        plots.plot_comparison(path, task, bands)
+        summary["files"].append(path.name)
+    if summary["importance"]:
+        plots.plot_importance(out / "importance.png", "Which keys set good trials apart",
+                              summary["importance"])  # fmt: skip
+        summary["files"].append("importance.png")
+
+
+def _importance(spec: sweep_spec.Spec, found: list[dict[str, Any]]) -> dict[str, float]:
+    """Key -> share of what sets the better half of finished trials apart (PED-ANOVA,
+    arXiv:2304.10255, as Optuna has it); empty where there is too little to tell."""
+    rows = [row for row in found if row["status"] == "finished"]
+    keys = [dimension.key for dimension in spec.space]
+    varied = [key for key in keys if len({str(row["values"][key]) for row in rows}) > 1]
+    if len(rows) < FEW or len(varied) < 2 or len({row["success"] for row in rows}) < 2:
+        return {}
+    try:
+        import optuna
+    except ImportError:
+        report.say("no importance.png: optuna is not installed; it comes with pdjax[sweep]")
+        return {}
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="maximize")
+    ranges = {key: _distribution(optuna, [row["values"][key] for row in rows]) for key in varied}
+    for row in rows:
+        params = {key: _plain(row["values"][key]) for key in varied}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=ranges,
+                                                  value=row["success"]))  # fmt: skip
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.5)
+    found_shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {key: float(share) for key, share in found_shares.items()}
+
+
+def _distribution(optuna: Any, values: list[Any]) -> Any:
+    numbers = all(
+        isinstance(value, int | float) and not isinstance(value, bool) for value in values
+    )
+    if numbers and len(set(values)) > FEW:
+        is_log = min(values) > 0 and max(values) / min(values) > 10
+        return optuna.distributions.FloatDistribution(min(values), max(values), log=is_log)
+    return optuna.distributions.CategoricalDistribution(
+        sorted({_plain(v) for v in values}, key=str)
+    )
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool) else json.dumps(value)
