@@ -302,13 +302,7 @@ def _read(name_or_path: str, overrides: typing.Sequence[str]) -> dict[str, Any]:
             hint = schema.suggest(name_or_path, named)
             raise ConfigError(f"no config {name_or_path!r}: neither a file nor a name; {hint}")
         path = named[name_or_path]
-    try:
-        data = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(f"cannot read config {path}: {first}; expected a YAML file") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"config {path} holds {type(data).__name__}, expected sections of keys")
+    data = schema.read_yaml(path, "config", "sections of keys")
     start = dataclasses.asdict(preset(str(data.pop("preset", "pd"))))
     merged = schema.merge(start, data)
     for override in overrides:

@@ -6,6 +6,7 @@ stacks, not how a run is driven.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -41,7 +42,7 @@ class Stack:
         """One member's state: a copy, but for a single run."""
         if self._is_single:
             return self.state
-        return _row(self.state, self.members.index(member))
+        return _rows(self.state, self.members.index(member))
 
     def put(self, member: int, state: TrainState) -> None:
         """Replaces one member's state."""
@@ -145,17 +146,11 @@ def _stack(states: list[TrainState]) -> Any:
 
 
 @jax.jit
-def _row(stack: TrainState, row: Array) -> TrainState:
-    return jax.tree.map(lambda leaf: leaf[row], stack)
-
-
-@jax.jit
-def _rows(stack: TrainState, rows: Array) -> TrainState:
+def _rows(stack: TrainState, rows: Array | int) -> TrainState:
+    """One row, or a stack of several."""
     return jax.tree.map(lambda leaf: leaf[rows], stack)
 
 
-def _with_row_of(stack: TrainState, row: Array, state: TrainState) -> TrainState:
+@partial(jax.jit, donate_argnums=0)
+def _with_row(stack: TrainState, row: int, state: TrainState) -> TrainState:
     return jax.tree.map(lambda leaf, new: leaf.at[row].set(new), stack, state)
-
-
-_with_row = jax.jit(_with_row_of, donate_argnums=0)

@@ -153,10 +153,10 @@ def make_init(built: Run, members: Sequence[Config] = ()) -> Callable[..., Train
     """(member = 0) -> its training state at the beginning, on its devices; compiled once."""
     size = residual_dim(built.config.decorator, built.base)
     init = jax.jit(built.trainer.init, out_shardings=placement(built.mesh))
-    configs = members or [built.config]
+    of_each = members or [built.config]
 
     def of(member: int = 0) -> TrainState:
-        config = configs[member]
+        config = of_each[member]
         return init(built.frozen, make_hyperparams(config, size), jax.random.key(config.seed))
 
     return of

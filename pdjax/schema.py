@@ -24,6 +24,8 @@ from typing import (
     get_type_hints,
 )
 
+import yaml
+
 T = TypeVar("T")
 
 
@@ -212,6 +214,22 @@ def check_lengths(instance: Any, allowed: Mapping[str, tuple[int, ...]]) -> None
             raise ConfigError(
                 f"{name} has {count} numbers, expected {' or '.join(map(str, lengths))}"
             )
+
+
+def read_yaml(path: Path, name: str, expected: str) -> dict[str, Any]:
+    """The mapping that a YAML file holds; `name` and `expected` say in an error what it should be.
+
+    Raises:
+      ConfigError: no such file, not YAML, or something else in it.
+    """
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(f"cannot read {name} {path}: {first}; expected a YAML file") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{name} {path} holds {type(data).__name__}, expected {expected}")
+    return data
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -144,6 +144,7 @@ def _make_tuner(tune: Any, spec: Spec, out: Path) -> Any:
     planned = sweep_spec.trials(spec)
     scheduler = None
     if settings.asha_grace:
+        # ASHA ends at max_t, which must come after the final evaluation: that is the last report.
         budget = sweep_spec.make_members(spec, sweep_spec.example(spec))[0].train.total_decisions
         scheduler = tune.schedulers.ASHAScheduler(
             time_attr="decisions", grace_period=settings.asha_grace, max_t=10 * budget,

@@ -71,10 +71,10 @@ def _directories(out: Path) -> list[Path]:
 
 def _trial(directory: Path) -> dict[str, Any]:
     """A row: what a trial set, how it ended, and means over its members."""
-    runs = [path.parent for path in sorted(directory.glob("run/**/config.yaml"))
-            if path.parent.parent in (directory, directory / "run")]  # fmt: skip
-    curves = [report.read_metrics(run, "eval") for run in runs]
-    curves = [curve for curve in curves if curve]
+    places = [*directory.glob("run/config.yaml"), *directory.glob("run/member_*/config.yaml")]
+    runs = [path.parent for path in sorted(places)]
+    by_run = {str(run): report.read_metrics(run, "eval") for run in runs}
+    curves = [curve for curve in by_run.values() if curve]
     results = [json.loads((run / "result.json").read_text()) for run in runs
                if (run / "result.json").is_file()]  # fmt: skip
     finished = bool(results) and len(results) == len(runs)
@@ -86,7 +86,7 @@ def _trial(directory: Path) -> dict[str, Any]:
         "status": "finished" if finished else status,
         "starts": len(report.read_records(directory / "starts.jsonl")),
         "members": len(runs),
-        "runs": [str(run) for run in runs if report.read_metrics(run, "eval")],
+        "runs": [run for run, curve in by_run.items() if curve],
         "success": None, "base_success": None, "smoothness": None, "base_smoothness": None,
         "decisions": 0, "minutes": 0.0,
     }  # fmt: skip
@@ -129,8 +129,7 @@ def _write_tables(out: Path, names: list[str], found: list[dict[str, Any]], file
         report.say("no trials.parquet: pyarrow is not installed; it comes with pdjax[sweep]")
         return
     for row in flat:  # a column has one type
-        row |= {name: value if isinstance(value, int | float | str) else json.dumps(value)
-                for name, value in row.items() if name in names}  # fmt: skip
+        row |= {name: _plain(row[name]) for name in names}
     parquet.write_table(pyarrow.Table.from_pylist(flat), out / "trials.parquet")
     files.append("trials.parquet")
 

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import yaml
-
 from pdjax import config as configs
 from pdjax import schema
 from pdjax.config import Config
@@ -94,13 +92,7 @@ def read(path: Path) -> Spec:
       ConfigError: no such file, not YAML, an unknown key, a value that a config cannot have, a
         space that is empty or that the search cannot take.
     """
-    try:
-        data = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(f"cannot read sweep {path}: {first}; expected a YAML file") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"sweep {path} holds {type(data).__name__}, expected config and space")
+    data = schema.read_yaml(path, "sweep", "config and space")
     known = [*(field.name for field in dataclasses.fields(Settings)), "space", "members"]
     for name in data:
         if name not in known:
@@ -175,14 +167,15 @@ def _dimension(key: Any, given: Any) -> Dimension:
     kind, values = next(iter(given.items()))
     if not isinstance(values, list) or not values:
         raise ConfigError(f"space of {key} got {given!r}, which is empty; expected {KINDS[kind]}")
+    numbers = _numbers(values)
     if kind in ("uniform", "loguniform", "randint"):
-        numbers = all(isinstance(value, int | float) for value in _numbers(values))
-        if len(values) != 2 or not numbers or not _numbers(values)[0] < _numbers(values)[1]:
+        are_numbers = all(isinstance(value, int | float) for value in numbers)
+        if len(numbers) != 2 or not are_numbers or not numbers[0] < numbers[1]:
             raise ConfigError(f"space of {key} got {given!r}, expected {KINDS[kind]}, low < high")
-        if kind == "loguniform" and _numbers(values)[0] <= 0:
+        if kind == "loguniform" and numbers[0] <= 0:
             raise ConfigError(f"space of {key} got {given!r}, expected {KINDS[kind]}")
     is_number = known[key].kind in (int, float)
-    return Dimension(key, kind, _numbers(values) if is_number else values)
+    return Dimension(key, kind, numbers if is_number else values)
 
 
 def _numbers(values: list[Any]) -> list[Any]:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from test_train import build, small_config
 from pdjax import loop
 from pdjax.checkpoint import Checkpoints
 from pdjax.refinement import Member, Steps
+from pdjax.sac import make_hyperparams
 from pdjax.stopping import Stopped
 
 EPOCH, TOTAL = 64, 640
@@ -38,27 +40,25 @@ def run_config(total=TOTAL, interim_episodes=8, **sections):
     )
 
 
-def make_steps(config, velocity=0.2):
-    """The functions of a small real run: a point that has to reach its goal."""
-    rollout, sac, frozen, trainer, _ = build(config, velocity)
-    from pdjax.sac import make_hyperparams
+def make_steps(*of_each, velocity=0.2):
+    """The functions of a small real run, or of several in one program: a point and its goal."""
+    rollout, sac, frozen, trainer, _ = build(of_each[0], velocity)
+    several = len(of_each) > 1
+    train_epoch = jax.vmap(trainer.train_epoch, (None, 0)) if several else trainer.train_epoch
+    init, epoch = jax.jit(trainer.init), jax.jit(train_epoch, donate_argnums=1)
 
-    hyperparams = make_hyperparams(config, 2)
-    init, epoch = jax.jit(trainer.init), jax.jit(trainer.train_epoch, donate_argnums=1)
+    def start(member):
+        own = of_each[member]
+        return init(frozen, make_hyperparams(own, 2), jax.random.key(own.seed))
 
     def assess(actor, residual_scale, seed, episodes):
-        def choose(obs, base_action):
-            return sac.act_deterministic(actor, obs, base_action)
+        choose = partial(sac.act_deterministic, actor)
+        return rollout.evaluate(frozen, choose, residual_scale, jax.random.key(seed), episodes)
 
-        key = jax.random.key(seed)
-        return jax.device_get(rollout.evaluate(frozen, choose, residual_scale, key, episodes))
-
-    return Steps(
-        init=lambda member: init(frozen, hyperparams, jax.random.key(config.seed)),
-        train_epoch=lambda state: epoch(frozen, state),
-        assess=assess,
-        assess_all=assess,
-    )
+    one = assess_all = jax.jit(assess, static_argnums=(2, 3))
+    if several:
+        assess_all = jax.jit(jax.vmap(assess, (0, 0, None, None)), static_argnums=(2, 3))
+    return Steps(start, lambda state: epoch(frozen, state), one, assess_all)
 
 
 def refine(config, steps, directory):

@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_loop import EPOCH, TOTAL, failing, records, run_config, same
-from test_train import build
+from test_loop import EPOCH, TOTAL, failing, make_steps, records, run_config, same
 
 from pdjax import config as configs
 from pdjax import loop, members
 from pdjax.config import ConfigError
-from pdjax.refinement import Member, Steps
-from pdjax.sac import SWEEPABLE, make_hyperparams
+from pdjax.refinement import Member
+from pdjax.sac import SWEEPABLE
 
 # what every sweepable number is in one of the members, if not as in the config
 OTHERS = {
@@ -34,34 +33,11 @@ def with_value(config, name, value):
     return dataclasses.replace(config, **{section[0]: part})
 
 
-def make_steps(of_each):
-    """The functions of small real runs in one program, or of one alone."""
-    config, several = of_each[0], len(of_each) > 1
-    rollout, sac, frozen, trainer, _ = build(config, 0.2)
-    init, train_epoch = jax.jit(trainer.init), trainer.train_epoch
-    if several:
-        train_epoch = jax.vmap(train_epoch, (None, 0))
-    epoch = jax.jit(train_epoch, donate_argnums=1)
-
-    def assess(actor, residual_scale, seed, episodes):
-        choose = lambda obs, a: sac.act_deterministic(actor, obs, a)  # noqa: E731
-        return rollout.evaluate(frozen, choose, residual_scale, jax.random.key(seed), episodes)
-
-    def start(member):
-        own = of_each[member]
-        return init(frozen, make_hyperparams(own, 2), jax.random.key(own.seed))
-
-    one, all_ = jax.jit(assess, static_argnums=(2, 3)), assess
-    if several:
-        all_ = jax.jit(jax.vmap(assess, (0, 0, None, None)), static_argnums=(2, 3))
-    return Steps(start, lambda state: epoch(frozen, state), one, all_)
-
-
 def refine(of_each, directory, steps=None):
     places = [Member(own, directory / f"member_{index}") for index, own in enumerate(of_each)]
     for place in places:
         place.directory.mkdir(parents=True, exist_ok=True)
-    return loop.refine(places, steps or make_steps(of_each))
+    return loop.refine(places, steps or make_steps(*of_each))
 
 
 def close(first, second, **tolerance):
@@ -116,7 +92,7 @@ def three():
 
 @pytest.fixture(scope="module")
 def steps(three):
-    return make_steps(three)
+    return make_steps(*three)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +143,7 @@ def test_the_worse_half_ends_and_the_stack_becomes_small(three, tmp_path, whole)
     config = dataclasses.replace(three[0].train, halve_at=(2 * EPOCH, 4 * EPOCH))
     of_each = [dataclasses.replace(own, train=config) for own in three]
     of_each.append(dataclasses.replace(of_each[0], seed=3))
-    plain, widths = make_steps(of_each), []
+    plain, widths = make_steps(*of_each), []
 
     def train_epoch(state):
         widths.append(len(state.decision_steps))
