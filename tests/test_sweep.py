@@ -127,7 +127,8 @@ def kill_a_worker(out, process):
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline and process.poll() is None:
         for directory in (out / "trials").glob("*"):
-            saved = list(directory.glob("run/checkpoints/[0-9]*"))
+            names = [path.name for path in directory.glob("run/checkpoints/*")]
+            saved = any(name.isdigit() for name in names)  # others are still being written
             if saved and not (directory / "run" / "result.json").exists():
                 start = json.loads((directory / "starts.jsonl").read_text().splitlines()[0])
                 os.kill(start["pid"], signal.SIGKILL)
