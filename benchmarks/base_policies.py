@@ -67,7 +67,8 @@ def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:
 
     @jax.jit
     def call(frozen, carry, history, key):
-        return base_actions(base, frozen, carry, history, key)
+        keys = jax.random.split(key, len(history))
+        return base_actions(base, frozen, carry, history, keys)
 
     arguments = (frozen, state.carry, state.history, keys[0])
     cost = call.lower(*arguments).compile().cost_analysis()

@@ -1,6 +1,7 @@
 """Saves and restores any pytree with Orbax: once, or again and again while a run goes on.
 
-Knows nothing of policies or algorithms.
+Knows nothing of policies or algorithms. With several processes all call, and each writes and reads
+its part, in a folder that all share.
 """
 
 from pathlib import Path
@@ -8,7 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+
+from pdjax import distributed
 
 
 class CheckpointError(ValueError):
@@ -44,14 +48,17 @@ class Checkpoints:
           Why this one or the one before could not be written, in words; "" where nothing is known
           to have failed. What was complete stays.
         """
+        problem = ""
         try:
             saved = ocp.args.StandardSave(jax.tree.map(_plain, tree))
             self._manager.save(step, args=ocp.args.Composite(tree=saved))
             if wait:
                 self._manager.wait_until_finished()
         except Exception as error:  # a full disk comes in many kinds
+            problem = _first_line(error)
+        if distributed.any_of(bool(problem)):
             self._manager = self._open()  # removes what is incomplete
-            return _first_line(error)
+            return problem or "another process failed to"
         return ""
 
     def restore(self, like: Any, at_most: int | None = None) -> tuple[int, Any, list[str]]:
@@ -101,7 +108,9 @@ def restore(path: Path, like: Any) -> Any:
 
     Args:
       path: directory written by `save`.
-      like: pytree of arrays or `jax.ShapeDtypeStruct` with the expected shapes and dtypes.
+      like: pytree of arrays or `jax.ShapeDtypeStruct` with the expected shapes and dtypes. Where
+        NumPy's arrays stand, NumPy's are returned; others go where a `sharding` of theirs says, or
+        to the first device.
 
     Raises:
       CheckpointError: nothing there, or other shapes.
@@ -155,14 +164,19 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _plain(leaf: Any) -> Any:
-    """Orbax stores numbers, so a typed key is stored as its words."""
+    """Orbax stores arrays of numbers, so a typed key is stored as its words."""
+    if not isinstance(leaf, jax.Array):
+        return np.asarray(leaf)
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+def _abstract(leaf: Any) -> Any:
+    if isinstance(leaf, np.ndarray | np.generic):
+        return np.asarray(leaf)
+    sharding = leaf.sharding if isinstance(leaf, jax.ShapeDtypeStruct) else None
     if _is_key(leaf):
         leaf = jax.eval_shape(jax.random.key_data, leaf)
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 

@@ -16,6 +16,7 @@ from pdjax.types import Array, BasePolicy, Key, Params
 from pdjax_envs.physics.engine import PhysicsState, Scene
 from pdjax_envs.task import Env, EnvState, select
 
+BLOCKS = 8  # in which episodes start anew, see `block_size`
 ANOMALOUS_SPEED = 200.0  # rad/s or m/s; no joint of a sane simulation is as fast
 ANOMALOUS_OVERRUN = 0.5  # rad or m beyond a joint's limit; Adroit's soft ones give way by 0.25
 
@@ -81,9 +82,11 @@ class Outcome(NamedTuple):
     anomalies: Array
 
 
-def base_actions(base: BasePolicy, frozen: Frozen, carry: Any, history: Array, key: Key):
-    """Chunks (num_envs, act_horizon, act_dim) of the base policy, and its next carry."""
-    keys = jax.random.split(key, len(history))
+def base_actions(base: BasePolicy, frozen: Frozen, carry: Any, history: Array, keys: Key):
+    """Chunks (num_envs, act_horizon, act_dim) of the base policy, and its next carry.
+
+    `keys` are (num_envs,).
+    """
     return jax.vmap(base.apply, (None, 0, 0, 0))(frozen.base_params, carry, history, keys)
 
 
@@ -123,6 +126,61 @@ def play_chunk(env: Env, frozen: Frozen, state: EnvState, history: Array, chunk:
     no, zero = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
     nothing = Outcome(jnp.zeros(()), no, no, no, zero, zero, zero, zero)
     return jax.lax.scan(step, (state, history, nothing), chunk)[0]
+
+
+def play_decision(
+    env: Env, base: BasePolicy, whole: Any, state: RolloutState, chunk: Array, numbers: Array
+):
+    """Executes chunks, or starts new episodes where the last decision ended one.
+
+    Args:
+      env: the environment.
+      base: the base policy.
+      whole: (frozen, key of the new episodes).
+      state: of some environments, with the base policy's next carry.
+      chunk: (environments, act_horizon, act_dim).
+      numbers: (environments,) of them among all.
+
+    Returns:
+      The next state, outcomes, whether an episode ended, and whether it has succeeded so far.
+    """
+    frozen, reset_key = whole
+    played_env, history, outcome = jax.vmap(play_chunk, (None, None, 0, 0, 0))(
+        env, frozen, state.env, state.history, chunk
+    )
+    succeeded = state.succeeded | outcome.success
+    done = outcome.terminated | outcome.truncated
+    played = RolloutState(played_env, history, state.carry, done, succeeded)
+
+    def start(index: Array) -> RolloutState:
+        key = jax.random.fold_in(reset_key, numbers[index])
+        return start_episode(env, base, frozen, key)
+
+    return _restart(start, played, state.done), outcome, done & ~state.done, succeeded
+
+
+def block_size(num_envs: int) -> int:
+    """Environments that start a new episode at a time, while any of `num_envs` has to."""
+    return -(-num_envs // BLOCKS)
+
+
+def _restart(start, state: RolloutState, is_over: Array) -> RolloutState:
+    """Replaces the environments that are over by `start` of their index, a few at a time.
+
+    In most decisions a few episodes end, so starting one in every environment would cost as much
+    as a control step of all of them; a loop over blocks costs what there is to start.
+    """
+    num_envs = len(is_over)
+    block = block_size(num_envs)
+
+    def start_some(carry):
+        state, waiting = carry
+        index = jnp.nonzero(waiting, size=block, fill_value=num_envs)[0]  # beyond: dropped
+        fresh = jax.vmap(start)(index)
+        state = jax.tree.map(lambda old, new: old.at[index].set(new, mode="drop"), state, fresh)
+        return state, waiting.at[index].set(False, mode="drop")
+
+    return jax.lax.while_loop(lambda carry: carry[1].any(), start_some, (state, is_over))[0]
 
 
 class Limits(NamedTuple):

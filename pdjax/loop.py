@@ -7,7 +7,6 @@ the training state as a whole only: what it trains is `train`'s matter.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import jax
@@ -115,7 +114,7 @@ def _assess_base(runs: Sequence[Refinement], steps: Steps) -> Evaluation | None:
     evaluation = runs[0].config.eval
     if not evaluation.interim_episodes:
         return None
-    actor = no_residual(jax.eval_shape(partial(steps.init, 0)).sac.actor)
+    actor = no_residual(steps.like.sac.actor)
     return steps.assess(actor, 0.0, _interim_seed(evaluation), evaluation.interim_episodes)
 
 

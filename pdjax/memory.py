@@ -73,7 +73,8 @@ def make_plans(
       state: shapes of the training state, of several members stacked.
       frozen: as training takes it; it is there already.
       evaluation: shapes of what an evaluation holds.
-      mesh: of the devices. CPUs share the machine's memory; of accelerators one is planned.
+      mesh: of the devices. CPUs share the machine's memory; of accelerators one is planned. Those
+        of other processes are their matter.
       gib: GiB of the machine or the accelerator to plan for; 0 = what is free of this one.
       working: bytes that an epoch needs besides on each device, see `working_memory`.
     """
@@ -88,7 +89,7 @@ def make_plans(
         "evaluation": _bytes(evaluation, whole),
     }  # fmt: skip
     numbers, flags = sum(saved[name] for name in NUMBERS.values()), saved[FLAGS]
-    size, state_size, taken = mesh.size, sum(saved.values()), sum(there.values())
+    size, state_size, taken = len(mesh.local_devices), sum(saved.values()), sum(there.values())
     if jax.default_backend() == "cpu":
         # A state that is being written keeps its memory, so the next epoch takes other; and each
         # writer encodes what it writes.
@@ -141,7 +142,8 @@ def _free_on(mesh: Mesh, taken: int) -> int | None:
 
 
 def _devices(mesh: Mesh) -> list[Any]:
-    return list(mesh.devices.flat)
+    """Those of this process."""
+    return list(mesh.local_devices)
 
 
 def working_memory(compiled: Any) -> int:

@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from pdjax import roofline
-from pdjax.decision import base_actions, play_chunk, start_episode
+from pdjax.decision import base_actions, block_size, play_chunk, start_episode
 from pdjax.decorator import clip_action, decorate
 from pdjax.programs import Run
 from pdjax.replay import add
-from pdjax.rollout import block_size
 from pdjax.train import TrainState
 from pdjax_envs import registry
 
@@ -76,11 +75,15 @@ def rollout_phases(run: Run, state: TrainState) -> list[Phase]:
     frozen, playing, num_envs = run.frozen, state.rollout, run.config.train.num_envs
     keys = jax.random.split(jax.random.key(0), length)
     wobble = WOBBLE * jnp.arange(length, dtype=jnp.float32)
-    chunk, _ = jax.jit(partial(base_actions, base))(frozen, playing.carry, playing.history, keys[0])
+    call = partial(base_actions, base)
+    chunk, _ = jax.jit(call)(
+        frozen, playing.carry, playing.history, jax.random.split(keys[0], num_envs)
+    )
 
     def act_as_base(frozen, playing, xs):
         def one(carry, x):
-            chunk, carry = base_actions(base, frozen, carry, playing.history + x[0], x[1])
+            history = playing.history + x[0]
+            chunk, carry = call(frozen, carry, history, jax.random.split(x[1], num_envs))
             return carry, chunk
 
         return jax.lax.scan(one, playing.carry, xs)

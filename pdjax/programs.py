@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from pdjax import config as configs
-from pdjax import evaluation, memory, report
+from pdjax import distributed, evaluation, memory, report
 from pdjax.base_policies import foreign, imitation
 from pdjax.base_policies.chunking import step_by_step
 from pdjax.config import BasePolicyConfig, Config, ConfigError
@@ -61,12 +61,7 @@ def build(config: Config) -> Run:
       ConfigError, checkpoint.CheckpointError, registry.UnknownName: the config cannot work; the
         message says what to change.
     """
-    configs.validate(config)
-    task = config.task
-    env = registry.make(task.name, task.physics, task.reward, task.terminate_on_success, task.shift)
-    base = load_base(config.base_policy, env.task)
-    if config.decorator.residual_per == "control_step":
-        base = step_by_step(base)
+    env, base = distributed.agree(partial(_load, config))
     mesh = make_mesh(config)
     rollout = make_rollout(env, base, config.decorator, mesh)
     chunk_dim, size = base.act_horizon * base.act_dim, residual_dim(config.decorator, base)
@@ -75,9 +70,21 @@ def build(config: Config) -> Run:
     mean, std = base.obs_mean, base.obs_std
     if not config.decorator.normalize_obs:
         mean, std = jnp.zeros_like(mean), jnp.ones_like(std)
-    demos = load_demos(config, env.task, base, size) if config.train.demo_share else ()
+    share = config.train.demo_share
+    demos = distributed.agree(lambda: load_demos(config, env.task, base, size) if share else ())
+    distributed.check_same("base policy", (base.params, mean, std))
+    distributed.check_same("file of demonstrations", demos)
     frozen = copy_to_all(mesh, Frozen(env.model, base.params, mean, std, demos))
     return Run(config, env, base, rollout, sac, trainer, mesh, frozen)
+
+
+def _load(config: Config) -> tuple[Env, BasePolicy]:
+    """The environment of a run and its base policy."""
+    configs.validate(config)
+    task = config.task
+    env = registry.make(task.name, task.physics, task.reward, task.terminate_on_success, task.shift)
+    base = load_base(config.base_policy, env.task)
+    return env, step_by_step(base) if config.decorator.residual_per == "control_step" else base
 
 
 def load_base(base_policy: BasePolicyConfig, task: Task) -> BasePolicy:
@@ -118,29 +125,41 @@ def prepare(
     config, frozen, count = built.config, built.frozen, len(members) or 1
     stacked = count > 1
     init, there = make_init(built, members), placement(built.mesh, stacked)
+    whole = there.key
     train_epoch = built.trainer.train_epoch
     if stacked:
         train_epoch = jax.vmap(train_epoch, (None, 0))
     epoch = jax.jit(train_epoch, donate_argnums=1, in_shardings=(None, there),
-                    out_shardings=(there, None))  # fmt: skip
+                    out_shardings=(there, whole))  # fmt: skip
     state, evaluation = jax.eval_shape(init), _evaluation(built)
+    like = _with_places(state, placement(built.mesh))
     if stacked:
         state, evaluation = (_several(count, shapes) for shapes in (state, evaluation))
     planned = partial(memory.make_plans, state, frozen, evaluation, built.mesh, memory_gib)
-    memory.check(planned(), config)  # where arrays alone are too many there is nothing to compile
+    check = lambda plans: distributed.agree(partial(memory.check, plans, config))  # noqa: E731
+    check(planned())  # where arrays alone are too many there is nothing to compile
     report.say("compiling an epoch")
     programs = {state.decision_steps.shape: epoch.lower(frozen, state).compile()}
     plans = planned(memory.working_memory(programs[state.decision_steps.shape]))
-    memory.check(plans, config)
+    check(plans)
     memory.show(plans)
 
     def advance(state: TrainState):
-        state = jax.device_put(state, there)  # a restored one comes from one device
+        state = jax.device_put(state, there)  # a stack's rows, a rolled back one
         # of fewer members the program is compiled where they have become so few
         return programs.get(state.decision_steps.shape, epoch)(frozen, state)
 
     assess = make_assess(built)
-    return Steps(init, advance, assess, make_assess(built, stacked) if stacked else assess), plans
+    assess_all = make_assess(built, stacked) if stacked else assess
+    return Steps(init, like, advance, assess, assess_all), plans
+
+
+def _with_places(state: TrainState, there: TrainState) -> TrainState:
+    """Shapes of a training state that also say where each array lives."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        state, jax.tree.broadcast(there, state),
+    )  # fmt: skip
 
 
 def _several(count: int, shapes: Any) -> Any:
@@ -186,7 +205,8 @@ def make_assess(built: Run, stacked: bool = False):
     def assess_all(frozen, episodes, record, key, actors, scales):
         return jax.vmap(partial(assess, frozen, episodes, record, key))(actors, scales)
 
-    compiled = jax.jit(assess_all if stacked else assess, static_argnums=(1, 2))
+    compiled = jax.jit(assess_all if stacked else assess, static_argnums=(1, 2),
+                       out_shardings=placement(built.mesh).key)  # fmt: skip
 
     def on_host(actor, residual_scale, seed, episodes, record=False) -> Evaluation:
         key = jax.random.key(seed)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from pdjax import evaluation, guard, report
@@ -20,14 +19,14 @@ from pdjax.config import Config
 from pdjax.outputs import plain
 from pdjax.rollout import Evaluation
 from pdjax.train import TrainState
-from pdjax.types import Array, Metrics, Params
+from pdjax.types import Metrics, Params
 
 
 class Progress(NamedTuple):
     """Where a run is after an epoch: all that the next one depends on, so all that is saved.
 
     Attributes:
-      state: of the training.
+      state: of the training, on the devices; the rest is on the host.
       best_actor: parameters of the residual policy that evaluated best so far. At first all zero,
         which is no residual at all: the base policy, bit for bit.
       best_score: () float32, its success_once on the interim episodes; at first the base policy's.
@@ -41,13 +40,13 @@ class Progress(NamedTuple):
 
     state: TrainState
     best_actor: Params
-    best_score: Array
-    first_drift: Array
-    train_successes: Array
-    since_eval: Array
-    since_save: Array
-    rollbacks: Array
-    stopped: Array
+    best_score: Any
+    first_drift: Any
+    train_successes: Any
+    since_eval: Any
+    since_save: Any
+    rollbacks: Any
+    stopped: Any
 
 
 class Steps(NamedTuple):
@@ -55,6 +54,7 @@ class Steps(NamedTuple):
 
     Attributes:
       init: member -> TrainState.
+      like: shapes of such a state and, where it matters, where its arrays live.
       train_epoch: TrainState -> (TrainState, Metrics); the argument is donated. Of several members
         all leaves are (members, ...).
       assess: (actor, residual_scale, seed, episodes) -> Evaluation.
@@ -62,6 +62,7 @@ class Steps(NamedTuple):
     """
 
     init: Callable[[int], TrainState]
+    like: TrainState
     train_epoch: Callable[[TrainState], tuple[TrainState, Metrics]]
     assess: Callable[[Params, Any, int, int], Evaluation]
     assess_all: Callable[[Params, Any, int, int], Evaluation]
@@ -98,15 +99,12 @@ class Refinement:
 
     def resume(self, at_most: int | None = None) -> None:
         """Takes up the newest progress on disk, of no more decisions than given, or a new one."""
-        fresh = _start(jax.eval_shape(self._init))
-        self.done, self.progress, problems = self._newest.restore(fresh, at_most)
+        like = _start(self._steps.like)
+        self.done, self.progress, problems = self._newest.restore(like, at_most)
         for problem in problems:
             report.say(f"{problem} - going on from an earlier one")
         if self.done < 0:
-            self.done, self.progress = 0, _start(self._init())
-
-    def _init(self) -> TrainState:
-        return self._steps.init(self.index)
+            self.done, self.progress = 0, _start(self._steps.init(self.index))
 
     def begin(self, log: report.MetricsLog) -> None:
         """Opens the records."""
@@ -119,7 +117,7 @@ class Refinement:
         if base is None or self.done:
             return
         self._write("eval", evaluation.figures(base))
-        self.progress = self.progress._replace(best_score=jnp.float32(base.success_once.mean()))
+        self.progress = self.progress._replace(best_score=np.float32(base.success_once.mean()))
         successes = int(base.success_once.sum()), len(base.success_once)
         self._obey(guard.check_base(self.config.guard, *successes))
 
@@ -137,7 +135,7 @@ class Refinement:
         """The last progress."""
         if self.config.eval.interim_episodes:
             return self.progress
-        return self.progress._replace(best_actor=self.progress.state.sac.mean_actor)
+        return self.progress._replace(best_actor=_on_host(self.progress.state.sac.mean_actor))
 
     @property
     def is_over(self) -> bool:
@@ -152,7 +150,7 @@ class Refinement:
         every, before = self.config.train.decisions_per_epoch, self.progress
         successes = values["train_success"] * values["episodes"]
         self.progress = before._replace(
-            train_successes=before.train_successes + successes,
+            train_successes=np.float32(before.train_successes + successes),
             since_eval=before.since_eval + every,
             since_save=before.since_save + every,
         )
@@ -182,7 +180,7 @@ class Refinement:
         config, values = self.config, {name: float(value) for name, value in metrics.items()}
         self.progress = self.progress._replace(state=state)
         if self.progress.first_drift < 0:
-            self.progress = self.progress._replace(first_drift=jnp.float32(values["drift"]))
+            self.progress = self.progress._replace(first_drift=np.float32(values["drift"]))
         limit = np.inf
         if config.task.reward == "success":
             limit = guard.largest_return(config.sac.gamma, config.sac.reward_offset)
@@ -198,7 +196,7 @@ class Refinement:
         self._obey(verdicts)
         if is_lost:
             self._audit(guard.Verdict("halving", "stop", {"success_once": self.score}), "stop")
-            self.progress = self.progress._replace(stopped=jnp.ones((), bool))
+            self.progress = self.progress._replace(stopped=np.True_)
 
     def _compare(
         self, base: Evaluation, result: Evaluation, may_be_best: bool
@@ -207,11 +205,10 @@ class Refinement:
         state = self.progress.state
         self._write("eval", evaluation.figures(result))
         self.score = float(result.success_once.mean())
-        self.progress = self.progress._replace(since_eval=jnp.zeros((), jnp.int32))
+        self.progress = self.progress._replace(since_eval=np.int32(0))
         if may_be_best and self.score >= self.progress.best_score:
-            copy = jax.tree.map(jnp.copy, state.sac.mean_actor)  # the state is donated
             self.progress = self.progress._replace(
-                best_actor=copy, best_score=jnp.float32(self.score)
+                best_actor=_on_host(state.sac.mean_actor), best_score=np.float32(self.score)
             )
             report.say_unsaved(self._best.save(self.done, state))
         gain, interval = evaluation.paired_gain(base.success_once, result.success_once)
@@ -233,7 +230,8 @@ class Refinement:
         elif action == "roll_back":
             self._roll_back()
         else:
-            self.progress = progress._replace(stopped=progress.stopped | (action == "stop"))
+            stopped = np.bool_(progress.stopped or action == "stop")
+            self.progress = progress._replace(stopped=stopped)
 
     def _audit(self, verdict: guard.Verdict, action: guard.Action) -> None:
         """Writes down what was found and what is done about it."""
@@ -246,11 +244,11 @@ class Refinement:
     def _roll_back(self) -> None:
         """The state that evaluated best, else a new one, with half the step sizes from here on."""
         now = self.progress.state
-        step, state, _ = self._best.restore(jax.eval_shape(self._init))
-        state = self._init() if step < 0 else state
+        step, state, _ = self._best.restore(self._steps.like)
+        state = self._steps.init(self.index) if step < 0 else state
         halved = {name: 0.5 * getattr(now.hyperparams, name)
                   for name in ("actor_lr", "critic_lr", "temperature_lr")}  # fmt: skip
-        rollbacks = self.progress.rollbacks + 1
+        rollbacks = np.int32(self.progress.rollbacks + 1)
         state = state._replace(
             key=jax.random.fold_in(state.key, rollbacks),  # what went wrong must not come again
             hyperparams=now.hyperparams._replace(**halved),
@@ -266,7 +264,7 @@ class Refinement:
 
     def save(self, wait: bool) -> None:
         """Writes a checkpoint; training goes on where that fails."""
-        self.progress = self.progress._replace(since_save=jnp.zeros((), jnp.int32))
+        self.progress = self.progress._replace(since_save=np.int32(0))
         report.say_unsaved(self._newest.save(self.done, self.progress, wait))
 
     def close(self) -> None:
@@ -276,7 +274,7 @@ class Refinement:
 
 
 def _start(state: TrainState) -> Progress:
-    zero, no = jnp.zeros(()), jnp.zeros((), jnp.int32)
+    zero, no = np.float32(0), np.int32(0)
     return Progress(
         state=state,
         best_actor=no_residual(state.sac.actor),
@@ -286,10 +284,15 @@ def _start(state: TrainState) -> Progress:
         since_eval=no,
         since_save=no,
         rollbacks=no,
-        stopped=jnp.zeros((), bool),
+        stopped=np.False_,
     )
 
 
 def no_residual(actor: Params) -> Params:
     """Parameters, all zero, of which every residual is zero."""
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), actor)
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), actor)
+
+
+def _on_host(actor: Params) -> Params:
+    """A copy: the state that parameters belong to is donated."""
+    return jax.tree.map(np.array, jax.device_get(actor))

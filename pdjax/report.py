@@ -30,6 +30,11 @@ PLAIN_EVERY = 15.0  # s between progress lines where the output is no terminal
 console = Console(stderr=True, highlight=False)
 
 
+def mute() -> None:
+    """From here on this process shows and records nothing: of several, another one does."""
+    console.quiet = True
+
+
 class ProgressBar:
     """A bar with count, rate, remaining time and the caller's note; plain lines without a terminal.
 
@@ -104,7 +109,8 @@ class MetricsLog:
         self._path = directory / "metrics.jsonl"
         drop_records(self._path, "decision_steps", begin)
         self.begin, self.wall_s = begin, wall_s(directory)
-        self._writer = SummaryWriter(str(directory / "tb"), purge_step=begin + 1)
+        self._writer = SummaryWriter(str(directory / "tb"), purge_step=begin + 1,
+                                     write_to_disk=not console.quiet)  # fmt: skip
 
     def write(self, group: str, step: int, values: Mapping[str, Any]) -> None:
         """Records values of a group (`train`, `eval`) at a number of decision steps."""
@@ -136,6 +142,8 @@ def wall_s(directory: Path) -> float:
 
 def add_record(path: Path, record: Mapping[str, Any]) -> None:
     """Appends a record to a file of one JSON object a line."""
+    if console.quiet:
+        return
     with path.open("a") as file:
         file.write(json.dumps(plain(record)) + "\n")
 
@@ -149,7 +157,7 @@ def drop_records(path: Path, counter: str, after: int) -> None:
       after: the last to stay; after 0, a new start, none does.
     """
     kept = [record for record in read_records(path) if after and record[counter] <= after]
-    if path.exists():
+    if path.exists() and not console.quiet:
         partial = path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
         partial.replace(path)
@@ -180,6 +188,8 @@ def into(path: Path) -> Iterator[None]:
 
 def emit_json(values: Mapping[str, Any]) -> None:
     """Prints one JSON object as the last line of stdout."""
+    if console.quiet:
+        return
     sys.stdout.write(json.dumps(plain(values)) + "\n")
     sys.stdout.flush()
 

@@ -11,18 +11,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from pdjax.base_policies.chunking import push_history
 from pdjax.config import DecoratorConfig
-from pdjax.decision import Frozen, RolloutState, base_actions, play_chunk, start_episode
+from pdjax.decision import Frozen, RolloutState, base_actions, play_decision, start_episode
 from pdjax.decorator import clip_action, decorate, far_numbers, normalize
-from pdjax.sharding import split
+from pdjax.sharding import AXIS, by_env
 from pdjax.types import Array, BasePolicy, Key, Metrics, Params, Transition
 from pdjax_envs.task import Env, in_float32
 
 PLAIN = DecoratorConfig()
-BLOCKS = 8  # in which episodes start anew, see `block_size`
 
 
 class Rollout(NamedTuple):
@@ -93,21 +92,33 @@ def make_rollout(
         return lambda obs, *rest: choose(see(frozen, obs), *rest)
 
     def init(frozen: Frozen, key: Key, num_envs: int) -> RolloutState:
-        keys = split(mesh, jax.random.split(key, num_envs))
-        return jax.vmap(lambda k: start_episode(env, base, frozen, k))(keys)
+        def start(frozen: Frozen, keys: Array) -> RolloutState:
+            return jax.vmap(lambda key: start_episode(env, base, frozen, key))(keys)
+
+        return by_env(mesh, start)(frozen, jax.random.split(key, num_envs))
+
+    act, play = (
+        by_env(mesh, partial(base_actions, base)),
+        by_env(mesh, partial(play_decision, env, base)),
+    )
 
     def collect(frozen: Frozen, state: RolloutState, choose_residual, keys: Array):
         def decide(state, inputs):
             choose = seeing(frozen, choose_residual)
-            return _decide(env, base, frozen, (choose, doubt), state, inputs)
+            return _decide((act, play), base, frozen, (choose, doubt), state, inputs)
 
         state, (rows, counts) = jax.lax.scan(decide, state, (keys, jnp.arange(len(keys))))
         return state, rows, jax.tree.map(jnp.sum, counts)
 
+    by_episode = PartitionSpec(AXIS)
+    parts = Evaluation(*[by_episode] * 5, qpos=PartitionSpec(None, AXIS), carry=by_episode)
+
     def evaluation(frozen, choose_residual, residual_scale, key, episodes, record=False):
-        keys = split(mesh, jax.random.split(key, episodes))
-        residual = (seeing(frozen, choose_residual), residual_scale)
-        return evaluate(env, base, frozen, residual, keys, record)
+        def play_all(frozen: Frozen, keys: Array) -> Evaluation:
+            residual = (seeing(frozen, choose_residual), residual_scale)
+            return evaluate(env, base, frozen, residual, keys, record)
+
+        return by_env(mesh, play_all, parts)(frozen, jax.random.split(key, episodes))
 
     view_dim = jax.eval_shape(
         see, Frozen(None, None, base.obs_mean, base.obs_std), jnp.zeros((1, base.obs_dim))
@@ -134,30 +145,30 @@ def make_base_play(env: Env, base: BasePolicy) -> Callable[..., Evaluation]:
     return on_host
 
 
-def _decide(env, base, frozen, residual: tuple, state: RolloutState, inputs):
-    """One decision of all environments: base, residual, chunk or reset."""
-    (choose_residual, doubt), (key, index) = residual, inputs
+def _decide(env_parts, base, frozen, residual: tuple, state: RolloutState, inputs):
+    """One decision of all environments: base, residual, chunk or reset.
+
+    `env_parts` are `base_actions` and `play_decision`, each environment's where it lives.
+    """
+    (act, play), (choose_residual, doubt), (key, index) = env_parts, residual, inputs
     num_envs = len(state.history)
     base_key, residual_key, reset_key, doubt_key = jax.random.split(key, 4)
-    chunk, carry = base_actions(base, frozen, state.carry, state.history, base_key)
+    base_keys = jax.random.split(base_key, num_envs)
+    chunk, carry = act(frozen, state.carry, state.history, base_keys)
     base_action = chunk.reshape(num_envs, -1)
     obs = state.history[:, -1]
     inputs = (obs, base_action, residual_key, index)
     if doubt:
-        other, _ = base_actions(base, frozen, state.carry, state.history, doubt_key)
+        other, _ = act(frozen, state.carry, state.history, jax.random.split(doubt_key, num_envs))
         inputs += (jnp.mean((other - chunk) ** 2, axis=(1, 2)),)
     residual_action, residual_scale = choose_residual(*inputs)
     action = clip_action(decorate(base_action, residual_action, residual_scale))
 
-    played_env, history, outcome = jax.vmap(play_chunk, (None, None, 0, 0, 0))(
-        env, frozen, state.env, state.history, action.reshape(chunk.shape)
+    was_done, numbers = state.done, jnp.arange(num_envs)
+    state = state._replace(carry=carry)
+    next_state, outcome, ended, succeeded = play(
+        (frozen, reset_key), state, action.reshape(chunk.shape), numbers
     )
-    succeeded = state.succeeded | outcome.success
-    done = outcome.terminated | outcome.truncated
-    played = RolloutState(played_env, history, carry, done, succeeded)
-    was_done = state.done
-    start = lambda index: start_episode(env, base, frozen, jax.random.fold_in(reset_key, index))  # noqa: E731
-    next_state = _restart(start, played, was_done)
     outcome = jax.tree.map(lambda x: jnp.where(was_done, jnp.zeros_like(x), x), outcome)
     row = Transition(
         obs=obs,
@@ -168,7 +179,6 @@ def _decide(env, base, frozen, residual: tuple, state: RolloutState, inputs):
         truncated=outcome.truncated,
         is_reset=was_done,
     )
-    ended = done & ~was_done
     counts = {
         "episodes": ended,
         "successes": ended & succeeded,
@@ -180,30 +190,6 @@ def _decide(env, base, frozen, residual: tuple, state: RolloutState, inputs):
     }
     counts = {name: jnp.sum(count).astype(jnp.float32) for name, count in counts.items()}
     return next_state, (row, counts)
-
-
-def block_size(num_envs: int) -> int:
-    """Environments that start a new episode at a time, while any of `num_envs` has to."""
-    return -(-num_envs // BLOCKS)
-
-
-def _restart(start, state: RolloutState, is_over: Array) -> RolloutState:
-    """Replaces the environments that are over by `start` of their index, a few at a time.
-
-    In most decisions a few episodes end, so starting one in every environment would cost as much
-    as a control step of all of them; a loop over blocks costs what there is to start.
-    """
-    num_envs = len(is_over)
-    block = block_size(num_envs)
-
-    def start_some(carry):
-        state, waiting = carry
-        index = jnp.nonzero(waiting, size=block, fill_value=num_envs)[0]  # beyond: dropped
-        fresh = jax.vmap(start)(index)
-        state = jax.tree.map(lambda old, new: old.at[index].set(new, mode="drop"), state, fresh)
-        return state, waiting.at[index].set(False, mode="drop")
-
-    return jax.lax.while_loop(lambda carry: carry[1].any(), start_some, (state, is_over))[0]
 
 
 def evaluate(

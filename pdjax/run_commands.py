@@ -35,18 +35,29 @@ class Train:
     memory_gib: NonNegative = 0.0
     """Memory to fit into: GiB of an accelerator, or of a machine without one; 0 = what is free of
     this one."""
+    coordinator: str = ""
+    """For one run on several machines, or processes: HOST:PORT of process 0, or `auto` = as Slurm,
+    Open MPI, Kubernetes or a TPU pod tell. Start this same command in each; they must share the
+    folders of the run and the base policy. Default JAX_COORDINATOR_ADDRESS, else alone."""
+    process: str = ""
+    """INDEX/COUNT of this process, such as 0/2; default JAX_PROCESS_ID and JAX_NUM_PROCESSES, else
+    as the cluster tells."""
 
     def run(self) -> dict[str, Any]:
         """Trains, evaluates and writes."""
         from pdjax import config as configs
+        from pdjax import distributed
 
         members = configs.load_members(self.config, self.set, self.members)
         name = f"{Path(self.config).stem}-seed{members[0].seed}"
         several = len(members) > 1
         out = self.out or Path("runs") / (f"{name}-{len(members)}members" if several else name)
+        distributed.join(self.coordinator, self.process)
         from pdjax import report, runner, tables
         from pdjax.members import varied
 
+        if not distributed.is_writer():
+            report.mute()
         if self.plan:
             return runner.plan(members, self.memory_gib)
         if several:

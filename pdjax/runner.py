@@ -12,10 +12,11 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pdjax import checkpoint, memory, plots, report
+from pdjax import checkpoint, distributed, memory, plots, report
 from pdjax import config as configs
 from pdjax.base_policies import foreign
 from pdjax.config import Config, ConfigError
@@ -91,12 +92,12 @@ def run_members(
     if len(members) == 1:
         return _run([Member(members[0], directory)], resume, memory_gib, watch)
     if not resume:
-        check_directory(directory)
+        distributed.by_writer(partial(check_directory, directory))
     places = [Member(config, directory / f"member_{index}") for index, config in enumerate(members)]
     results = _run(places, resume, memory_gib, watch)
     rows = [{"directory": result.directory.name, "set": values, "result": result.summary}
             for values, result in zip(varied(members), results, strict=True)]  # fmt: skip
-    write_json(directory / "members.json", rows)
+    distributed.by_writer(partial(write_json, directory / "members.json", rows))
     return results
 
 
@@ -104,10 +105,12 @@ def _run(
     members: Sequence[Member], resume: bool, memory_gib: float, watch: Watch | None
 ) -> list[Result]:
     start = time.monotonic()
-    begun = [resume and _is_begun(*member) for member in members]
-    for member, is_begun in zip(members, begun, strict=True):
-        if not is_begun:
-            check_directory(member.directory)
+    distributed.check_same("config", [repr(member.config) for member in members])
+    begun = distributed.agree(lambda: [resume and _is_begun(*member) for member in members])
+    distributed.check_same("folder for runs", begun)
+    new = [member for member, is_begun in zip(members, begun, strict=True) if not is_begun]
+    for member in new:
+        distributed.by_writer(partial(check_directory, member.directory))
     done = [is_begun and (member.directory / "result.json").is_file()
             for member, is_begun in zip(members, begun, strict=True)]  # fmt: skip
     if all(done):
@@ -122,9 +125,9 @@ def _run(
             f"{members[0].directory} is inside the base policy's directory; choose another --out"
         )
     steps, _ = prepare(built, memory_gib, [member.config for member in members])
-    for member, is_begun in zip(members, begun, strict=True):
-        if not is_begun:
-            _begin(*member)
+    for member in new:
+        distributed.by_writer(partial(_begin, *member))
+        distributed.agree(partial(_check_shared, member.directory))
     if foreign.is_foreign(base):
         num_envs = config.train.num_envs
         way, microseconds = foreign.cost(built.base, num_envs)
@@ -134,8 +137,9 @@ def _run(
     ends = refine(members, steps, watch)
     start = time.monotonic()
     for member, end in zip(members, ends, strict=True):
-        shutil.rmtree(member.directory / "residual", ignore_errors=True)  # of a run that ended here
-        checkpoint.save(member.directory / "residual", end.best_actor)
+        residual = member.directory / "residual"  # there already where a run ended right here
+        distributed.by_writer(partial(shutil.rmtree, residual, ignore_errors=True))
+        checkpoint.save(residual, end.best_actor)
     refined = [(end.best_actor, member.config.decorator.residual_scale)
                for member, end in zip(members, ends, strict=True)]  # fmt: skip
     compared = compare(built, refined, config.eval.episodes, config.eval.seed)
@@ -149,9 +153,14 @@ def _run(
             "physics": built.env.engine,
             "wall_s": before + trained + time.monotonic() - start,
         }
-        plots.plot_learning_curve(member.directory, summary)
-        write_result(member.directory, summary)
+        distributed.by_writer(partial(_finish, member.directory, summary))
     return [_read(member.directory) for member in members]
+
+
+def _finish(directory: Path, summary: dict[str, Any]) -> None:
+    """Draws the curve and writes `result.json`."""
+    plots.plot_learning_curve(directory, summary)
+    write_result(directory, summary)
 
 
 def _read(directory: Path) -> Result:
@@ -174,6 +183,13 @@ def _is_begun(config: Config, directory: Path) -> bool:
             " give the same config, or choose another --out"
         )
     return True
+
+
+def _check_shared(directory: Path) -> None:
+    """Checks that a run directory, made by one process, is there for all."""
+    if not (directory / "config.yaml").is_file():
+        raise ConfigError(f"cannot see {directory}, which process 0 made; all processes must share"
+                          " the folder of --out")  # fmt: skip
 
 
 def _begin(config: Config, directory: Path) -> None:

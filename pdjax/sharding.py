@@ -2,9 +2,12 @@
 
 Environments, their part of the replay and each batch are split; parameters, optimisers, counters
 and keys are on every device. The mathematics is that of one device: batch sizes are global, and
-XLA adds what the devices must tell each other (GSPMD).
+XLA adds what the devices must tell each other (GSPMD). What concerns one environment alone - its
+physics, its base policy, its new episodes - runs where the environment lives (`by_env`). Devices
+may belong to several processes, see `distributed`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,6 +26,10 @@ def make_mesh(config: Config) -> Mesh:
       ConfigError: there are not as many, or environments cannot be dealt out evenly.
     """
     found, wanted = jax.devices(), config.train.devices
+    if wanted not in (0, len(found)) and jax.process_count() > 1:
+        raise ConfigError(
+            f"train.devices={wanted}, but the processes of this run have {len(found)}; set it to 0"
+        )
     if wanted > len(found):
         raise ConfigError(
             f"train.devices={wanted}, but JAX finds {len(found)} ({found[0].platform}); lower it"
@@ -39,8 +46,16 @@ def make_mesh(config: Config) -> Mesh:
 
 
 def copy_to_all(mesh: Mesh, tree: Any) -> Any:
-    """A tree of arrays as every device of a mesh holds it whole; the same tree on one device."""
-    return tree if mesh.size == 1 else jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """A tree of arrays as every device of a mesh holds it whole; the same tree on one device.
+
+    With several processes each must bring the same arrays.
+    """
+    if mesh.size == 1:
+        return tree
+    whole = NamedSharding(mesh, PartitionSpec())
+    if whole.is_fully_addressable:
+        return jax.device_put(tree, whole)
+    return jax.jit(lambda tree: tree, out_shardings=whole)(jax.device_get(tree))
 
 
 def split(mesh: Mesh | None, tree: Any) -> Any:
@@ -51,3 +66,31 @@ def split(mesh: Mesh | None, tree: Any) -> Any:
     if mesh is None or len(jax.tree.leaves(tree)[0]) % mesh.size:
         return tree
     return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec(AXIS)))
+
+
+def by_env(mesh: Mesh | None, function: Callable[..., Any], results: Any = None):
+    """A function of environments that each device runs for its own, telling others nothing.
+
+    Without it XLA would have to divide calls of the host (native physics, wrapped policies), which
+    it cannot, and resets, which it would send around.
+
+    Args:
+      mesh: of the devices; None or one device = the function as it is.
+      function: (whole, *split) -> results; leaves of `split` are (num_envs, ...), and no
+        environment depends on another. Each device sees all of `whole` and its part of the rest;
+        where num_envs is no multiple of the devices, each does everything.
+      results: specs of the results; None = all (num_envs, ...).
+    """
+    if mesh is None or mesh.size == 1:
+        return function
+
+    def run(whole: Any, *per_env: Any) -> Any:
+        everything, part = PartitionSpec(), PartitionSpec(AXIS)
+        out = part if results is None else results
+        if len(jax.tree.leaves(per_env)[0]) % mesh.size:
+            part, out = everything, everything
+        specs = (everything, *[part] * len(per_env))
+        local = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
+        return local(whole, *per_env)
+
+    return run

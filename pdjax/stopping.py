@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pdjax import report
+from pdjax import distributed, report
 
 
 class Stopped(Exception):  # noqa: N818, it is no error
@@ -18,16 +18,21 @@ def stop_asked() -> Iterator[Callable[[], str]]:
     """Within: SIGINT and SIGTERM are noted instead of obeyed; a second one is obeyed at once.
 
     Yields:
-      () -> the name of the signal that came, or "".
+      () -> the name of the signal that came, or ""; of several processes, to any: all must ask.
     """
-    came: list[str] = []
+    came: list[int] = []
 
     def note(number: int, frame: Any) -> None:
         del frame
         if came:
             raise KeyboardInterrupt
-        came.append(signal.Signals(number).name)
-        report.say(f"{came[0]}: stopping after this epoch; once more to stop at once")
+        came.append(number)
+        name = signal.Signals(number).name
+        report.say(f"{name}: stopping after this epoch; once more to stop at once")
+
+    def asked() -> str:
+        number = distributed.any_of(came[0] if came else 0)
+        return signal.Signals(number).name if number else ""
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: ""  # signals come to the main thread only
@@ -35,7 +40,7 @@ def stop_asked() -> Iterator[Callable[[], str]]:
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, note) for number in numbers}
     try:
-        yield lambda: came[0] if came else ""
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

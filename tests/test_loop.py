@@ -58,7 +58,8 @@ def make_steps(*of_each, velocity=0.2):
     one = assess_all = jax.jit(assess, static_argnums=(2, 3))
     if several:
         assess_all = jax.jit(jax.vmap(assess, (0, 0, None, None)), static_argnums=(2, 3))
-    return Steps(start, lambda state: epoch(frozen, state), one, assess_all)
+    like = jax.eval_shape(partial(start, 0))
+    return Steps(start, like, lambda state: epoch(frozen, state), one, assess_all)
 
 
 def refine(config, steps, directory):

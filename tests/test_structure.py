@@ -12,12 +12,11 @@ SHIPPED = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in ("pdja
 
 # From the ground up; a module imports from rooms below its own, never from its own or above.
 ROOMS = [
-    {"schema", "types", "startup", "checkpoint", "machine", "render", "presets", "curves",
-     "roofline"},
-    {"guard", "outputs", "base_policies.chunking", "base_policies.settings",
+    {"schema", "types", "startup", "machine", "render", "presets", "curves", "roofline"},
+    {"distributed", "guard", "outputs", "base_policies.chunking", "base_policies.settings",
      "base_policies.trainable", "base_policies.attention", "base_policies.description",
      "base_policies.sources", "base_policies.adaptation"},
-    {"config"},
+    {"config", "checkpoint"},
     {"decision", "decorator", "networks", "losses", "report", "sharding", "base_policies.unet",
      "base_policies.host", "base_policies.exported", "base_policies.weights"},
     {"base_policies.mlp", "base_policies.diffusion", "base_policies.behavior_transformer",
@@ -163,7 +162,7 @@ def test_modules_import_only_from_rooms_below(path):
 
 
 def test_checkpoint_and_report_know_no_algorithm():
-    assert not rooms_used((ROOT / "pdjax/checkpoint.py").read_text())
+    assert rooms_used((ROOT / "pdjax/checkpoint.py").read_text()) <= {"distributed"}
     assert rooms_used((ROOT / "pdjax/report.py").read_text()) <= {"outputs"}
 
 
