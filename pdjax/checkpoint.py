@@ -20,7 +20,8 @@ class CheckpointError(ValueError):
 
 
 class Checkpoints:
-    """Numbered checkpoints: written in the background, complete or not there, the newest kept.
+    """Numbered checkpoints: complete or not there, the newest kept; written in the background
+    where one process trains.
 
     Args:
       directory: made where it is missing.
@@ -33,7 +34,13 @@ class Checkpoints:
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, cleanup_tmp_directories=True)
+        # Writers in the background of several processes, of two directories at once, were seen to
+        # wait for each other forever: Orbax numbers what they agree on in one row.
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=not distributed.is_shared(),
+        )
         return ocp.CheckpointManager(self._directory, options=options)
 
     def save(self, step: int, tree: Any, wait: bool = False) -> str:
@@ -176,7 +183,7 @@ def _abstract(leaf: Any) -> Any:
     sharding = leaf.sharding if isinstance(leaf, jax.ShapeDtypeStruct) else None
     if _is_key(leaf):
         leaf = jax.eval_shape(jax.random.key_data, leaf)
-    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 

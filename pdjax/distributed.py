@@ -9,7 +9,8 @@ only memory here is which process this is; in one that is alone nothing here doe
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import jax
@@ -74,9 +75,37 @@ def _numbers(process: str) -> tuple[int | None, int | None]:
     return int(match[1]), int(match[2])
 
 
+class Lost(RuntimeError):  # noqa: N818, what is lost is no error
+    """Another process of the run is gone."""
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Within: what JAX says of a connection that broke is said in the words of `Lost`.
+
+    Raises:
+      Lost: where several processes train, in the place of JAX's error.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if _count == 1:
+            raise
+        reason = str(error).splitlines()[0][:200]
+        raise Lost(
+            f"another process of this run is gone, or cannot be reached ({reason}); start all of"
+            " them again, with --resume"
+        ) from error
+
+
 def is_writer() -> bool:
     """Whether this process is the one that shows and records."""
     return _index == 0
+
+
+def is_shared() -> bool:
+    """Whether several processes train this run."""
+    return _count > 1
 
 
 def by_writer(action: Callable[[], Any]) -> None:

@@ -60,17 +60,17 @@ class Train:
             report.mute()
         if self.plan:
             return runner.plan(members, self.memory_gib)
-        if several:
+        with distributed.together():
             results = runner.run_members(members, out, self.resume, self.memory_gib)
-            found = [result.summary for result in results]
+        found = [result.summary for result in results]
+        if several:
             tables.show_members(varied(members), found)
             report.say(f"written to {out}: members.json, and a run's directory of each")
             return {"members": found}
-        result = runner.run(members[0], out, self.resume, self.memory_gib)
-        tables.show_comparison(result.summary)
+        tables.show_comparison(found[0])
         report.say(f"written to {out}: result.json, learning_curve.png, residual/, metrics.jsonl,"
                    " tb/")  # fmt: skip
-        return result.summary
+        return found[0]
 
 
 @dataclasses.dataclass(frozen=True)

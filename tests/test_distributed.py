@@ -1,0 +1,173 @@
+"""One run on two processes: the run that it is in one, and none is left waiting for another."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_cli import make_base_policy
+
+from pdjax import cli
+
+# `pdjax train`, which also keeps what the training ends with, as this process holds it.
+PROGRAM = """
+import sys
+import jax, numpy as np
+from pdjax import cli, runner
+
+refine, path = runner.refine, sys.argv[1]
+
+def keep(*arguments):
+    (end,) = ends = refine(*arguments)
+    assert end.state.sac.gradient_steps > 0
+    learner = jax.tree.leaves((end.state.sac, end.best_actor))
+    assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(end.state.sac))
+    replay = [shard.data for shard in end.state.replay.storage.obs.addressable_shards]
+    np.savez(path, replay=replay[0], **{f"leaf{i}": leaf for i, leaf in enumerate(learner)})
+    return ends
+
+runner.refine = keep
+sys.argv[:2] = ["pdjax"]
+cli.program()
+"""
+SHORT = [
+    "train.num_envs=4", "train.decisions_per_round=16", "train.decisions_per_epoch=64",
+    "train.total_decisions=256", "train.learning_starts=16", "train.replay_capacity=512",
+    "eval.episodes=5", "eval.interim_episodes=4", "eval.interim_every=64", "checkpoint.every=64",
+    "sac.hidden=[8]", "sac.batch_size=16",
+]  # fmt: skip
+
+
+def start(folder, out, index=None, port=0, *more):
+    """One process of a run, or the only one."""
+    name = f"{out}_{index}"
+    command = [sys.executable, "-c", PROGRAM, str(folder / f"{name}.npz"), "train", "peg_fast",
+               "--out", str(folder / out), "--set", f"base_policy.path={folder / 'base'}",
+               *SHORT, *more]  # fmt: skip
+    environment = dict(os.environ)
+    if index is not None:
+        command += ["--coordinator", f"127.0.0.1:{port}", "--process", f"{index}/2"]
+    log = (folder / f"{name}.log").open("w")
+    return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+
+def start_two(folder, out, *more):
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    return [start(folder, out, index, port, *more) for index in range(2)]
+
+
+def codes(processes, seconds=300):
+    """Exit codes; none may still run after so many seconds."""
+    try:
+        return [process.wait(seconds) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def said(folder, out, index):
+    return (folder / f"{out}_{index}.log").read_text()
+
+
+def ends(folder, out, index):
+    with np.load(folder / f"{out}_{index}.npz") as found:
+        return dict(found)
+
+
+def records(directory):
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "wall_s"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Holds a base policy and `two`, a run on two processes that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("runs")
+    make_base_policy(folder / "base")
+    assert codes(start_two(folder, "two")) == [0, 0], said(folder, "two", 0)
+    return folder
+
+
+def test_two_processes_train_what_one_does(folder):
+    assert codes([start(folder, "one")]) == [0], said(folder, "one", None)
+    first, second, alone = (
+        ends(folder, *which) for which in (("two", 0), ("two", 1), ("one", None))
+    )
+    replay = [found.pop("replay") for found in (first, second, alone)]
+    assert len(first) == len(alone) > 10
+    for name, leaf in first.items():
+        np.testing.assert_array_equal(leaf, second[name])
+        np.testing.assert_allclose(leaf, alone[name], rtol=1e-4, atol=1e-5)
+    # each holds the rows of its own two environments
+    assert replay[0].shape[1] == replay[1].shape[1] == 2
+    np.testing.assert_allclose(np.concatenate(replay[:2], axis=1), replay[2], rtol=1e-4, atol=1e-4)
+    ours, theirs = records(folder / "two"), records(folder / "one")
+    assert [record["decision_steps"] for record in ours] == [r["decision_steps"] for r in theirs]
+    assert "refining" in said(folder, "two", 0) and "refining" not in said(folder, "two", 1)
+
+
+def test_a_run_whose_process_is_killed_ends_and_is_resumed_as_if_it_had_not(folder):
+    processes = start_two(folder, "killed")
+    saved = folder / "killed" / "checkpoints"
+    deadline = time.monotonic() + 300
+    while not any(path.name.isdigit() for path in saved.glob("*")):  # others are being written
+        assert time.monotonic() < deadline and processes[1].poll() is None
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGKILL)
+    assert codes(processes)[0] == 1
+    assert "another process of this run is gone" in said(folder, "killed", 0)
+    assert not (folder / "killed" / "result.json").exists()
+    assert codes(start_two(folder, "killed", "--resume")) == [0, 0]
+    assert "resumed after" in said(folder, "killed", 0)
+    for index in range(2):
+        undisturbed = ends(folder, "two", index)
+        for name, leaf in ends(folder, "killed", index).items():
+            np.testing.assert_array_equal(leaf, undisturbed[name])
+    assert records(folder / "killed") == records(folder / "two")
+
+
+def test_processes_with_unequal_commands_are_refused(folder):
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    processes = [
+        start(folder, "unequal", index, port, "--set", f"seed={index}") for index in range(2)
+    ]
+    assert codes(processes) == [2, 2]
+    for index in range(2):
+        line = said(folder, "unequal", index).splitlines()[-1]
+        assert line == "pdjax: process 1 has another config than process 0; give all the same"
+    assert not (folder / "unequal").exists()
+
+
+def test_a_cluster_that_is_not_there(tmp_path):
+    command = [sys.executable, "-m", "pdjax.cli", "train", "peg_fast", "--coordinator", "auto"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "nothing tells which process this is; give --process INDEX/COUNT" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--coordinator", "here"], "--coordinator got 'here', expected HOST:PORT or auto"),
+        (["--process", "0/2"], "--coordinator got '', expected HOST:PORT or auto"),
+        (["--coordinator", "h:1", "--process", "2/2"], "--process got '2/2', expected INDEX/COUNT"),
+        (["--coordinator", "h:1", "--process", "1"], "--process got '1', expected INDEX/COUNT"),
+    ],
+)
+def test_mistakes(argv, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "peg_fast", *argv]) == 2
+    captured = capsys.readouterr().err
+    assert words in captured and len(captured.splitlines()) == 1
+    assert not list(Path().iterdir())
