@@ -9,6 +9,8 @@ only memory here is which process this is; in one that is alone nothing here doe
 import hashlib
 import os
 import re
+import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -20,6 +22,7 @@ from pdjax.schema import ConfigError
 
 T = TypeVar("T")
 
+PATIENCE = 300  # s in which all processes must have been started
 MESSAGE = 1_000  # bytes of what went wrong, as other processes hear of it
 
 _index, _count = 0, 1
@@ -44,11 +47,13 @@ def join(coordinator: str, process: str = "") -> None:
     if coordinator != "auto" and not re.fullmatch(r".+:\d+", coordinator):
         raise ConfigError(f"--coordinator got {coordinator!r}, expected HOST:PORT or auto")
     index, count = _numbers(process)
+    if coordinator != "auto" and index:
+        _wait_for(coordinator)
     # The loop stops a run itself when it is told to, in all processes after the same epoch.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         address = None if coordinator == "auto" else coordinator
-        jax.distributed.initialize(address, count, index)
+        jax.distributed.initialize(address, count, index, initialization_timeout=PATIENCE)
     except ValueError:  # what is missing is named in JAX's words
         raise ConfigError(
             f"--coordinator {coordinator}: nothing tells which process this is; give --process"
@@ -57,7 +62,7 @@ def join(coordinator: str, process: str = "") -> None:
     except RuntimeError as error:
         reason = str(error).splitlines()[0][:200]
         raise ConfigError(
-            f"cannot join the run at {coordinator}: {reason}; start all processes within 5 minutes"
+            f"cannot join the run at {coordinator}: {reason}; choose another port, or mend that"
         ) from None
     _index, _count = jax.process_index(), jax.process_count()
 
@@ -73,6 +78,23 @@ def _numbers(process: str) -> tuple[int | None, int | None]:
     if not match or not int(match[1]) < int(match[2]):
         raise ConfigError(f"--process got {process!r}, expected INDEX/COUNT such as 0/2")
     return int(match[1]), int(match[2])
+
+
+def _wait_for(coordinator: str) -> None:
+    """Waits until process 0 answers: JAX itself would end without a word that helps."""
+    host, port = coordinator.rsplit(":", 1)
+    deadline, reason = time.monotonic() + PATIENCE, ""
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except (OSError, OverflowError) as error:
+            reason = str(error)
+            time.sleep(0.5)
+    raise ConfigError(
+        f"no process 0 answered at {coordinator} within {PATIENCE} s ({reason}); start it there, or"
+        " correct --coordinator"
+    )
 
 
 class Lost(RuntimeError):  # noqa: N818, what is lost is no error

@@ -110,8 +110,9 @@ def make_rollout(
         state, (rows, counts) = jax.lax.scan(decide, state, (keys, jnp.arange(len(keys))))
         return state, rows, jax.tree.map(jnp.sum, counts)
 
-    by_episode = PartitionSpec(AXIS)
-    parts = Evaluation(*[by_episode] * 5, qpos=PartitionSpec(None, AXIS), carry=by_episode)
+    by_episode: Any = PartitionSpec(AXIS)
+    of_step: Any = PartitionSpec(None, AXIS)
+    parts = Evaluation(*[by_episode] * 5, qpos=of_step, carry=by_episode)
 
     def evaluation(frozen, choose_residual, residual_scale, key, episodes, record=False):
         def play_all(frozen: Frozen, keys: Array) -> Evaluation:

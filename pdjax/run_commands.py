@@ -52,8 +52,12 @@ class Train:
         name = f"{Path(self.config).stem}-seed{members[0].seed}"
         several = len(members) > 1
         out = self.out or Path("runs") / (f"{name}-{len(members)}members" if several else name)
+        from pdjax import report
+
+        if self.coordinator:
+            report.say(f"waiting for all processes of the run at {self.coordinator}")
         distributed.join(self.coordinator, self.process)
-        from pdjax import report, runner, tables
+        from pdjax import runner, tables
         from pdjax.members import varied
 
         if not distributed.is_writer():
