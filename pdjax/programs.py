@@ -23,7 +23,7 @@ from pdjax.demo_replay import load_demos
 from pdjax.refinement import Steps
 from pdjax.rollout import Evaluation, Rollout, make_rollout
 from pdjax.sac import SAC, make_hyperparams, make_sac
-from pdjax.sharding import copy_to_all, make_mesh
+from pdjax.sharding import copy_to_all, make_mesh, place
 from pdjax.train import Trainer, TrainState, make_trainer, placement, residual_dim
 from pdjax.types import BasePolicy, Params
 from pdjax_envs import registry
@@ -145,7 +145,7 @@ def prepare(
     memory.show(plans)
 
     def advance(state: TrainState):
-        state = jax.device_put(state, there)  # a stack's rows, a rolled back one
+        state = place(state, there)  # a stack's rows, a rolled back one
         # of fewer members the program is compiled where they have become so few
         return programs.get(state.decision_steps.shape, epoch)(frozen, state)
 

@@ -52,10 +52,24 @@ def copy_to_all(mesh: Mesh, tree: Any) -> Any:
     """
     if mesh.size == 1:
         return tree
-    whole = NamedSharding(mesh, PartitionSpec())
-    if whole.is_fully_addressable:
-        return jax.device_put(tree, whole)
-    return jax.jit(lambda tree: tree, out_shardings=whole)(jax.device_get(tree))
+    return place(jax.device_get(tree), NamedSharding(mesh, PartitionSpec()))
+
+
+def place(tree: Any, there: Any) -> Any:
+    """Arrays where shardings say; those that are elsewhere are given away.
+
+    Args:
+      tree: of arrays.
+      there: a sharding of all, or a tree of shardings, each of what is below it.
+    """
+    if all(sharding.is_fully_addressable for sharding in jax.tree.leaves(there)):
+        return jax.device_put(tree, there)
+    # `device_put` takes no keys to other processes' devices
+    return jax.jit(_same, out_shardings=there, donate_argnums=0)(tree)
+
+
+def _same(tree: Any) -> Any:
+    return tree
 
 
 def split(mesh: Mesh | None, tree: Any) -> Any:
