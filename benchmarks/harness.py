@@ -5,17 +5,12 @@ are of different machines or moments, so only ratios within a row compare.
 """
 
 import json
-import os
-import platform
 import statistics
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jax
-import mujoco
+from pdjax import provenance
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -52,25 +47,10 @@ def median(rates: Sequence[float]) -> float:
 
 def describe_machine() -> dict[str, Any]:
     """What the figures depend on: device, versions, commit."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].split(":")[1].strip() if names else cpu
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True, text=True, check=False, cwd=RESULTS.parent,
-    )  # fmt: skip
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": jax.devices()[0].device_kind,
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "mujoco": mujoco.__version__,
-        "commit": git.stdout.strip() or None,
-    }
+    found = provenance.describe()
+    kept = {name: found[name] for name in ("time", "device", "cpu", "cores", "python")}
+    versions = {name: found["versions"][name] for name in ("jax", "mujoco")}
+    return kept | versions | {"commit": found["pdjax_commit"]}
 
 
 def append_row(name: str, row: Mapping[str, Any]) -> None:

@@ -272,7 +272,7 @@ def load_members(
     given = values.pop("members", None) or {}
     if not isinstance(given, dict):
         raise ConfigError(f"members got {given!r}, expected keys with a list of values each")
-    lists, config = _flatten(given), _make(values)
+    lists, config = schema.flatten(given), _make(values)
     if seeds:
         if lists:
             raise ConfigError(f"{name_or_path} has members already; leave --members out")
@@ -314,15 +314,6 @@ def _make(values: typing.Mapping[str, Any]) -> Config:
     config = schema.build(Config, values)
     validate(config)
     return config
-
-
-def _flatten(values: typing.Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested plain values by dotted keys."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        deeper = isinstance(value, dict)
-        found |= _flatten(value, f"{prefix}{name}.") if deeper else {f"{prefix}{name}": value}
-    return found
 
 
 def _nest(name: str, value: Any) -> dict[str, Any]:

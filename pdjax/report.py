@@ -1,6 +1,7 @@
 """What a run shows and keeps as it goes on: progress line, JSONL, TensorBoard, lines, plain tables.
 
-The only file that imports trackers. Knows no algorithm, only names and numbers.
+Knows no algorithm, only names and numbers. Besides its own files, a run may be told to one of
+`trackers`.
 """
 
 import json
@@ -23,6 +24,7 @@ from rich.progress import (
 from rich.table import Table
 from tensorboardX import SummaryWriter
 
+from pdjax import trackers
 from pdjax.outputs import plain
 
 PLAIN_EVERY = 15.0  # s between progress lines where the output is no terminal
@@ -94,7 +96,8 @@ def progress(label: str, total: int, unit: str, begin: int = 0) -> Iterator[Prog
 
 
 class MetricsLog:
-    """Writes one JSON object a line to `metrics.jsonl` and scalars for TensorBoard to `tb/`.
+    """Writes one JSON object a line to `metrics.jsonl` and scalars for TensorBoard to `tb/`; tells
+    the tracker, if there is one.
 
     Args:
       directory: of the run.
@@ -111,21 +114,27 @@ class MetricsLog:
         self.begin, self.wall_s = begin, wall_s(directory)
         self._writer = SummaryWriter(str(directory / "tb"), purge_step=begin + 1,
                                      write_to_disk=not console.quiet)  # fmt: skip
+        self._tracker = None if console.quiet else trackers.follow(directory, say)
 
     def write(self, group: str, step: int, values: Mapping[str, Any]) -> None:
         """Records values of a group (`train`, `eval`) at a number of decision steps."""
         numbers = plain(values)
         add_record(self._path, {"group": group, "decision_steps": step, **numbers})
-        for name, value in numbers.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                self._writer.add_scalar(f"{group}/{name}", value, step)
+        scalars = {f"{group}/{name}": value for name, value in numbers.items()
+                   if isinstance(value, int | float) and not isinstance(value, bool)}  # fmt: skip
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+        if self._tracker is not None:
+            self._tracker.log(scalars, step)
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Flushes TensorBoard's, however the block ends."""
+        """Flushes TensorBoard's and the tracker's, however the block ends."""
         self._writer.close()
+        if self._tracker is not None:
+            self._tracker.close(failed=error[0] is not None)
 
 
 def read_metrics(directory: Path, group: str) -> list[dict[str, Any]]:

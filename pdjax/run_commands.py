@@ -42,6 +42,9 @@ class Train:
     process: str = ""
     """INDEX/COUNT of this process, such as 0/2; default JAX_PROCESS_ID and JAX_NUM_PROCESSES, else
     as the cluster tells."""
+    track: Literal["none", "wandb", "mlflow"] = "none"
+    """Tell a tracker too (pip install 'pdjax[wandb]' or 'pdjax[mlflow]'). Offline, in the run's
+    directory or mlflow.db beside it, unless WANDB_MODE or MLFLOW_TRACKING_URI say otherwise."""
 
     def run(self) -> dict[str, Any]:
         """Trains, evaluates and writes."""
@@ -52,8 +55,9 @@ class Train:
         name = f"{Path(self.config).stem}-seed{members[0].seed}"
         several = len(members) > 1
         out = self.out or Path("runs") / (f"{name}-{len(members)}members" if several else name)
-        from pdjax import report
+        from pdjax import report, trackers
 
+        trackers.use("" if self.track == "none" else self.track)
         if self.coordinator:
             report.say(f"waiting for all processes of the run at {self.coordinator}")
         distributed.join(self.coordinator, self.process)

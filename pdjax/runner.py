@@ -3,9 +3,9 @@
 The single door: everything that a command trains goes through here; `finished` reads runs back.
 
 A run's directory holds `config.yaml`, `base_policy/` (a copy, so that the directory is complete),
-`residual/` (the best residual policy's parameters), `checkpoints/` (to resume from),
-`metrics.jsonl`, `tb/`, `learning_curve.png` and, last of all, `result.json`. So does that of each
-member where one program trains several.
+`starts.jsonl` (command, commit, versions and machine of each start), `residual/` (the best residual
+policy's parameters), `checkpoints/` (to resume from), `metrics.jsonl`, `tb/`, `learning_curve.png`
+and, last of all, `result.json`. So does that of each member where one program trains several.
 """
 
 import json
@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pdjax import checkpoint, distributed, memory, plots, report
+from pdjax import checkpoint, distributed, memory, plots, provenance, report
 from pdjax import config as configs
 from pdjax.base_policies import foreign
 from pdjax.config import Config, ConfigError
@@ -128,6 +128,8 @@ def _run(
     for member in new:
         distributed.by_writer(partial(_begin, *member))
         distributed.agree(partial(_check_shared, member.directory))
+    for member in members:
+        report.add_record(member.directory / "starts.jsonl", provenance.describe())
     if foreign.is_foreign(base):
         num_envs = config.train.num_envs
         way, microseconds = foreign.cost(built.base, num_envs)

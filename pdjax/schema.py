@@ -246,3 +246,12 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
         nested = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
         merged[key] = merge(base[key], value) if nested else value
     return merged
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested plain values by dotted keys."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        deeper = isinstance(value, dict)
+        found |= flatten(value, f"{prefix}{name}.") if deeper else {f"{prefix}{name}": value}
+    return found

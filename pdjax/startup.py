@@ -30,7 +30,7 @@ def _keep_programs() -> None:
 def _quiet_libraries() -> None:
     """Keeps other libraries' notices off the terminal: what matters comes from pdjax itself."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA: errors only
-    for name in ("absl", "asyncio", "jax", "orbax", "matplotlib"):
+    for name in ("absl", "asyncio", "jax", "orbax", "matplotlib", "mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore")
     _quiet_physics()

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pdjax import report, runner, sweep_report, sweep_spec
+from pdjax import report, runner, sweep_report, sweep_spec, trackers
 from pdjax.outputs import check_directory, new_directory
 from pdjax.schema import ConfigError
 from pdjax.stopping import Stopped
@@ -43,6 +43,7 @@ def sweep(spec_path: Path, out: Path, address: str = "", resume: bool = False) -
       Stopped: it was interrupted, and can be resumed.
     """
     spec = sweep_spec.read(spec_path)
+    _use_tracker(spec.settings)
     tune = _import_tune(spec.settings)
     begun = resume and (out / "sweep.yaml").is_file()
     if begun and (out / "sweep.yaml").read_text() != spec_path.read_text():
@@ -63,6 +64,10 @@ def sweep(spec_path: Path, out: Path, address: str = "", resume: bool = False) -
     if unfinished:
         raise Stopped(f"stopped with {unfinished} trials unfinished")
     return found
+
+
+def _use_tracker(settings: Settings) -> None:
+    trackers.use("" if settings.track == "none" else settings.track)
 
 
 def _import_tune(settings: Settings) -> Any:
@@ -199,6 +204,7 @@ def _trial(values: Mapping[str, Any], job: Mapping[str, str]) -> None:
     if 0 < spec.settings.gpus < 1:  # JAX would take most of a GPU for one trial
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     startup.prepare()
+    _use_tracker(spec.settings)
     directory = out / "trials" / tune.get_context().get_trial_id()
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "trial.json").write_text(json.dumps(dict(values)) + "\n")

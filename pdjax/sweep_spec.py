@@ -65,6 +65,8 @@ class Settings:
     """Trials at a time, at most; 0 = as many as the resources allow."""
     restarts: Natural = 3
     """Times that a trial goes on from its checkpoint after its worker was lost or failed."""
+    track: Literal["none", "wandb", "mlflow"] = "none"
+    """Tell a tracker of each trial, see `pdjax train --help`."""
     seed: Seed = 0
     """Seed of random draws and of optuna."""
 
