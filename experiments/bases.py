@@ -3,11 +3,13 @@
     python experiments/bases.py                              # tasks with an expert of their own
     python experiments/bases.py AdroitDoor --dapg dapg/      # with the published files of DAPG
     python experiments/bases.py PushChair --policy bet --seeds 0 1 2
+    python experiments/bases.py StackCube --policy diffusion_paper bet_paper   # hours on a GPU
 
 A recipe says how much data and training leaves a policy worth refining: one that succeeds in 20 to
 80 % of episodes. Demonstrations and policies go to `runs/bases/`; a row for each policy is appended
 to `experiments/results/bases.jsonl`: its command lines, the expert's success, and the policy's over
-200 episodes with its 95 % interval, for families of objects on the held-out ones too.
+200 episodes with its 95 % interval, for families of objects on the held-out ones too. `KIND_paper`
+are the published networks and training, for the suite `paper`.
 """
 
 import argparse
@@ -38,6 +40,21 @@ class Recipe(NamedTuple):
     source: str = ""
     held_out: str = ""
 
+
+# policy_decorator README.md, offline/diffusion_policy_unet_maniskill2.py, offline/bet_maniskill2.py
+PAPER = {
+    "diffusion_paper": "--policy diffusion_unet --steps 1000000 --eval-every 10000"
+    " --set diffusion.prediction=epsilon batch_size=1024 learning_rate=1e-4",
+    "bet_paper": "--policy bet --steps 200000 --eval-every 5000"
+    " --set bet.obs_horizon=20 batch_size=2048 learning_rate=1e-4",
+}
+# What the source has otherwise for a task, after those.
+PAPER_CHANGES = {
+    ("PegInsertionSide", "bet_paper"): "bet.width=256",
+    ("StackCube", "bet_paper"): "batch_size=4096 learning_rate=1e-3",
+    ("PushChair", "bet_paper"): "bet.bins=16",
+    ("PushChair", "diffusion_paper"): "--steps 300000",
+}
 
 RECIPES = {
     "PegInsertionSide": Recipe(
@@ -105,7 +122,9 @@ def make(task: str, policy: str, seed: int, args: argparse.Namespace) -> dict[st
     recipe, folder = RECIPES[task], args.out / task
     demos = demonstrate(task, recipe, folder, args.dapg)
     out = folder / f"{policy}_seed{seed}"
-    flags = ("--policy", policy, *recipe.flags[policy].split(), "--seed", seed)
+    flags = PAPER.get(policy) or f"--policy {policy} {recipe.flags[policy]}"
+    changes = PAPER_CHANGES.get((task, policy), "")
+    flags = (*flags.split(), *changes.split(), "--seed", seed)
     command, made = run("imitate", demos["file"], "--task", task, "--out", out, "--resume", *flags,
                         "--eval-episodes", EPISODES)  # fmt: skip
     row = {"task": task, "policy": policy, "seed": seed, "expert_success": demos["expert_success"],

@@ -117,8 +117,10 @@ def _metavar(kind: Any) -> str:
 def _config_help() -> str:
     """Every key of a run's config, with type, default and meaning."""
     lines = [
-        f"\nconfigs that come with pdjax: {', '.join(configs.configs())}",
-        f"presets, from which a file may start by `preset: NAME`: {', '.join(configs.PRESETS)}",
+        f"\nconfigs that come with pdjax: {', '.join(configs.known_configs())}",
+        "(TASK: door, hammer, pen, relocate, peg, stack, faucet, chair; KIND: diffusion, bet)",
+        f"presets: {', '.join(configs.PRESETS)}; a file starts from one, or from a config that"
+        " comes with pdjax, by `preset: NAME`",
         "config keys, in a YAML file or after --set (type, default = preset pd):",
     ]
     return "\n".join([*lines, *_explain_keys(configs.describe())]) + "\n"

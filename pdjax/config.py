@@ -230,7 +230,8 @@ def preset(name: str) -> Config:
       ConfigError: no such preset.
     """
     if name not in PRESETS:
-        raise ConfigError(f"unknown preset {name!r}; choose one of: {', '.join(PRESETS)}")
+        raise ConfigError(f"unknown preset {name!r}; choose one of: {', '.join(PRESETS)}; or a"
+                          " config that comes with pdjax")  # fmt: skip
     return schema.build(Config, schema.merge(dataclasses.asdict(Config()), PRESETS[name]))
 
 
@@ -238,7 +239,8 @@ def load(name_or_path: str, overrides: typing.Sequence[str] = ()) -> Config:
     """Reads a run config and applies overrides.
 
     Args:
-      name_or_path: a YAML file, or the name of one that comes with pdjax (`configs()`).
+      name_or_path: a YAML file, or the name of one that comes with pdjax (`configs()`). It starts
+        from a preset, or from another such config, by `preset: NAME`.
       overrides: `section.key=value` each, the value in YAML.
 
     Raises:
@@ -299,12 +301,15 @@ def _read(name_or_path: str, overrides: typing.Sequence[str]) -> dict[str, Any]:
     if not path.is_file():
         named = configs()
         if name_or_path not in named:
-            hint = schema.suggest(name_or_path, named)
+            hint = schema.suggest(name_or_path, named if "/" in name_or_path else known_configs())
             raise ConfigError(f"no config {name_or_path!r}: neither a file nor a name; {hint}")
         path = named[name_or_path]
     data = schema.read_yaml(path, "config", "sections of keys")
-    start = dataclasses.asdict(preset(str(data.pop("preset", "pd"))))
-    merged = schema.merge(start, data)
+    start = str(data.pop("preset", "pd"))
+    if start not in PRESETS and start in configs():
+        merged = schema.merge(_read(start, ()), data)
+    else:
+        merged = schema.merge(dataclasses.asdict(preset(start)), data)
     for override in overrides:
         merged = schema.merge(merged, parse_override(override))
     return merged
@@ -337,12 +342,28 @@ def load_of_run(directory: Path, overrides: typing.Sequence[str] = ()) -> Config
 
 
 def configs() -> dict[str, Path]:
-    """Run configs that come with pdjax, by name; the same in a checkout and an installed wheel."""
+    """Run configs that come with pdjax, by name: `peg_fast`, or `paper/peg_bet` of a suite."""
+    found = {path.stem: path for path in _shipped("configs")}
+    for suite in ("fast", "paper"):
+        found |= {f"{suite}/{path.stem}": path for path in _shipped(suite)}
+    return found
+
+
+def known_configs() -> list[str]:
+    """Their names for people: those of the suites, two for each task, in short."""
+    return [*(path.stem for path in _shipped("configs")), "fast/TASK_KIND", "paper/TASK_KIND"]
+
+
+def suites() -> dict[str, Path]:
+    """Sweeps that come with pdjax, by name."""
+    return {path.stem: path for path in _shipped("suites")}
+
+
+def _shipped(folder: str) -> list[Path]:
+    """YAML files of a folder of `experiments/`, in a checkout or in an installed wheel."""
     package = Path(str(resources.files("pdjax")))
-    for folder in (package / "configs", package.parent / "experiments" / "configs"):
-        if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    return {}
+    roots = (package / "experiments", package.parent / "experiments")
+    return sorted(next((r for r in roots if r.is_dir()), roots[0]).glob(f"{folder}/*.yaml"))
 
 
 def save(config: Config, path: Path) -> None:

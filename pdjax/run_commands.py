@@ -202,8 +202,8 @@ class Sweep:
     POSITIONALS: ClassVar[int] = 2
 
     spec: str
-    """YAML file of the sweep: config, space, search and what each trial may use; see below. Or
-    `report`."""
+    """YAML file of the sweep: config, space, search and what each trial may use; see below. Or the
+    name of a sweep that comes with pdjax. Or `report`."""
     directory: Path | None = None
     """After `report`: directory of the sweep."""
     out: Path | None = None
@@ -223,11 +223,11 @@ class Sweep:
                 f"sweep got {self.spec} and {self.directory or 'no directory'}, expected SPEC.yaml"
                 " alone, or report and the directory of a sweep"
             )
-        from pdjax import sweep, sweep_foresight, sweep_report
+        from pdjax import sweep, sweep_foresight, sweep_report, sweep_spec
 
         if self.directory is not None:
             return sweep_report.write(self.directory)
-        path = Path(self.spec)
+        path = sweep_spec.find(self.spec)
         if self.dry_run:
             return sweep_foresight.foresee(path)
         out = self.out or Path("runs") / path.stem

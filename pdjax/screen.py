@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import yaml
 
 from pdjax import config as configs
 from pdjax import evaluation, plots, report
@@ -216,11 +215,12 @@ def screen_policy(path: Path, task: str, out: Path, episodes: int, seed: int,
 
 def _command(summary: dict[str, Any]) -> str:
     """The `pdjax train` command that follows the recommendation."""
-    task, name, total = summary["task"], "peg_fast", 0
-    for stem, path in configs.configs().items():
-        if (yaml.safe_load(path.read_text()).get("task") or {}).get("name") == task:
-            name = stem
-            break
+    task, total = summary["task"], 0
+    names = list(configs.configs())
+    fast = [name for name in names if name.endswith("_fast")]
+    fast += [name for name in names if name.startswith("fast/") and name.endswith("_diffusion")]
+    suitable = [name for name in fast if configs.load(name).task.name == task]
+    name = suitable[0] if suitable else "peg_fast"
     values = {"base_policy.path": summary["policy"], "task.name": task,
               "decorator.residual_scale": summary["residual_scale"],
               "decorator.exploration_steps": summary["exploration_steps"]}  # fmt: skip

@@ -15,11 +15,13 @@ from pdjax.members import Stack
 from pdjax.roofline import timed
 from pdjax.sac import SWEEPABLE
 
+TIMED = 512  # decisions, at least, unless an epoch has fewer
+
 
 def foresee(spec_path: Path) -> dict[str, Any]:
     """Shows the trials of a sweep and what they will take on this machine; starts none.
 
-    Each program that differs is built, and one of its epochs and evaluations timed.
+    Each program that differs is built, and a short epoch and an evaluation of it timed.
 
     Raises:
       ConfigError: see `sweep_spec.read`.
@@ -56,7 +58,12 @@ def _program_key(members: Sequence[Config]) -> str:
 
 def _time(members: Sequence[Config]) -> dict[str, Any]:
     """Hours of a trial that learns from its first decision on, and its memory; or why not."""
-    train = dataclasses.replace(members[0].train, learning_starts=0)
+    train = members[0].train
+    rounds = min(-(-TIMED // train.decisions_per_round),
+                 train.decisions_per_epoch // train.decisions_per_round)  # fmt: skip
+    train = dataclasses.replace(
+        train, learning_starts=0, decisions_per_epoch=rounds * train.decisions_per_round
+    )
     first = dataclasses.replace(members[0], train=train)
     try:
         built = programs.build(first)

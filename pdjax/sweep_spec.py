@@ -87,6 +87,12 @@ class Spec(NamedTuple):
     members: Any
 
 
+def find(name_or_path: str) -> Path:
+    """A sweep's file: as given, or that of a sweep that comes with pdjax."""
+    path = Path(name_or_path)
+    return path if path.is_file() else configs.suites().get(name_or_path, path)
+
+
 def read(path: Path) -> Spec:
     """Reads a sweep's file and judges it.
 

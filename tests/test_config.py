@@ -182,3 +182,55 @@ def test_ranges():
     assert float("nan") not in schema.FINITE
     assert float("inf") not in schema.FINITE
     assert -1e300 in schema.FINITE
+
+
+def test_a_file_may_start_from_a_config_that_comes_with_pdjax(tmp_path):
+    config = load_text(tmp_path, "preset: hammer_fast\nsac: {gamma: 0.9}")
+    assert (config.task.name, config.sac.gamma, config.sac.n_step) == ("AdroitHammer", 0.9, 5)
+    assert config.sac.final_penalty == 0.2  # of what hammer_fast starts from
+
+
+PUBLISHED = {  # policy_decorator README.md: residual_scale, exploration_steps, budget
+    "paper/peg_diffusion": (0.1, 30_000, 4_000_000),
+    "paper/faucet_diffusion": (0.1, 100_000, 2_000_000),
+    "paper/chair_diffusion": (0.2, 300_000, 2_000_000),
+    "paper/stack_bet": (0.03, 1_000_000, 3_000_000),
+    "paper/peg_bet": (0.3, 8_000_000, 10_000_000),
+    "paper/faucet_bet": (0.2, 500_000, 3_000_000),
+    "paper/chair_bet": (0.2, 4_000_000, 6_000_000),
+}
+
+
+def test_suites_hold_eight_tasks_with_two_kinds_of_base_policies():
+    families = {
+        "AdroitDoor", "AdroitHammer", "AdroitPen", "AdroitRelocate", "PegInsertionSide",
+        "StackCube", "TurnFaucet", "PushChair",
+    }  # fmt: skip
+    for suite in ("paper", "fast"):
+        names = [name for name in configs.configs() if name.startswith(f"{suite}/")]
+        found = [configs.load(name) for name in names]
+        for kind in ("diffusion", "bet"):
+            tasks = {config.task.name.removesuffix("HeldOut") for name, config
+                     in zip(names, found, strict=True) if name.endswith(f"_{kind}")}  # fmt: skip
+            assert tasks == families
+        swept = schema.read_yaml(configs.suites()[suite], "sweep", "")["config"]
+        assert sorted(swept) == sorted(names)
+        for name, config in zip(names, found, strict=True):
+            kind = name.rsplit("_", 1)[1] + ("_paper" if suite == "paper" else "")
+            task = config.task.name.removesuffix("HeldOut")
+            assert config.base_policy.path == f"runs/bases/{task}/{kind}_seed0"
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIG_FILES if name.startswith("paper/")])
+def test_what_the_paper_publishes_is_in_its_suite_and_the_rest_is_marked(name):
+    config, text = configs.load(name), configs.configs()[name].read_text()
+    found = (config.decorator.residual_scale, config.decorator.exploration_steps)
+    found += (config.train.total_decisions,)
+    if name in PUBLISHED:
+        assert found == PUBLISHED[name] and "as published for this task" in text
+    else:
+        assert "None are published for it" in text
+    pd = configs.preset("pd")
+    lr = 3e-4 if name in ("paper/peg_bet", "paper/faucet_bet") else 1e-4
+    gamma = 0.9 if name == "paper/chair_diffusion" else pd.sac.gamma
+    assert config.sac == dataclasses.replace(pd.sac, actor_lr=lr, critic_lr=lr, gamma=gamma)
