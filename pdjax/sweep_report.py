@@ -11,21 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from pdjax import comparison, plots, report, sweep_spec, tables
+from pdjax import comparison, curves, plots, report, sweep_spec, tables
 from pdjax import config as configs
-from pdjax.comparison import Read
 from pdjax.schema import ConfigError
 
 FEW = 4  # finished trials below which nothing is said of importance
-DRAWN = 10  # trials whose curves are drawn, the best
+DRAWN = 10  # settings whose curves are drawn, the best of each task
 
 
 def write(out: Path) -> dict[str, Any]:
-    """Reports a sweep: prints a table of trials and writes files beside it.
+    """Reports a sweep: prints a table of settings and writes files beside it.
 
-    `trials.json` and `trials.parquet` hold the table, `curves_TASK.png` success of the best trials
-    against decisions and minutes, `importance.png` which keys set good trials apart, `best.yaml`
-    the config of the best finished trial, ready for `pdjax train`.
+    Trials that differ by their seeds only are one setting. `trials.json` and `trials.parquet` hold
+    all trials, `curves_TASK.png` success of the best settings against decisions and minutes,
+    `importance.png` which keys set good trials apart, `best.yaml` (of several tasks
+    `best_TASK.yaml`) the config of the best finished setting, ready for `pdjax train`.
 
     Args:
       out: directory of the sweep.
@@ -39,86 +39,115 @@ def write(out: Path) -> dict[str, Any]:
     if not (out / "sweep.yaml").is_file():
         raise ConfigError(f"{out} is no sweep: expected sweep.yaml as `pdjax sweep` writes it")
     spec = sweep_spec.read(out / "sweep.yaml")
-    found = [_trial(directory) for directory in _directories(out)]
-    found.sort(key=_rank)
+    found = sorted((_trial(spec, directory) for directory in _directories(out)), key=_rank)
     if all(row["success"] is None for row in found):
         raise ConfigError(f"no trial of {out} has been evaluated yet; wait for the first, or see"
                           " trials/ID/log.txt")  # fmt: skip
     names = [dimension.key for dimension in spec.space]
     if len(spec.settings.config) > 1:
         names.insert(0, "config")
-    tables.show_trials(names, found)
-    summary: dict[str, Any] = {"trials": found, "files": [], "importance": _importance(spec, found)}
+    settings = _settings([name for name in names if name != "seed"], found)
+    tables.show_settings([name for name in names if name != "seed"], settings)
+    summary: dict[str, Any] = {"trials": found, "settings": settings, "files": [],
+                               "importance": _importance(spec, found)}  # fmt: skip
     _write_tables(out, names, found, summary["files"])
-    _draw(out, names, found, summary)
-    if found[0]["status"] == "finished":
-        path = out / "best.yaml"
-        best = sweep_spec.make_members(spec, found[0]["values"])[0]
-        configs.save(best, path)
-        summary["files"].append(path.name)
+    _draw(out, settings, summary)
+    _write_best(out, spec, settings, summary["files"])
     report.say(f"written to {out}: {', '.join(summary['files'])}")
     return summary
 
 
-def _rank(row: dict[str, Any]) -> tuple[bool, float]:
-    """Finished trials first: interim evaluations have few episodes."""
-    return row["status"] != "finished", -(row["success"] if row["success"] is not None else -1.0)
+def _rank(row: dict[str, Any]) -> tuple[str, bool, float]:
+    """Task by task, finished trials first: interim evaluations have few episodes."""
+    success = row["success"] if row["success"] is not None else -1.0
+    return row["task"], row["status"] != "finished", -success
+
+
+def _settings(names: Sequence[str], trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Trials that agree in these keys as one row each, means over their runs; the best first."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in trials:
+        groups.setdefault(json.dumps([row["values"].get(name) for name in names]), []).append(row)
+    found = []
+    for rows in groups.values():
+        done = sum(row["status"] == "finished" for row in rows)
+        status = rows[0]["status"] if len(rows) == 1 else f"{done} of {len(rows)}"
+        successes = [success for row in rows for success in row["successes"]]
+        ends = curves.interval(successes)
+        found.append({
+            "values": {name: rows[0]["values"].get(name) for name in names},
+            "task": rows[0]["task"], "trials": [row["trial"] for row in rows],
+            "status": "finished" if done == len(rows) else status,
+            "restarts": sum(max(row["starts"] - 1, 0) for row in rows),
+            "runs": [run for row in rows for run in row["runs"]],
+            "success": _mean(successes),
+            "success_ci": None if ends is None else [float(end) for end in ends],
+            **{name: _mean([row[name] for row in rows if row[name] is not None])
+               for name in ("base_success", "smoothness", "base_smoothness")},
+            "decisions": max(row["decisions"] for row in rows),
+            "minutes": max(row["minutes"] for row in rows),
+        })  # fmt: skip
+    return sorted(found, key=_rank)
 
 
 def _directories(out: Path) -> list[Path]:
     return sorted(path.parent for path in out.glob("trials/*/trial.json"))
 
 
-def _trial(directory: Path) -> dict[str, Any]:
+def _trial(spec: sweep_spec.Spec, directory: Path) -> dict[str, Any]:
     """A row: what a trial set, how it ended, and means over its members."""
     places = [*directory.glob("run/config.yaml"), *directory.glob("run/member_*/config.yaml")]
     runs = [path.parent for path in sorted(places)]
     by_run = {str(run): report.read_metrics(run, "eval") for run in runs}
-    curves = [curve for curve in by_run.values() if curve]
+    known = [curve for curve in by_run.values() if curve]
     results = [json.loads((run / "result.json").read_text()) for run in runs
                if (run / "result.json").is_file()]  # fmt: skip
     finished = bool(results) and len(results) == len(runs)
     ended = directory / "status.txt"
     status = ended.read_text().strip() if ended.is_file() else "unfinished"
+    values = json.loads((directory / "trial.json").read_text())
     row = {
         "trial": directory.name,
-        "values": json.loads((directory / "trial.json").read_text()),
+        "task": sweep_spec.make_members(spec, values)[0].task.name,
+        "values": values,
         "status": "finished" if finished else status,
         "starts": len(report.read_records(directory / "starts.jsonl")),
         "members": len(runs),
         "runs": [run for run, curve in by_run.items() if curve],
+        "successes": [],
         "success": None, "base_success": None, "smoothness": None, "base_smoothness": None,
         "decisions": 0, "minutes": 0.0,
     }  # fmt: skip
-    if not curves:
+    if not known:
         return row
-    last = [curve[-1] for curve in curves]
+    last = [curve[-1] for curve in known]
     row |= {
-        "success": _mean([point["success_once"] for point in last]),
+        "successes": [point["success_once"] for point in last],
         "smoothness": _mean([point["smoothness"] for point in last]),
-        "base_success": _mean([curve[0]["success_once"] for curve in curves]),
-        "base_smoothness": _mean([curve[0]["smoothness"] for curve in curves]),
+        "base_success": _mean([curve[0]["success_once"] for curve in known]),
+        "base_smoothness": _mean([curve[0]["smoothness"] for curve in known]),
         "decisions": max(point["decision_steps"] for point in last),
         "minutes": max(point["wall_s"] for point in last) / 60,
     }
     if finished:
         row |= {
-            "success": _mean([result["refined_success"] for result in results]),
+            "successes": [result["refined_success"] for result in results],
             "smoothness": _mean([result["refined_smoothness"] for result in results]),
             "base_success": _mean([result["base_success"] for result in results]),
             "base_smoothness": _mean([result["base_smoothness"] for result in results]),
             "decisions": max(result["decision_steps"] for result in results),
         }
-    return row
+    return row | {"success": _mean(row["successes"])}
 
 
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values))
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
 
 
 def _write_tables(out: Path, names: list[str], found: list[dict[str, Any]], files: list) -> None:
     flat = [{name: row["values"].get(name) for name in names}
-            | {name: value for name, value in row.items() if name not in ("values", "runs")}
+            | {name: value for name, value in row.items()
+               if name not in ("values", "runs", "successes")}
             for row in found]  # fmt: skip
     (out / "trials.json").write_text(json.dumps(flat, indent=2) + "\n")
     files.append("trials.json")
@@ -134,20 +163,35 @@ def _write_tables(out: Path, names: list[str], found: list[dict[str, Any]], file
     files.append("trials.parquet")
 
 
-def _draw(
-    out: Path, names: list[str], found: list[dict[str, Any]], summary: dict[str, Any]
+def _write_best(
+    out: Path, spec: sweep_spec.Spec, settings: list[dict[str, Any]], files: list[str]
 ) -> None:
-    drawn: dict[str, list[tuple[str, list[Read]]]] = {}
-    for row in found[:DRAWN]:
+    """The best finished setting's config, of each task."""
+    tasks = dict.fromkeys(row["task"] for row in settings)
+    for task in tasks:
+        best = next(row for row in settings if row["task"] == task)
+        if best["status"] != "finished":
+            continue
+        trial = json.loads((out / "trials" / best["trials"][0] / "trial.json").read_text())
+        path = out / (f"best_{_in_name(task)}.yaml" if len(tasks) > 1 else "best.yaml")
+        configs.save(sweep_spec.make_members(spec, trial)[0], path)
+        files.append(path.name)
+
+
+def _in_name(task: str) -> str:
+    return task.replace(":", "_")
+
+
+def _draw(out: Path, settings: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+    drawn: dict[str, list[dict[str, Any]]] = {}
+    for row in settings:
         runs = [comparison.read(Path(run)) for run in row["runs"]]
-        if runs:
-            values = [f"{name.split('.')[-1]}={row['values'][name]}" for name in names]
-            task = runs[0].settings["task.name"]
-            drawn.setdefault(task, []).append((" ".join(values), runs))
-    for task, groups in drawn.items():
-        path = out / f"curves_{task.replace(':', '_')}.png"
-        bands = [{"name": name} | comparison.bands([run.curve for run in runs])
-                 for name, runs in groups]  # fmt: skip
+        if runs and len(drawn.setdefault(row["task"], [])) < DRAWN:
+            name = " ".join(f"{key.split('.')[-1]}={value}" for key, value in row["values"].items())
+            band = comparison.bands([run.curve for run in runs])
+            drawn[row["task"]].append({"name": name or "all runs"} | band)
+    for task, bands in drawn.items():
+        path = out / f"curves_{_in_name(task)}.png"
         plots.plot_comparison(path, task, bands)
         summary["files"].append(path.name)
     if summary["importance"]:
@@ -160,7 +204,7 @@ def _importance(spec: sweep_spec.Spec, found: list[dict[str, Any]]) -> dict[str,
     """Key -> share of what sets the better half of finished trials apart (PED-ANOVA,
     arXiv:2304.10255, as Optuna has it); empty where there is too little to tell."""
     rows = [row for row in found if row["status"] == "finished"]
-    keys = [dimension.key for dimension in spec.space]
+    keys = [dimension.key for dimension in spec.space if dimension.key != "seed"]
     varied = [key for key in keys if len({str(row["values"][key]) for row in rows}) > 1]
     if len(rows) < FEW or len(varied) < 2 or len({row["success"] for row in rows}) < 2:
         return {}

@@ -114,27 +114,38 @@ def _gain(summary: Mapping[str, Any]) -> str:
     return f"{summary['gain']:+.1%} [{low:+.0%}, {high:+.0%}]"
 
 
-def show_trials(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Prints the trials of a sweep, see `sweep_report.write`; what all agree in goes without.
+def show_settings(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints the settings of a sweep, see `sweep_report.write`; what all agree in goes without.
 
     Args:
-      names: of what trials set.
-      rows: the trials, in order.
+      names: of what settings differ in.
+      rows: the settings, in order.
     """
-    form = {"success": "{:.1%}", "smoothness": "{:.4f}", "decisions": "{:,}", "starts": "{}",
-            "status": "{}"}  # fmt: skip
-    plain = {"decisions": rows[0]["decisions"], "starts": 1, "status": "finished"}
-    shown = [name for name in form
-             if name not in plain or any(row[name] != plain[name] for row in rows)]  # fmt: skip
-    cells = [
-        [row["trial"].split("_")[-1], *(_short(row["values"].get(name)) for name in names),
-         *("-" if row[name] is None else form[name].format(row[name]) for name in shown)]
-        for row in rows
-    ]  # fmt: skip
-    bases = {row["base_success"] for row in rows if row["base_success"] is not None}
-    base = f"; base policies {min(bases):.1%} to {max(bases):.1%}" if bases else ""
-    header = ["trial", *(name.split(".")[-1] for name in names), *shown]
-    show_table(f"Trials, the best first{base}", header, cells)
+    plain = {"decisions": rows[0]["decisions"], "restarts": 0, "status": "finished"}
+    extra = [name for name, value in plain.items() if any(row[name] != value for row in rows)]
+    cells = []
+    for row in rows:
+        cells.append([_tag(row["trials"]), *(_short(row["values"].get(name)) for name in names),
+                      _percent(row["base_success"]), _percent(row["success"], row["success_ci"]),
+                      _arrow(row["base_smoothness"], row["smoothness"]),
+                      *(_short(row[name]) for name in extra)])  # fmt: skip
+    header = ["trial", *(name.split(".")[-1] for name in names), "base", "refined", "smoothness",
+              *extra]  # fmt: skip
+    show_table("Success_once, the best first", header, cells)
+
+
+def _tag(trials: Sequence[str]) -> str:
+    return trials[0].split("_")[-1] if len(trials) == 1 else f"{len(trials)} trials"
+
+
+def _percent(value: float | None, ends: Sequence[float] | None = None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1%}" + (f" [{ends[0]:.0%}, {ends[1]:.0%}]" if ends else "")
+
+
+def _arrow(before: float | None, after: float | None) -> str:
+    return "-" if before is None or after is None else f"{before:.3g} -> {after:.3g}"
 
 
 def show_foreseen(names: Sequence[str], found: Mapping[str, Any]) -> None:
@@ -157,4 +168,6 @@ def show_foreseen(names: Sequence[str], found: Mapping[str, Any]) -> None:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
