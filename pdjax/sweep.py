@@ -99,26 +99,41 @@ def _cluster(address: str, settings: Settings):
 
     if address:
         _probe(address)
+        _authenticate()
     wanted: dict[str, Any] = {"address": address} if address else {"include_dashboard": False}
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **wanted)
     except Exception as error:
         first = str(error).strip().splitlines()[0][:200]
-        raise ConfigError(f"cannot reach a Ray cluster at {address!r}: {first}; `ray status` there"
-                          " tells its address") from None  # fmt: skip
+        raise ConfigError(
+            f"cannot reach a Ray cluster at {address!r}: {first}; `ray status` there tells its"
+            " address, and since Ray 2.60 its token is needed here too, see docs/sweeps.md"
+        ) from None
     try:
         there = ray.nodes()
-        asked = {"CPU": settings.cpus, "GPU": settings.gpus}
+        asked = _resources(settings)
         largest = {name: max(node["Resources"].get(name, 0) for node in there) for name in asked}
         for name, count in asked.items():
             if count > largest[name]:
                 raise ConfigError(
                     f"a trial asks for {count:g} {name}s, but no machine of the cluster has more"
-                    f" than {largest[name]:g}; lower {name.lower()}s"
+                    f" than {largest[name]:g}; lower {name.lower()}s in the sweep's file"
                 )
         yield address or "this machine"
     finally:
         ray.shutdown()
+
+
+def _authenticate() -> None:
+    """Lets Ray use the token that it would find: to join a cluster it has to be told to."""
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    if "RAY_AUTH_TOKEN" in os.environ or token.is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _resources(settings: Settings) -> dict[str, float]:
+    """What a trial needs, by Ray's names."""
+    return {"CPU": settings.cpus, "GPU": settings.gpus, "TPU": settings.tpus}
 
 
 def _probe(address: str) -> None:
@@ -140,8 +155,9 @@ def _probe(address: str) -> None:
 def _make_tuner(tune: Any, spec: Spec, out: Path) -> Any:
     settings = spec.settings
     job = {"out": str(out), "cwd": str(Path.cwd())}
+    needed = {name: count for name, count in _resources(settings).items() if count}
     trainable = tune.with_resources(
-        tune.with_parameters(_trial, job=job), {"cpu": settings.cpus, "gpu": settings.gpus}
+        tune.with_parameters(_trial, job=job), tune.PlacementGroupFactory([needed])
     )
     if tune.Tuner.can_restore(str(out / RAY)):
         return tune.Tuner.restore(str(out / RAY), trainable, resume_unfinished=True,

@@ -61,6 +61,8 @@ class Settings:
     """CPU cores for each trial."""
     gpus: NonNegative = 0.0
     """GPUs for each trial; 0.5 = two trials share one."""
+    tpus: Natural = 0
+    """TPU chips for each trial."""
     concurrent: Natural = 0
     """Trials at a time, at most; 0 = as many as the resources allow."""
     restarts: Natural = 3

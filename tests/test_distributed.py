@@ -45,24 +45,42 @@ SHORT = [
 ]  # fmt: skip
 
 
-def start(folder, out, index=None, port=0, *more):
+def by_flags(index, port):
+    return ["--coordinator", f"127.0.0.1:{port}", "--process", f"{index}/2"], {}
+
+
+def by_environment(index, port):
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_PROCESS_ID", "JAX_NUM_PROCESSES")
+    return [], dict(zip(names, (f"127.0.0.1:{port}", str(index), "2"), strict=True))
+
+
+def by_slurm(index, port):
+    found = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2",
+             "SLURM_PROCID": str(index), "SLURM_LOCALID": str(index),
+             "JAX_COORDINATOR_PORT": str(port)}  # fmt: skip
+    return ["--coordinator", "auto"], found
+
+
+def start(folder, out, index=None, way=([], {}), *more):
     """One process of a run, or the only one."""
     name = f"{out}_{index}"
     command = [sys.executable, "-c", PROGRAM, str(folder / f"{name}.npz"), "train", "peg_fast",
                "--out", str(folder / out), "--set", f"base_policy.path={folder / 'base'}",
                *SHORT, *more]  # fmt: skip
-    environment = dict(os.environ)
-    if index is not None:
-        command += ["--coordinator", f"127.0.0.1:{port}", "--process", f"{index}/2"]
+    flags, variables = way
     log = (folder / f"{name}.log").open("w")
-    return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    return subprocess.Popen(command + flags, stdout=log, stderr=log, env=os.environ | variables)
 
 
-def start_two(folder, out, *more):
+def start_two(folder, out, way, *more):
+    """`more`: flags of both, `{}` for the index."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    return [start(folder, out, index, port, *more) for index in range(2)]
+    return [
+        start(folder, out, index, way(index, port), *(text.format(index) for text in more))
+        for index in range(2)
+    ]
 
 
 def codes(processes, seconds=300):
@@ -93,7 +111,7 @@ def folder(tmp_path_factory):
     """Holds a base policy and `two`, a run on two processes that nothing disturbs."""
     folder = tmp_path_factory.mktemp("runs")
     make_base_policy(folder / "base")
-    assert codes(start_two(folder, "two")) == [0, 0], said(folder, "two", 0)
+    assert codes(start_two(folder, "two", by_environment)) == [0, 0], said(folder, "two", 0)
     return folder
 
 
@@ -116,7 +134,7 @@ def test_two_processes_train_what_one_does(folder):
 
 
 def test_a_run_whose_process_is_killed_ends_and_is_resumed_as_if_it_had_not(folder):
-    processes = start_two(folder, "killed")
+    processes = start_two(folder, "killed", by_flags)
     saved = folder / "killed" / "checkpoints"
     deadline = time.monotonic() + 300
     while not any(path.name.isdigit() for path in saved.glob("*")):  # others are being written
@@ -126,7 +144,7 @@ def test_a_run_whose_process_is_killed_ends_and_is_resumed_as_if_it_had_not(fold
     assert codes(processes)[0] == 1
     assert "another process of this run is gone" in said(folder, "killed", 0)
     assert not (folder / "killed" / "result.json").exists()
-    assert codes(start_two(folder, "killed", "--resume")) == [0, 0]
+    assert codes(start_two(folder, "killed", by_flags, "--resume")) == [0, 0]
     assert "resumed after" in said(folder, "killed", 0)
     for index in range(2):
         undisturbed = ends(folder, "two", index)
@@ -136,12 +154,7 @@ def test_a_run_whose_process_is_killed_ends_and_is_resumed_as_if_it_had_not(fold
 
 
 def test_processes_with_unequal_commands_are_refused(folder):
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    processes = [
-        start(folder, "unequal", index, port, "--set", f"seed={index}") for index in range(2)
-    ]
+    processes = start_two(folder, "unequal", by_slurm, "--set", "seed={}")
     assert codes(processes) == [2, 2]
     for index in range(2):
         line = said(folder, "unequal", index).splitlines()[-1]
