@@ -105,15 +105,8 @@ def _run(
     members: Sequence[Member], resume: bool, memory_gib: float, watch: Watch | None
 ) -> list[Result]:
     start = time.monotonic()
-    distributed.check_same("config", [repr(member.config) for member in members])
-    begun = distributed.agree(lambda: [resume and _is_begun(*member) for member in members])
-    distributed.check_same("folder for runs", begun)
-    new = [member for member, is_begun in zip(members, begun, strict=True) if not is_begun]
-    for member in new:
-        distributed.by_writer(partial(check_directory, member.directory))
-    done = [is_begun and (member.directory / "result.json").is_file()
-            for member, is_begun in zip(members, begun, strict=True)]  # fmt: skip
-    if all(done):
+    new, finished = _survey(members, resume)
+    if finished == len(members):
         report.say(f"{members[0].directory.parent if len(members) > 1 else members[0].directory} is"
                    " finished already")  # fmt: skip
         return [_read(member.directory) for member in members]
@@ -157,6 +150,23 @@ def _run(
         }
         distributed.by_writer(partial(_finish, member.directory, summary))
     return [_read(member.directory) for member in members]
+
+
+def _survey(members: Sequence[Member], resume: bool) -> tuple[list[Member], int]:
+    """Those that begin anew, in directories that can be made, and how many have ended before.
+
+    Raises:
+      ConfigError: of several processes one has another config or sees another folder; or see `run`.
+    """
+    distributed.check_same("config", [repr(member.config) for member in members])
+    begun = distributed.agree(lambda: [resume and _is_begun(*member) for member in members])
+    distributed.check_same("folder for runs", begun)
+    new = [member for member, is_begun in zip(members, begun, strict=True) if not is_begun]
+    for member in new:
+        distributed.by_writer(partial(check_directory, member.directory))
+    finished = [member for member, is_begun in zip(members, begun, strict=True)
+                if is_begun and (member.directory / "result.json").is_file()]  # fmt: skip
+    return new, len(finished)
 
 
 def _finish(directory: Path, summary: dict[str, Any]) -> None:

@@ -43,6 +43,7 @@ def sweep(spec_path: Path, out: Path, address: str = "", resume: bool = False) -
       Stopped: it was interrupted, and can be resumed.
     """
     spec = sweep_spec.read(spec_path)
+    sweep_spec.check_bases(spec)
     _use_tracker(spec.settings)
     tune = _import_tune(spec.settings)
     begun = resume and (out / "sweep.yaml").is_file()

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pdjax import config as configs
 from pdjax import schema
+from pdjax.base_policies import description
 from pdjax.config import Config
 from pdjax.schema import ConfigError, Count, Natural, NonNegative, Range, Seed
 
@@ -123,6 +124,21 @@ def read(path: Path) -> Spec:
     for values in _corners(spec):
         make_members(spec, values)
     return spec
+
+
+def check_bases(spec: Spec) -> None:
+    """Checks that every base policy is there; whether it is one for its task, each trial finds out.
+
+    Raises:
+      ConfigError: the first that is not.
+    """
+    for values in _corners(spec):
+        path = make_members(spec, values)[0].base_policy.path
+        if not (Path(path) / description.FILE).is_file():
+            raise ConfigError(
+                f"base policy {path!r} of {values['config']} is not there; make it, or name"
+                " another by `set: [base_policy.path=DIR]`"
+            )
 
 
 def trials(spec: Spec) -> list[dict[str, Any]] | None:

@@ -105,6 +105,7 @@ def test_what_cannot_be_swept_is_refused_before_anything_starts(
         (["nowhere.yaml"], "cannot read sweep nowhere.yaml"),
         (["report"], "sweep got report and no directory, expected SPEC.yaml alone, or"),
         (["report", "."], "is no sweep"),
+        (["none.yaml"], "base policy '' of peg_fast is not there; make it, or name another"),
         (["s.yaml", "--address", "127.0.0.1:1"], "cannot reach a Ray cluster at 127.0.0.1:1"),
         (["s.yaml", "--address", "here"], "--address got 'here', expected HOST:PORT"),
         (["many.yaml"], "a trial asks for 1000 CPUs, but no machine of the cluster has more than"),
@@ -114,8 +115,12 @@ def test_mistakes_on_the_command_line(argv, words, tmp_path, capsys, monkeypatch
     monkeypatch.chdir(tmp_path)
     if argv[0] not in ("nowhere.yaml", "report"):
         pytest.importorskip("ray", reason="sweeps need pdjax[sweep]")
-    write(tmp_path / "s.yaml", config="peg_fast", space=GRID)
-    write(tmp_path / "many.yaml", config="peg_fast", space=GRID, cpus=1000)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "policy.json").write_text("{}")
+    base = ["base_policy.path=base"]
+    write(tmp_path / "none.yaml", config="peg_fast", space=GRID)
+    write(tmp_path / "s.yaml", config="peg_fast", set=base, space=GRID)
+    write(tmp_path / "many.yaml", config="peg_fast", set=base, space=GRID, cpus=1000)
     assert cli.main(["sweep", *argv, "--out", "out"]) == 2
     said = capsys.readouterr().err
     assert words in said.splitlines()[-1] and "Traceback" not in said
