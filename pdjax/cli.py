@@ -78,7 +78,7 @@ def _add(parser: argparse.ArgumentParser, option: Option, positional: bool) -> N
     """Adds a flag that takes text; `schema.convert` judges it."""
     required = option.default is dataclasses.MISSING
     facts = [option.expected()] if option.kind in (int, float) else []
-    if not required and option.default not in (None, ()):
+    if not required and option.default not in (None, (), ""):
         facts.append(f"default {option.default}")
     text = (option.doc + (f" ({', '.join(facts)})" if facts else "")).replace("%", "%%")
     if positional:

@@ -202,8 +202,8 @@ class Sweep:
     POSITIONALS: ClassVar[int] = 2
 
     spec: str
-    """YAML file of the sweep: config, space, search and what each trial may use; see below. Or the
-    name of a sweep that comes with pdjax. Or `report`."""
+    """YAML file of the sweep: config, space, search and what each trial may use; see below. Or
+    `paper` or `fast`, which come with pdjax. Or `report`."""
     directory: Path | None = None
     """After `report`: directory of the sweep."""
     out: Path | None = None

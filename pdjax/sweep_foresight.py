@@ -21,7 +21,8 @@ TIMED = 512  # decisions, at least, unless an epoch has fewer
 def foresee(spec_path: Path) -> dict[str, Any]:
     """Shows the trials of a sweep and what they will take on this machine; starts none.
 
-    Each program that differs is built, and a short epoch and an evaluation of it timed.
+    Each program that differs is built, and a short epoch and an evaluation of it timed. `hours` of
+    all are those of the trials that could be timed.
 
     Raises:
       ConfigError: see `sweep_spec.read`.
@@ -45,7 +46,7 @@ def foresee(spec_path: Path) -> dict[str, Any]:
     at_once = settings.concurrent or max((os.cpu_count() or 1) // settings.cpus, 1)
     known = [row["hours"] for row in rows if row["hours"] is not None]
     found = {"trials": rows, "count": round(times * len(rows)), "at_once": at_once,
-             "hours": times * sum(known) if len(known) == len(rows) else None}  # fmt: skip
+             "hours": times * sum(known)}  # fmt: skip
     tables.show_foreseen([dimension.key for dimension in spec.space], found)
     return found
 

@@ -149,21 +149,34 @@ def _arrow(before: float | None, after: float | None) -> str:
 
 
 def show_foreseen(names: Sequence[str], found: Mapping[str, Any]) -> None:
-    """Prints what a sweep will take, see `sweep_foresight.foresee`; `names`: of its space."""
-    cells = []
+    """Prints what a sweep will take, see `sweep_foresight.foresee`; seeds as one row.
+
+    Args:
+      names: of its space.
+      found: as `foresee` returns it.
+    """
+    names = [name for name in ("config", *names) if name != "seed"]
+    groups: dict[tuple, list[Mapping[str, Any]]] = {}
     for row in found["trials"]:
-        values = [_short(row["values"][name]) for name in ("config", *names)]
-        hours = "-" if row["hours"] is None else f"{row['hours']:.2f}"
-        memory = "-" if row["hours"] is None else f"{row['memory_bytes'] / 2**30:.2f}"
-        cells.append([*values, str(row["members"]), f"{row['decisions']:,}", hours, memory])
+        values = tuple(_short(row["values"][name]) for name in names)
+        groups.setdefault(values, []).append(row)
+    cells = []
+    for values, rows in groups.items():
+        first, timed = rows[0], rows[0]["hours"] is not None
+        hours = f"{first['hours']:.2f}" if timed else "-"
+        memory = f"{first['memory_bytes'] / 2**30:.2f}" if timed else "-"
+        cells.append([*values, str(len(rows)), str(first["members"]), f"{first['decisions']:,}",
+                      hours, memory])  # fmt: skip
     header = [name.split(".")[-1] for name in names]
-    show_table(f"{found['count']} trials; of each at most", ["config", *header, "members",
-               "decisions", "hours", "GiB"], cells)  # fmt: skip
+    title = f"{found['count']} trials; decisions, hours and memory of each, at most"
+    show_table(title, [*header, "trials", "members", "decisions", "hours", "GiB"], cells)
     for note in dict.fromkeys(row["note"] for row in found["trials"] if row["note"]):
         say(f"not timed: {note}")
-    if found["hours"] is not None:
-        at_once = found["at_once"]
-        say(f"{found['hours']:.1f} hours one after another, timed alone on this machine;"
+    if found["hours"]:
+        at_once, part = found["at_once"], ""
+        if any(row["hours"] is None for row in found["trials"]):
+            part = " for those that were timed"
+        say(f"{found['hours']:.1f} hours one after another{part}, each timed alone on this machine;"
             f" {at_once} at a time share it")  # fmt: skip
 
 
