@@ -97,10 +97,8 @@ def make_rollout(
 
         return by_env(mesh, start)(frozen, jax.random.split(key, num_envs))
 
-    act, play = (
-        by_env(mesh, partial(base_actions, base)),
-        by_env(mesh, partial(play_decision, env, base)),
-    )
+    act = by_env(mesh, partial(base_actions, base))
+    play = by_env(mesh, partial(play_decision, env, base))
 
     def collect(frozen: Frozen, state: RolloutState, choose_residual, keys: Array):
         def decide(state, inputs):
