@@ -68,7 +68,9 @@ RECIPES = {
     ),
     "StackCube": Recipe(100, {"diffusion": "--steps 3000", "bet": "--set bet.act_horizon=4"}),
     "TurnFaucet": Recipe(
-        100, {"diffusion": "--steps 4000", "bet": ""}, held_out="TurnFaucetHeldOut"
+        100,
+        {"diffusion": "--steps 4000", "bet": "--set bet.act_horizon=4"},
+        held_out="TurnFaucetHeldOut",
     ),
     "PushChair": Recipe(100, {"diffusion": "--steps 4000", "bet": ""}, held_out="PushChairHeldOut"),
     # Clones of the published policies hardly ever fail: stopped early, or of few demonstrations.
@@ -85,7 +87,11 @@ RECIPES = {
     "AdroitHammer": Recipe(
         2, {"diffusion": "--steps 600", "bet": "--set bet.act_horizon=4"}, "hammer-v0.pickle"
     ),
-    "AdroitPen": Recipe(40, {"diffusion": "--steps 1000", "bet": "--steps 2000"}, "pen-v0.pickle"),
+    "AdroitPen": Recipe(
+        40,
+        {"diffusion": "--steps 1000", "bet": "--steps 2000 --set bet.act_horizon=4"},
+        "pen-v0.pickle",
+    ),
     "AdroitRelocate": Recipe(10, {"diffusion": "--steps 1000", "bet": ""}, "relocate-v0.pickle"),
 }
 
