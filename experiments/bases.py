@@ -72,7 +72,11 @@ RECIPES = {
         {"diffusion": "--steps 4000", "bet": "--set bet.act_horizon=4"},
         held_out="TurnFaucetHeldOut",
     ),
-    "PushChair": Recipe(100, {"diffusion": "--steps 4000", "bet": ""}, held_out="PushChairHeldOut"),
+    "PushChair": Recipe(
+        100,
+        {"diffusion": "--steps 4000", "bet": "--set bet.act_horizon=4"},
+        held_out="PushChairHeldOut",
+    ),
     # Clones of the published policies hardly ever fail: stopped early, or of few demonstrations.
     "AdroitDoor": Recipe(
         100,
