@@ -116,9 +116,12 @@ def _metavar(kind: Any) -> str:
 
 def _config_help() -> str:
     """Every key of a run's config, with type, default and meaning."""
+    suite = [name.removeprefix("fast/").split("_") for name in configs.configs()
+             if name.startswith("fast/")]  # fmt: skip
+    tasks, kinds = (", ".join(dict.fromkeys(pair[at] for pair in suite)) for at in (0, 1))
     lines = [
         f"\nconfigs that come with pdjax: {', '.join(configs.known_configs())}",
-        "(TASK: door, hammer, pen, relocate, peg, stack, faucet, chair; KIND: diffusion, bet)",
+        f"(TASK: {tasks}; KIND: {kinds})",
         f"presets: {', '.join(configs.PRESETS)}; a file starts from one, or from a config that"
         " comes with pdjax, by `preset: NAME`",
         "config keys, in a YAML file or after --set (type, default = preset pd):",

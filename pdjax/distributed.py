@@ -97,16 +97,16 @@ def _wait_for(coordinator: str) -> None:
     )
 
 
-class Lost(RuntimeError):  # noqa: N818, what is lost is no error
+class ProcessLostError(RuntimeError):
     """Another process of the run is gone."""
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Within: what JAX says of a connection that broke is said in the words of `Lost`.
+    """Within: what JAX says of a connection that broke is said in the words of `ProcessLostError`.
 
     Raises:
-      Lost: where several processes train, in the place of JAX's error.
+      ProcessLostError: where several processes train, in the place of JAX's error.
     """
     try:
         yield
@@ -114,7 +114,7 @@ def together() -> Iterator[None]:
         if _count == 1:
             raise
         reason = str(error).splitlines()[0][:200]
-        raise Lost(
+        raise ProcessLostError(
             f"another process of this run is gone, or cannot be reached ({reason}); start all of"
             " them again, with --resume"
         ) from error

@@ -136,12 +136,12 @@ def prepare(
     if stacked:
         state, evaluation = (_several(count, shapes) for shapes in (state, evaluation))
     planned = partial(memory.make_plans, state, frozen, evaluation, built.mesh, memory_gib)
-    check = lambda plans: distributed.agree(partial(memory.check, plans, config))  # noqa: E731
-    check(planned())  # where arrays alone are too many there is nothing to compile
+    # where arrays alone are too many there is nothing to compile
+    distributed.agree(lambda: memory.check(planned(), config))
     report.say("compiling an epoch")
     programs = {state.decision_steps.shape: epoch.lower(frozen, state).compile()}
     plans = planned(memory.working_memory(programs[state.decision_steps.shape]))
-    check(plans)
+    distributed.agree(lambda: memory.check(plans, config))
     memory.show(plans)
 
     def advance(state: TrainState):

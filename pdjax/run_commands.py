@@ -57,7 +57,7 @@ class Train:
         out = self.out or Path("runs") / (f"{name}-{len(members)}members" if several else name)
         from pdjax import report, trackers
 
-        trackers.use("" if self.track == "none" else self.track)
+        trackers.use(self.track)
         if self.coordinator:
             report.say(f"waiting for all processes of the run at {self.coordinator}")
         distributed.join(self.coordinator, self.process)

@@ -121,8 +121,9 @@ def _run(
     for member in new:
         distributed.by_writer(partial(_begin, *member))
         distributed.agree(partial(_check_shared, member.directory))
+    made_by = provenance.describe()
     for member in members:
-        report.add_record(member.directory / "starts.jsonl", provenance.describe())
+        report.add_record(member.directory / "starts.jsonl", made_by)
     if foreign.is_foreign(base):
         num_envs = config.train.num_envs
         way, microseconds = foreign.cost(built.base, num_envs)

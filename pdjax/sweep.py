@@ -44,7 +44,7 @@ def sweep(spec_path: Path, out: Path, address: str = "", resume: bool = False) -
     """
     spec = sweep_spec.read(spec_path)
     sweep_spec.check_bases(spec)
-    _use_tracker(spec.settings)
+    trackers.use(spec.settings.track)
     tune = _import_tune(spec.settings)
     begun = resume and (out / "sweep.yaml").is_file()
     if begun and (out / "sweep.yaml").read_text() != spec_path.read_text():
@@ -65,10 +65,6 @@ def sweep(spec_path: Path, out: Path, address: str = "", resume: bool = False) -
     if unfinished:
         raise Stopped(f"stopped with {unfinished} trials unfinished")
     return found
-
-
-def _use_tracker(settings: Settings) -> None:
-    trackers.use("" if settings.track == "none" else settings.track)
 
 
 def _import_tune(settings: Settings) -> Any:
@@ -221,7 +217,7 @@ def _trial(values: Mapping[str, Any], job: Mapping[str, str]) -> None:
     if 0 < spec.settings.gpus < 1:  # JAX would take most of a GPU for one trial
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     startup.prepare()
-    _use_tracker(spec.settings)
+    trackers.use(spec.settings.track)
     directory = out / "trials" / tune.get_context().get_trial_id()
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "trial.json").write_text(json.dumps(dict(values)) + "\n")

@@ -46,8 +46,9 @@ def write(out: Path) -> dict[str, Any]:
     names = [dimension.key for dimension in spec.space]
     if len(spec.settings.config) > 1:
         names.insert(0, "config")
-    settings = _settings([name for name in names if name != "seed"], found)
-    tables.show_settings([name for name in names if name != "seed"], settings)
+    apart = [name for name in names if name != "seed"]
+    settings = _settings(apart, found)
+    tables.show_settings(apart, settings)
     summary: dict[str, Any] = {"trials": found, "settings": settings, "files": [],
                                "importance": _importance(spec, found)}  # fmt: skip
     _write_tables(out, names, found, summary["files"])

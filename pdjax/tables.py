@@ -105,8 +105,7 @@ def show_exported(found: Mapping[str, Any]) -> None:
 
 
 def _rate(summary: Mapping[str, Any], name: str) -> str:
-    low, high = summary[f"{name}_ci"]
-    return f"{summary[f'{name}_success']:.1%} [{low:.0%}, {high:.0%}]"
+    return _percent(summary[f"{name}_success"], summary[f"{name}_ci"])
 
 
 def _gain(summary: Mapping[str, Any]) -> str:

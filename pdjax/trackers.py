@@ -18,17 +18,17 @@ from pdjax.schema import ConfigError, flatten
 
 PROJECT = "pdjax"  # name of W&B's project and MLflow's experiment, where none is set
 
-_chosen = ""
+_chosen = "none"
 
 
 def use(name: str) -> None:
-    """Chooses the tracker of all runs from here on: `wandb`, `mlflow`, or "" for none.
+    """Chooses the tracker of all runs from here on: `wandb`, `mlflow` or `none`.
 
     Raises:
       ConfigError: its package is not installed.
     """
     global _chosen
-    if name and importlib.util.find_spec(name) is None:
+    if name != "none" and importlib.util.find_spec(name) is None:
         raise ConfigError(f"tracker {name} is not installed; pip install 'pdjax[{name}]'")
     _chosen = name
 
@@ -53,7 +53,7 @@ def follow(directory: Path, say: Callable[[str], None]) -> Tracker | None:
     Returns:
       None where no tracker is used.
     """
-    return _Careful(directory, say) if _chosen else None
+    return None if _chosen == "none" else _Careful(directory, say)
 
 
 class _Careful:

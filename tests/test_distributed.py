@@ -1,6 +1,5 @@
 """One run on two processes: the run that it is in one, and none is left waiting for another."""
 
-import json
 import os
 import signal
 import socket
@@ -12,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_cli import make_base_policy
+from test_loop import records
+from test_sweep import SHORT
 
 from pdjax import cli, distributed
 from pdjax.schema import ConfigError
@@ -37,12 +38,6 @@ runner.refine = keep
 sys.argv[:2] = ["pdjax"]
 cli.program()
 """
-SHORT = [
-    "train.num_envs=4", "train.decisions_per_round=16", "train.decisions_per_epoch=64",
-    "train.total_decisions=256", "train.learning_starts=16", "train.replay_capacity=512",
-    "eval.episodes=5", "eval.interim_episodes=4", "eval.interim_every=64", "checkpoint.every=64",
-    "sac.hidden=[8]", "sac.batch_size=16",
-]  # fmt: skip
 
 
 def by_flags(index, port):
@@ -66,7 +61,7 @@ def start(folder, out, index=None, way=([], {}), *more):
     name = f"{out}_{index}"
     command = [sys.executable, "-c", PROGRAM, str(folder / f"{name}.npz"), "train", "peg_fast",
                "--out", str(folder / out), "--set", f"base_policy.path={folder / 'base'}",
-               *SHORT, *more]  # fmt: skip
+               *SHORT, "eval.episodes=5", *more]  # fmt: skip
     flags, variables = way
     log = (folder / f"{name}.log").open("w")
     return subprocess.Popen(command + flags, stdout=log, stderr=log, env=os.environ | variables)
@@ -99,11 +94,6 @@ def said(folder, out, index):
 def ends(folder, out, index):
     with np.load(folder / f"{out}_{index}.npz") as found:
         return dict(found)
-
-
-def records(directory):
-    lines = (directory / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "wall_s"} for line in lines]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from pdjax.schema import ConfigError
 
 @pytest.fixture
 def track(monkeypatch):
-    monkeypatch.setattr(trackers, "_chosen", "")
+    monkeypatch.setattr(trackers, "_chosen", "none")
     for name in ("WANDB_MODE", "WANDB_PROJECT", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
 

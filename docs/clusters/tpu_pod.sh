@@ -12,13 +12,13 @@ gcloud compute tpus tpu-vm describe "$SLICE" --zone="$ZONE" > /dev/null 2>&1 ||
         --version=v2-alpha-tpuv5-lite
 
 on_all "sudo apt-get -qq install -y nfs-common
-    sudo mkdir -p /work && { mountpoint -q /work || sudo mount -t nfs $SHARE /work; }
+    sudo mkdir -p /shared && { mountpoint -q /shared || sudo mount -t nfs $SHARE /shared; }
     pip install -q uv && ~/.local/bin/uv venv -q --allow-existing --python 3.12 ~/venv
-    ~/.local/bin/uv pip install -q --python ~/venv/bin/python 'jax[tpu]' /work/pdjax"
+    ~/.local/bin/uv pip install -q --python ~/venv/bin/python 'jax[tpu]' /shared/pdjax"
 
 # JAX asks the slice which process each host is. Environments are split over all chips: 4,096 for
 # each of 16 here; physics is MJX.
-on_all "cd /work && ~/venv/bin/pdjax train fast/peg_diffusion --coordinator auto --resume \
+on_all "cd /shared && ~/venv/bin/pdjax train fast/peg_diffusion --coordinator auto --resume \
     --out runs/peg-tpu --set task.physics=mjx train.num_envs=65536 train.decisions_per_round=65536 \
     train.decisions_per_epoch=524288 train.total_decisions=10000000 \
     train.replay_capacity=4000000 sac.batch_size=8192"
