@@ -23,10 +23,10 @@ from base_policies import save_base
 from harness import append_row, median
 from physics import begin, make_rollout
 
-from pdjax import config as configs
-from pdjax.config import Config
-from pdjax.profile import profile
-from pdjax.roofline import timed
+from pdjax.config import files as configs
+from pdjax.config.fields import Config
+from pdjax.devices.rates import timed
+from pdjax.profile.profile import profile
 from pdjax_envs import registry
 from pdjax_envs.physics import mjx_flags
 

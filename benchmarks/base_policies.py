@@ -23,9 +23,9 @@ import numpy as np
 from harness import alternate, append_row, median, ratio
 
 from pdjax.base_policies import imitation, settings
-from pdjax.decision import Frozen, base_actions
-from pdjax.rollout import make_rollout
-from pdjax.roofline import product, timed
+from pdjax.devices.rates import product, timed
+from pdjax.rollout.collect import make_rollout
+from pdjax.rollout.decision import Frozen, base_actions
 from pdjax.types import BasePolicy
 from pdjax_envs import registry
 

@@ -27,11 +27,11 @@ import jax.numpy as jnp
 from base_policies import save_base
 from harness import alternate, append_row, median, ratio
 
-from pdjax import config as configs
-from pdjax.programs import build, prepare
-from pdjax.roofline import timed
-from pdjax_envs import brax as bridge
-from pdjax_envs import registry
+from pdjax.config import files as configs
+from pdjax.devices.rates import timed
+from pdjax.training.build import build
+from pdjax.training.compiled import prepare
+from pdjax_envs import brax, registry
 from pdjax_envs.physics import mjx_flags
 
 CAPACITY = 100_000  # transitions in the replay
@@ -78,7 +78,7 @@ def make_brax(args: argparse.Namespace, physics: str) -> Callable[[], float]:
         jax.device_put_replicated = lambda tree, devices: jax.tree.map(
             lambda leaf: jnp.stack([leaf] * len(devices)), tree
         )
-    env = bridge.make(args.task, physics)
+    env = brax.make(args.task, physics)
     steps = args.steps if physics == "native" else args.mjx_steps
     factory = functools.partial(networks.make_sac_networks, hidden_layer_sizes=tuple(args.hidden))
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pdjax import provenance
+from pdjax.output import provenance
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -21,8 +21,9 @@ from accelerator import make_config
 from harness import append_row
 from mujoco import mjx
 
-from pdjax.memory import FLAGS, NUMBERS, OTHERS, make_plans, text, working_memory
-from pdjax.programs import build, make_init
+from pdjax.training.build import build
+from pdjax.training.compiled import make_init
+from pdjax.training.memory_plan import FLAGS, NUMBERS, OTHERS, make_plans, text, working_memory
 from pdjax_envs import registry
 from pdjax_envs.physics import mjx_flags
 

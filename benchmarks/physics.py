@@ -33,7 +33,7 @@ import mujoco.batch
 import numpy as np
 from harness import alternate, append_row, median, ratio
 
-from pdjax.roofline import timed
+from pdjax.devices.rates import timed
 from pdjax_envs import registry
 from pdjax_envs.physics import mjx_flags
 from pdjax_envs.physics.engine import Scene, row_ids

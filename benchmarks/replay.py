@@ -36,11 +36,12 @@ import jax.numpy as jnp
 from base_policies import save_base
 from harness import alternate, append_row, median, ratio
 
-from pdjax import config as configs
-from pdjax import machine, programs
-from pdjax.checkpoint import Checkpoints
-from pdjax.replay import ReplayBuffer, ReplayState, make_packing, make_replay
-from pdjax.roofline import timed
+from pdjax.config import files as configs
+from pdjax.devices import free_memory
+from pdjax.devices.rates import timed
+from pdjax.learner.replay import ReplayBuffer, ReplayState, make_packing, make_replay
+from pdjax.output.checkpoint import Checkpoints
+from pdjax.training import build, compiled
 from pdjax.types import Transition
 
 SIZES = {"obs": 39, "base_action": 112, "residual_action": 28}  # of AdroitDoor, chunks of 4
@@ -148,14 +149,14 @@ class Peak:
     """The largest resident memory while the block runs, in bytes; read every 5 ms."""
 
     def __enter__(self) -> "Peak":
-        self.bytes, self._over = machine.resident_memory(), threading.Event()
+        self.bytes, self._over = free_memory.resident_memory(), threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
         return self
 
     def _watch(self) -> None:
         while not self._over.wait(0.005):
-            self.bytes = max(self.bytes, machine.resident_memory())
+            self.bytes = max(self.bytes, free_memory.resident_memory())
 
     def __exit__(self, *error: object) -> None:
         self._over.set()
@@ -172,8 +173,8 @@ def measure_memory(task: str, capacity: int, dtype: str) -> dict[str, Any]:
             f"train.replay_capacity={capacity}", f"train.replay_dtype={dtype}",
             "train.learning_starts=0",
         ])  # fmt: skip
-        steps, (plan, *_) = programs.prepare(programs.build(config))
-        before = machine.resident_memory()
+        steps, (plan, *_) = compiled.prepare(build.build(config))
+        before = free_memory.resident_memory()
         state = steps.init(0)
         storage = state.replay.storage
         numbers = fill({name: getattr(storage, name) for name in SIZES}, jax.random.key(0))
@@ -184,7 +185,7 @@ def measure_memory(task: str, capacity: int, dtype: str) -> dict[str, Any]:
             steps.assess(state.sac.actor, 0.2, 0, config.eval.episodes)
         if not metrics["gradient_steps"]:
             raise AssertionError("nothing was learned; the row would not be of training")
-        held = machine.resident_memory() - before
+        held = free_memory.resident_memory() - before
         savers = [Checkpoints(folder / name, keep=2) for name in ("best", "newest")]
         with Peak() as peak:
             for saver in savers:

@@ -26,11 +26,11 @@ import jax
 from base_policies import save_base
 from harness import alternate, append_row, median, ratio
 
-from pdjax import config as configs
-from pdjax.programs import Run, build
-from pdjax.roofline import timed
-from pdjax.sac import make_hyperparams
-from pdjax.train import placement, residual_dim
+from pdjax.config import files as configs
+from pdjax.devices.rates import timed
+from pdjax.learner.sac import make_hyperparams, residual_dim
+from pdjax.training.build import Run, build
+from pdjax.training.epoch import placement
 
 ENVS = (16, 64, 256, 1024, 4096)
 SEEDS = (1, 2, 4, 8, 16)

@@ -23,7 +23,7 @@ from typing import Any
 from base_policies import save_base
 from harness import append_row
 
-from pdjax import config as configs
+from pdjax.config import files as configs
 
 POLL_S = 0.05
 LIMIT_S = 600
@@ -32,7 +32,7 @@ LIMIT_S = 600
 def start(config: str, base: Path, out: Path, cache: Path) -> dict[str, float]:
     """Seconds to the beginning and the end of a run's first epoch; the run is then stopped."""
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
-    program = [sys.executable, "-m", "pdjax.cli", "train", config, "--out", str(out), "--set",
+    program = [sys.executable, "-m", "pdjax.commands.cli", "train", config, "--out", str(out), "--set",
                f"base_policy.path={base}"]  # fmt: skip
     began, found = time.monotonic(), {}
     process = subprocess.Popen(program, env=environment, stderr=subprocess.DEVNULL)

@@ -21,8 +21,8 @@ from typing import Any
 from base_policies import save_base
 from harness import append_row
 
-from pdjax import config as configs
-from pdjax.profile import profile
+from pdjax.config import files as configs
+from pdjax.profile.profile import profile
 
 SETTINGS = {  # name -> preset, task, kind of base policy
     "published": ("pd", "PegInsertionSide", "diffusion_unet"),

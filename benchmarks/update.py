@@ -28,12 +28,12 @@ import jax.numpy as jnp
 import numpy as np
 from harness import alternate, append_row, median, ratio
 
-from pdjax import config as configs
-from pdjax import roofline
-from pdjax.config import Config
-from pdjax.gradient_step import SACState
-from pdjax.roofline import timed
-from pdjax.sac import make_hyperparams, make_sac
+from pdjax.config import files as configs
+from pdjax.config.fields import Config
+from pdjax.devices import rates as roofline
+from pdjax.devices.rates import timed
+from pdjax.learner.gradient_step import SACState
+from pdjax.learner.sac import make_hyperparams, make_sac
 from pdjax.types import Batch
 
 OBS, ACTION, HORIZON = 50, 7, 4  # PegInsertionSide, chunks of four

@@ -104,7 +104,7 @@ def run(*arguments: object) -> tuple[str, dict[str, Any]]:
     """Runs a pdjax command; returns its line and what it printed as JSON."""
     line = ["pdjax", *(str(argument) for argument in arguments)]
     print("$", shlex.join(line), file=sys.stderr, flush=True)
-    program = [sys.executable, "-m", "pdjax.cli", *line[1:], "--json"]
+    program = [sys.executable, "-m", "pdjax.commands.cli", *line[1:], "--json"]
     done = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         sys.exit(done.returncode)  # it has said why

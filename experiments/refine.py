@@ -17,8 +17,8 @@ from typing import Any
 
 from bases import run
 
-from pdjax.curves import largest_fall, points
-from pdjax.report import read_metrics
+from pdjax.output.records import read_metrics
+from pdjax.runs.curves import largest_fall, points
 
 RESULTS = Path(__file__).parent / "results" / "refine.jsonl"
 KEPT = ("task", "episodes", "base_success", "base_ci", "refined_success", "refined_ci", "gain",

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pdjax import config as configs
-from pdjax import sweep_spec
-from pdjax.train import make_schedule
+from pdjax.config import files as configs
+from pdjax.sweep import spec as sweep_spec
+from pdjax.training.epoch import make_schedule
 from pdjax_envs import registry
 
 ROOT = Path(__file__).parents[1]

@@ -15,8 +15,8 @@ from typing import Any, NoReturn, cast
 import jax
 import jax.numpy as jnp
 
+from pdjax_envs.names import UnknownName, unknown
 from pdjax_envs.physics.engine import Array, PhysicsState, Scene
-from pdjax_envs.registry import UnknownName, unknown
 from pdjax_envs.task import ControlStep, Env, EnvState, Episode, Start, Task, admit, judge, select
 
 EPISODE_STEPS = 1000  # Brax's default, `brax.envs.create`

@@ -5,24 +5,19 @@ function () -> Task. Names such as `brax:ant` and `playground:CartpoleBalance` a
 those libraries, see `from_brax`.
 """
 
-import difflib
 import importlib
 import importlib.util
-from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import entry_points
 
 import jax
 
 from pdjax_envs import shifts
+from pdjax_envs.names import UnknownName, unknown
 from pdjax_envs.physics.engine import Engine, Scene
 from pdjax_envs.task import Env, Task, make_env
 
 ENGINES = ("native", "mjx", "warp")
-
-
-class UnknownName(ValueError):  # noqa: N818 (a mistake, not a failure)
-    """A task or engine that does not exist here; the message says what does."""
 
 
 # Task -> module with its `make_task`; imported when it is asked for.
@@ -71,14 +66,6 @@ def family(name: str) -> str:
         return make_task(name).family
     except UnknownName:
         return name
-
-
-def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownName:
-    """The error for a name that is none of those known; says which one was meant."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"choose one of: {', '.join(known)}"
-    return UnknownName(f"unknown {kind} {name!r}; {hint}")
 
 
 def resolve_engine(physics: str) -> str:

@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pdjax import checkpoint, schema
-from pdjax.base_policies import act, behavior_transformer, diffusion, mlp
-from pdjax.base_policies.adaptation import Adaptation, adapt
 from pdjax.base_policies.chunking import training_windows
+from pdjax.base_policies.kinds import act, behavior_transformer, diffusion, mlp
+from pdjax.base_policies.kinds.trainable import TrainablePolicy, Windows, abstract_params
 from pdjax.base_policies.settings import KINDS, ImitationConfig, PolicyConfig
-from pdjax.base_policies.trainable import TrainablePolicy, Windows, abstract_params
+from pdjax.base_policies.torch_checkpoints.adaptation import Adaptation, adapt
+from pdjax.config import schema
+from pdjax.output import checkpoint
 from pdjax.types import Array, BasePolicy, Key, Params
 
 STD_FLOOR = 1e-2  # constant entries (the robot's base) must not blow up small differences

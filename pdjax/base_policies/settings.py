@@ -8,8 +8,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pdjax import schema
-from pdjax.schema import ConfigError, Count, Natural, NonNegative, Positive, Range, Seed, Share
+from pdjax.config import schema
+from pdjax.config.schema import (
+    ConfigError,
+    Count,
+    Natural,
+    NonNegative,
+    Positive,
+    Range,
+    Seed,
+    Share,
+)
 
 NOISE_STEPS = 100  # policy_decorator online/pi_dec_diffusion_maniskill2.py, num_diffusion_iters
 

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from brax import envs as brax_envs
 from flax import struct
-from probe import make_constant_policy, make_point_env
-from test_train import copy, small_config
 
 import pdjax_envs.brax as ours
-from pdjax.decision import Frozen
-from pdjax.rollout import make_rollout
-from pdjax.sac import make_hyperparams, make_sac
-from pdjax.train import make_trainer, residual_dim
+from pdjax.learner.sac import make_hyperparams, make_sac, residual_dim
+from pdjax.rollout.collect import make_rollout
+from pdjax.rollout.decision import Frozen
+from pdjax.training.epoch import make_trainer
 from pdjax_envs import registry
 from pdjax_envs.from_brax import from_brax
-from pdjax_envs.registry import UnknownName
+from pdjax_envs.names import UnknownName
+from tests.probe import make_constant_policy, make_point_env
+from tests.training.test_epoch import copy, small_config
 
 
 def actions_of(seed, *shape):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdjax_envs import registry
+from pdjax_envs import names, registry
 from pdjax_envs.physics import mjx_flags
 
 PHYSICS = os.environ.get("PDJAX_TEST_PHYSICS", "native")
@@ -101,7 +101,7 @@ def test_specs(played):
 def test_rewards_are_named_terms(played, kind):
     terms = played.task.rewards.get(kind)
     if terms is None:
-        with pytest.raises(registry.UnknownName, match=f"no reward '{kind}'; choose one of"):
+        with pytest.raises(names.UnknownName, match=f"no reward '{kind}'; choose one of"):
             registry.make(played.task.name, PHYSICS, reward=kind)
         return
     found = jax.vmap(terms)(played.state.episode, played.state.physics)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from probe import make_point_env
 
 import pdjax_envs.gymnasium as ours
 from pdjax_envs import registry
-from pdjax_envs.registry import UnknownName
+from pdjax_envs.names import UnknownName
+from tests.probe import make_point_env
 
 # Gymnasium's checks complain by warnings; what they warn of fails here, except that observations
 # have no bounds.

@@ -11,8 +11,8 @@ import pytest
 
 from pdjax_envs import registry, scaling, shifts
 from pdjax_envs.maniskill import panda, peg_insertion_side, stack_cube, turn_faucet
+from pdjax_envs.names import UnknownName
 from pdjax_envs.physics.engine import PhysicsState, apply_overrides, row_ids
-from pdjax_envs.registry import UnknownName
 from pdjax_envs.task import Episode, Start
 
 NUM = 48

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pdjax_envs import pickles
+from pdjax_envs.demonstrations import pickles
+from pdjax_envs.demonstrations.trajectory import DataError
 from pdjax_envs.task import Expert, Task
-from pdjax_envs.trajectory import DataError
 
 _SCALE_FLOOR = 1e-8  # added to in_scale; mjrl `fc_network.py`, `forward`
 _ALLOWED = pickles.NUMPY | pickles.TORCH | {

@@ -6,12 +6,10 @@ so trajectories follow MuJoCo C's only to rounding, and diverge where contacts a
 state.
 """
 
-import contextlib
 import copy
-import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +18,7 @@ import numpy as np
 
 from pdjax_envs.physics import mjx_flags
 from pdjax_envs.physics.engine import Array, Engine, Overrides, PhysicsState, Scene, row_ids
-
-with contextlib.redirect_stdout(io.StringIO()):  # prints that the optional Warp is not installed
-    from mujoco import mjx
+from pdjax_envs.physics.implementation import Implementation, mjx
 
 # MJX's line search always runs to its limit, and the solver in float32 seldom reaches MuJoCo's
 # tolerance of 1e-8 before its own. These suffice for grasping and insertion; see test_mjx.py.
@@ -43,25 +39,6 @@ class Carried(NamedTuple):
     time: Array
     act: Array
     qacc_warmstart: Array
-
-
-class Implementation(NamedTuple):
-    """What differs between MJX's implementations.
-
-    Attributes:
-      model: MJX's model of the scene.
-      make_data: (model, number of environments) -> MJX's state of one of them.
-      derive: (model, data) -> data with derived fields at its qpos and qvel.
-      overflow: data after a step -> () bool, whether contacts or constraints were left out.
-      together: (number of environments, arguments of one) -> result, as a function of the
-        arguments of one environment alone.
-    """
-
-    model: mjx.Model
-    make_data: Callable[[mjx.Model, int], mjx.Data]
-    derive: Callable[[mjx.Model, mjx.Data], mjx.Data]
-    overflow: Callable[[mjx.Data], Array]
-    together: Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def make_engine(scene: Scene, impl: Literal["jax", "warp"] = "jax") -> Engine:

@@ -18,7 +18,7 @@ from mujoco import mjx
 from mujoco.mjx.third_party.mujoco_warp import OverflowType
 
 from pdjax_envs.physics.engine import Array, Scene
-from pdjax_envs.physics.mjx import Implementation
+from pdjax_envs.physics.implementation import Implementation
 from pdjax_envs.rotations import quat_multiply, rotate
 
 # Iteration limits of the solvers count as overflows in Warp, but nothing is left out there.

@@ -11,13 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from pdjax_envs.maniskill.panda import MAX_ROTATION, MAX_TRANSLATION
-from pdjax_envs.rotations import (
-    quat_about_z,
-    quat_conjugate,
-    quat_multiply,
-    quat_to_rotvec,
-    rotate,
-)
+from pdjax_envs.rotations import quat_about_z, quat_conjugate, quat_multiply, quat_to_rotvec, rotate
 from pdjax_envs.task import Expert
 
 ABOVE, DOWN, CLOSE, LIFT, ALIGN, INSERT = range(6)

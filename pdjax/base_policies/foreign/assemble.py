@@ -1,0 +1,227 @@
+"""Anyone's own policy as a frozen base: reads its directory and makes a `BasePolicy` of it.
+
+Three kinds of directories, told apart by `kind` in `policy.json` (see `description`): an artefact
+of `jax.export`, a TorchScript file, or Python code, which may be JAX or anything that takes NumPy
+arrays. What is JAX becomes part of the jitted program; the rest is called through the host, once a
+decision for all environments. This file is not pure: it reads files.
+"""
+
+import importlib
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pdjax.base_policies.foreign import description, exported, host
+from pdjax.base_policies.foreign.description import Description
+from pdjax.base_policies.foreign.sources import find, guard, read_torchscript
+from pdjax.config.schema import ConfigError
+from pdjax.types import BasePolicy, Params
+
+FILES = {"export": exported.POLICY, "torchscript": "policy.pt"}
+MEASURED_S = 0.3  # time that measuring a call may take, once it is compiled
+
+
+class Parts(NamedTuple):
+    """A policy before its actions are brought into [-1, 1].
+
+    Attributes:
+      init_carry: see `BasePolicy`.
+      apply: see `BasePolicy`; a chunk of one may come without its first axis.
+      params: see `BasePolicy`.
+      chunk_shape: (act_horizon, act_dim) or (act_dim,), as `apply` gives it.
+    """
+
+    init_carry: Callable[..., Any]
+    apply: Callable[..., tuple[Any, Any]]
+    params: Params
+    chunk_shape: tuple[int, ...]
+
+    @property
+    def act_horizon(self) -> int:
+        """Control steps in a chunk."""
+        return self.chunk_shape[0] if len(self.chunk_shape) == 2 else 1
+
+
+def is_foreign(directory: Path) -> bool:
+    """Whether a directory holds a policy of this file's kinds."""
+    return description.peek(directory).get("kind") in description.KINDS
+
+
+def load(directory: Path, act_horizon: int = 0) -> tuple[BasePolicy, str]:
+    """Reads a directory that `pdjax wrap` or `exported.export_policy` wrote.
+
+    Python code in it is run: load only what you trust. The other kinds run no Python.
+
+    Args:
+      directory: of the policy.
+      act_horizon: control steps to execute of each chunk; 0 = all.
+
+    Returns:
+      The policy and the name of its task.
+
+    Raises:
+      ConfigError: the directory, its description and the policy do not fit each other.
+      checkpoint.CheckpointError: the parameters are missing or damaged.
+    """
+    about = description.read(directory)
+    if about.kind == "python":
+        policy = find(about.entry, directory)
+        parts = adapt(policy, (about.obs_horizon, about.obs_dim), about.device)
+    else:
+        parts = read_file(directory / FILES[about.kind], about)
+    return assemble(parts, about, act_horizon), about.task
+
+
+def read_file(path: Path, about: Description) -> Parts:
+    """Reads an artefact or a TorchScript file; the size of its chunks is checked by `assemble`."""
+    obs_shape = (about.obs_horizon, about.obs_dim)
+    if about.kind == "export":
+        found = exported.load(path)
+        if found.obs_shape != obs_shape:
+            raise ConfigError(
+                f"{path} reads observation histories {found.obs_shape}, expected {obs_shape}"
+                " (obs_horizon, obs_dim); export it for the task's sizes"
+            )
+        return Parts(found.init_carry, found.apply, found.params, found.chunk_shape)
+    module = read_torchscript(path)
+    return _through_host(host.from_torch(module, about.device), obs_shape)
+
+
+def adapt(policy: Any, obs_shape: tuple[int, int], device: str = "cpu") -> Parts:
+    """Takes a policy that was given in Python.
+
+    Args:
+      policy: one of: an object with `init_carry`, `apply` and perhaps `params` as in
+        `types.BasePolicy` (pure JAX, taken as it is); one with `init_carry` and `act` as in
+        `host.HostPolicy`; a torch.nn.Module; a function obs_history (num_envs, obs_horizon,
+        obs_dim) -> chunk of NumPy arrays.
+      obs_shape: (obs_horizon, obs_dim).
+      device: where a torch module computes.
+
+    Raises:
+      ConfigError: none of these, or it fails on observations of that shape.
+    """
+    if hasattr(policy, "init_carry") and hasattr(policy, "apply"):
+        return _in_program(policy, obs_shape)
+    if hasattr(policy, "init_carry") and hasattr(policy, "act"):
+        return _through_host(policy, obs_shape)
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(policy, torch.nn.Module):
+        return _of_torch(policy, obs_shape, device)
+    if callable(policy):
+        return _through_host(host.without_memory(policy), obs_shape)
+    raise ConfigError(
+        f"the policy is a {type(policy).__name__}, expected a function, a torch.nn.Module or an"
+        " object with init_carry and apply (JAX) or init_carry and act (NumPy)"
+    )
+
+
+def _in_program(policy: Any, obs_shape: tuple[int, int]) -> Parts:
+    params, key = getattr(policy, "params", ()), jax.random.key(0)
+    params = jax.tree.map(jnp.asarray, params)
+    carry = guard(lambda: jax.eval_shape(policy.init_carry, key), "init_carry(key)")
+    history = jax.ShapeDtypeStruct(obs_shape, jnp.float32)
+    doing = f"apply(params, carry, obs_history {obs_shape}, key)"
+    chunk, after = guard(lambda: jax.eval_shape(policy.apply, params, carry, history, key), doing)
+    if getattr(chunk, "ndim", 0) not in (1, 2) or chunk.dtype != jnp.float32:
+        raise ConfigError(f"{doing} gives {chunk}, expected float32 (act_horizon, act_dim)")
+    if jax.tree.map(_signature, after) != jax.tree.map(_signature, carry):
+        raise ConfigError(f"{doing} gives the carry {after}, expected {carry} as it got")
+    return Parts(policy.init_carry, policy.apply, params, chunk.shape)
+
+
+def _signature(leaf: Any) -> str:
+    return f"{leaf.dtype}{leaf.shape}"
+
+
+def _of_torch(module: Any, obs_shape: tuple[int, int], device: str) -> Parts:
+    """In the program where torchax is installed and knows the module, else through the host."""
+    try:
+        # torchax 0.0.13 cannot be imported beside torch 2.13, but beside 2.9
+        torchax = importlib.import_module("torchax")
+        params, function = torchax.extract_jax(module.eval())
+        apply = lambda params, carry, obs_history, key: (  # noqa: E731
+            function(params, (obs_history[None],))[0], carry
+        )  # fmt: skip
+        policy = types.SimpleNamespace(init_carry=lambda key: (), apply=apply, params=params)
+        return _in_program(policy, obs_shape)
+    except Exception:  # not there, not for this torch, or an operation that it lacks
+        return _through_host(host.from_torch(module, device), obs_shape)
+
+
+def _through_host(policy: Any, obs_shape: tuple[int, int]) -> Parts:
+    chunk_shape = host.probe(policy, obs_shape)
+    return Parts(*host.make_functions(policy, chunk_shape), params=(), chunk_shape=chunk_shape)
+
+
+def assemble(parts: Parts, about: Description, act_horizon: int = 0) -> BasePolicy:
+    """Brings a policy's actions into [-1, 1] and checks its sizes.
+
+    Actions are scaled from [action_low, action_high], then clipped; NaN stays, and is counted as a
+    bad action by the environment.
+
+    Raises:
+      ConfigError: chunks of another size than declared, or fewer steps than `act_horizon`.
+    """
+    shape = (parts.act_horizon, parts.chunk_shape[-1])
+    if shape != (about.act_horizon, about.act_dim):
+        raise ConfigError(
+            f"the policy gives chunks {shape} (act_horizon, act_dim), expected"
+            f" {(about.act_horizon, about.act_dim)}; is it a policy for {about.task}?"
+        )
+    steps = act_horizon or about.act_horizon
+    if steps > about.act_horizon:
+        raise ConfigError(
+            f"base_policy.act_horizon={steps} must be <= {about.act_horizon}, the steps in one"
+            " chunk of this policy"
+        )
+    low, high = (np.array(side, np.float32) for side in (about.action_low, about.action_high))
+
+    def apply(params, carry, obs_history, key):
+        chunk, carry = parts.apply(params, carry, obs_history, key)
+        chunk = chunk.reshape(shape)[:steps]
+        if (low != -1).any() or (high != 1).any():
+            chunk = 2 * (chunk - low) / (high - low) - 1
+        return jnp.clip(chunk, -1.0, 1.0), carry
+
+    return BasePolicy(parts.init_carry, apply, parts.params, about.obs_dim, about.act_dim,
+                      about.obs_horizon, steps, jnp.asarray(about.obs_mean, jnp.float32),
+                      jnp.asarray(about.obs_std, jnp.float32))  # fmt: skip
+
+
+def through_host(base: BasePolicy) -> bool:
+    """Whether a policy computes outside the jitted program."""
+    key = jax.random.key(0)
+    carry = base.init_carry(jax.random.clone(key))
+    history = jnp.zeros((base.obs_horizon, base.obs_dim))
+    return "callback" in str(jax.make_jaxpr(base.apply)(base.params, carry, history, key))
+
+
+def cost(base: BasePolicy, num_envs: int) -> tuple[str, float]:
+    """Which way a policy is called, and the median time of a call in microseconds.
+
+    Args:
+      base: the policy.
+      num_envs: environments that one call serves.
+    """
+    keys = jax.random.split(jax.random.key(0), num_envs)
+    call = jax.vmap(base.apply, (None, 0, 0, 0))
+    carry = jax.vmap(base.init_carry)(jax.random.split(jax.random.key(1), num_envs))
+    history = jnp.zeros((num_envs, base.obs_horizon, base.obs_dim))
+    inputs = (base.params, carry, history)
+    way = "through the host" if through_host(base) else "in the program"
+    compiled = jax.jit(call)
+    jax.block_until_ready(compiled(*inputs, jax.random.clone(keys)))
+    times, end = [], time.monotonic() + MEASURED_S
+    while len(times) < 3 or time.monotonic() < end:
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(*inputs, jax.random.clone(keys)))
+        times.append(time.perf_counter() - start)
+    return way, 1e6 * float(np.median(times))

@@ -1,0 +1,289 @@
+"""Checkpoints of LeRobot: its diffusion policy and its ACT, of observations that are numbers.
+
+A folder with `config.json` and `model.safetensors`; normalisation statistics lie among the weights
+(older versions) or in `policy_preprocessor_*` and `policy_postprocessor_*` beside them. An
+observation of the task is read as observation.state followed by observation.environment_state.
+
+A number that never changed in training is read as its distance from there, less 1; LeRobot would
+blow a difference up by 1e8. ACT's style encoder, which no rollout uses, is left out.
+
+Source: huggingface/lerobot policies/diffusion, policies/act and processor/normalize_processor.py.
+This file is not pure: it reads files.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from pdjax.base_policies.kinds import act, diffusion
+from pdjax.base_policies.kinds.trainable import abstract_params
+from pdjax.base_policies.settings import NOISE_STEPS, ActConfig, DiffusionConfig
+from pdjax.base_policies.torch_checkpoints.imported import (
+    FINAL_GROUPS,
+    Imported,
+    shape_from,
+    unet_key,
+)
+from pdjax.base_policies.torch_checkpoints.weights import Weights, fit, read_json, read_safetensors
+from pdjax.config.schema import ConfigError
+from pdjax.types import Params
+
+PARTS = ("observation.state", "observation.environment_state")  # in this order in an observation
+# What each mode of normalisation needs: two statistics, and whether they are ends of a range.
+MODES = {"MEAN_STD": ("mean", "std", False), "MIN_MAX": ("min", "max", True),
+         "QUANTILES": ("q01", "q99", True), "QUANTILE10": ("q10", "q90", True)}  # fmt: skip
+BUFFERS = ("normalize_inputs.buffer_", "normalize_targets.buffer_", "unnormalize_outputs.buffer_")
+STEPS = {"rename_observations_processor", "to_batch_processor", "device_processor",
+         "normalizer_processor", "unnormalizer_processor"}  # fmt: skip
+DDIM_STEPS = 10  # where the checkpoint samples by DDPM: the noise levels of Diffusion Policy's DDIM
+
+
+class _Source(NamedTuple):
+    """What is read off a folder.
+
+    Attributes:
+      path: config.json.
+      config: its content.
+      parts: names -> numbers of the observation's parts, in order.
+      act_dim: numbers in one action.
+      stats: `observation.state.mean` and the like.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    parts: dict[str, int]
+    act_dim: int
+    stats: dict[str, np.ndarray]
+
+    def normalisation(self, name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and width (count,) float32 of a feature: normalised = (raw - mean) / width.
+
+        Raises:
+          ConfigError: an unknown mode, or statistics that are missing or of another size.
+        """
+        kind = {PARTS[0]: "STATE", PARTS[1]: "ENV"}.get(name, "ACTION")
+        mode = str(self.config["normalization_mapping"].get(kind, "IDENTITY"))
+        if mode == "IDENTITY":
+            return np.zeros(count, np.float32), np.ones(count, np.float32)
+        if mode not in MODES:
+            raise ConfigError(
+                f"{self.path}: {kind} is normalised by {mode!r}, expected one of"
+                f" {', '.join(MODES)} or IDENTITY"
+            )
+        first, second, is_range = MODES[mode]
+        low, high = (self._statistic(f"{name}.{which}", count) for which in (first, second))
+        if not is_range:
+            return low, high
+        half = (high - low) / 2
+        constant = (half == 0) & (name != "action")
+        return np.where(constant, low + 1, low + half), np.where(constant, 1, half)
+
+    def _statistic(self, key: str, count: int) -> np.ndarray:
+        found = self.stats.get(key)
+        if found is None or found.shape != (count,) or not np.isfinite(found).all():
+            raise ConfigError(
+                f"{self.path.parent} has {'no' if found is None else 'no usable'} {key}, expected"
+                f" {count} numbers in model.safetensors or policy_preprocessor_*.safetensors"
+            )
+        return found.astype(np.float32)
+
+    def learned_from(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Mean and standard deviation of the observations trained on, where they are there."""
+        both = [[(f"{name}.{which}", count) for name, count in self.parts.items()]
+                for which in ("mean", "std")]  # fmt: skip
+        if any(key not in self.stats for side in both for key, _ in side):
+            return None
+        mean, std = (np.concatenate([self._statistic(*each) for each in side]) for side in both)
+        return mean, std
+
+
+def read(folder: Path, ddim_steps: int = 0) -> Imported:
+    """Reads a checkpoint.
+
+    Args:
+      folder: with config.json and model.safetensors.
+      ddim_steps: of a diffusion policy; 0 = as it says where it samples by DDIM, else 10.
+
+    Raises:
+      ConfigError: it cannot be read, reads images, or is not of these architectures.
+    """
+    path = folder / "config.json"
+    config = read_json(path, "the config.json of a LeRobot policy, beside its model.safetensors")
+    name = config.get("type")
+    if name not in ("diffusion", "act"):
+        raise ConfigError(f"{path}: type is {name!r}, expected diffusion or act")
+    if not isinstance(config.get("normalization_mapping"), dict):
+        raise ConfigError(f"{path} lacks normalization_mapping, from kinds of features to modes")
+    parts, act_dim = _features(path, config)
+    weights = read_safetensors(folder / "model.safetensors")
+    source = _Source(path, config, parts, act_dim, _statistics(folder, weights))
+    pairs = [source.normalisation(part, count) for part, count in parts.items()]
+    mean, width = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    own = {"obs_mean": jnp.asarray(mean), "obs_std": jnp.asarray(width + np.float32(1e-8))}
+    if name == "act":
+        return _act(source, weights, own)
+    return _diffusion(source, weights, own, ddim_steps)
+
+
+def _features(path: Path, config: dict[str, Any]) -> tuple[dict[str, int], int]:
+    """The observation's parts and the action's size, checked."""
+    try:
+        inputs = {
+            str(k): (v["type"], list(v["shape"])) for k, v in config["input_features"].items()
+        }
+        outputs = {k: list(v["shape"]) for k, v in config["output_features"].items()}
+    except (KeyError, TypeError, AttributeError):
+        raise ConfigError(
+            f"{path} lacks input_features and output_features with type and shape; bring an older"
+            " checkpoint to LeRobot's present format first"
+        ) from None
+    if images := [name for name, (kind, _) in inputs.items() if kind == "VISUAL"]:
+        raise ConfigError(f"{path}: the policy reads images ({', '.join(images)}); pdjax imports"
+                          " policies that read numbers only")  # fmt: skip
+    sizes = [(name, shape) for name, (_, shape) in inputs.items()] + list(outputs.items())
+    for name, shape in sizes:
+        if name not in (*PARTS, "action") or len(shape) != 1 or not isinstance(shape[0], int):
+            raise ConfigError(f"{path}: {name} has shape {shape}, expected one axis of"
+                              f" {', '.join(PARTS)} or action")  # fmt: skip
+    parts = {name: inputs[name][1][0] for name in PARTS if name in inputs}
+    if not parts or "action" not in outputs:
+        raise ConfigError(f"{path} names no {'action' if parts else PARTS[0]} among its features")
+    return parts, outputs["action"][0]
+
+
+def _statistics(folder: Path, weights: Weights) -> dict[str, np.ndarray]:
+    """Statistics by name, from among the weights, where they are taken off, and beside them."""
+    stats: dict[str, np.ndarray] = {}
+    for key in [key for key in weights.arrays if key.startswith(BUFFERS)]:
+        feature, _, which = key.partition("buffer_")[2].rpartition(".")
+        name = "action" if feature == "action" else feature.replace("_", ".", 1)
+        stats[f"{name}.{which}"] = weights.arrays.pop(key)
+    for description in ("policy_preprocessor.json", "policy_postprocessor.json"):
+        if (folder / description).exists():
+            _check_steps(folder / description)
+    files = folder.glob("policy_*processor_step_*normalizer_processor.safetensors")
+    for file in sorted(files, reverse=True):  # what undoes the actions' normalisation comes last
+        stats |= read_safetensors(file).arrays
+    return stats
+
+
+def _check_steps(path: Path) -> None:
+    steps = read_json(path, "the processor's description").get("steps", [])
+    names = {str(step.get("registry_name")) for step in steps if isinstance(step, dict)}
+    if unknown := names - STEPS:
+        raise ConfigError(
+            f"{path}: the step {sorted(unknown)[0]} is not known to pdjax, which takes policies"
+            " with nothing but normalisation around them"
+        )
+
+
+def _expect(source: _Source, wanted: dict[str, Any]) -> None:
+    """Raises ConfigError where an option has another value than the one that is built here."""
+    for name, value in wanted.items():
+        if source.config.get(name, value) != value:
+            raise ConfigError(
+                f"{source.path}: {name} is {source.config[name]!r}, expected {value!r}; other"
+                " values cannot be imported"
+            )
+
+
+def _diffusion(source: _Source, weights: Weights, own: Params, steps: int) -> Imported:
+    _expect(source, {"num_train_timesteps": NOISE_STEPS, "beta_schedule": "squaredcos_cap_v2",
+                     "clip_sample": True, "clip_sample_range": 1.0})  # fmt: skip
+    names = {"obs_horizon": "n_obs_steps", "act_horizon": "n_action_steps",
+             "pred_horizon": "horizon", "prediction": "prediction_type", "unet_dims": "down_dims",
+             "unet_kernel": "kernel_size", "unet_groups": "n_groups",
+             "unet_step_dim": "diffusion_step_embed_dim",
+             "unet_scale": "use_film_scale_modulation"}  # fmt: skip
+    sampler = source.config.get("noise_scheduler_type", "DDPM")
+    if not steps and sampler == "DDIM":
+        steps = source.config.get("num_inference_steps") or NOISE_STEPS
+    shape = shape_from(DiffusionConfig, source.config, names, source.path, denoiser="unet",
+                       ddim_steps=steps or DDIM_STEPS, unet_final_groups=FINAL_GROUPS)  # fmt: skip
+    kind = diffusion.make_trainable(shape, len(own["obs_mean"]), source.act_dim)
+    like = abstract_params(kind, len(own["obs_mean"]), source.act_dim)
+
+    def key_of(names: tuple[str, ...]) -> str:
+        return "diffusion.unet." + unet_key(names[1:], ("conv1", "conv2"), "")
+
+    params = fit(weights, {"denoiser": like["denoiser"]}, key_of) | own
+    offset, scale = source.normalisation("action", source.act_dim)
+    return Imported("diffusion", shape, params, source.act_dim, tuple(scale.tolist()),
+                    tuple(offset.tolist()), source.learned_from(),
+                    f"LeRobot, which samples by {sampler}")  # fmt: skip
+
+
+def _act(source: _Source, weights: Weights, own: Params) -> Imported:
+    _expect(source, {"pre_norm": False, "feedforward_activation": "relu", "n_obs_steps": 1})
+    names = {"act_horizon": "n_action_steps", "pred_horizon": "chunk_size",
+             "encoder_layers": "n_encoder_layers", "decoder_layers": "n_decoder_layers",
+             "heads": "n_heads", "width": "dim_model", "feedforward": "dim_feedforward",
+             "latent_dim": "latent_dim", "dropout": "dropout",
+             "kl_weight": "kl_weight"}  # fmt: skip
+    decay = source.config.get("temporal_ensemble_coeff")
+    ensemble = {} if decay is None else {"temporal_ensemble": True, "ensemble_decay": decay}
+    shape = shape_from(ActConfig, source.config, names, source.path, style=False,
+                       decoder_norm=True, obs_tokens=len(source.parts), **ensemble)  # fmt: skip
+    kind = act.make_trainable(shape, len(own["obs_mean"]), source.act_dim)
+    like = abstract_params(kind, len(own["obs_mean"]), source.act_dim)
+    for key in [key for key in weights.arrays if key.startswith("model.vae_encoder")]:
+        del weights.arrays[key]
+    _join_embeddings(source, weights, shape.width)
+    _part_attention(weights, shape)
+    params = fit(weights, {"act": like["act"]}, _act_key)
+    # its actions are normalised by mean and deviation, in which a clipped range would not hold
+    offset, scale = source.normalisation("action", source.act_dim)
+    out = params["act"]["out"]
+    out["kernel"], out["bias"] = out["kernel"] * scale, out["bias"] * scale + offset
+    return Imported("act", shape, params | own, source.act_dim, (1.0,), (0.0,),
+                    source.learned_from(), "LeRobot")  # fmt: skip
+
+
+def _join_embeddings(source: _Source, weights: Weights, width: int) -> None:
+    """One layer from the whole observation to all its tokens, each of which sees its own part."""
+    names = {PARTS[0]: "robot_state", PARTS[1]: "env_state"}
+    kernels, biases, seen = [], [], 0
+    for part, count in source.parts.items():
+        name = f"model.encoder_{names[part]}_input_proj"
+        kernel = np.zeros((width, sum(source.parts.values())), np.float32)
+        kernel[:, seen : seen + count] = weights.take(f"{name}.weight", (width, count))
+        kernels.append(kernel)
+        biases.append(weights.take(f"{name}.bias", (width,)))
+        seen += count
+    weights.arrays["embed_obs.weight"] = np.concatenate(kernels)
+    weights.arrays["embed_obs.bias"] = np.concatenate(biases)
+
+
+def _part_attention(weights: Weights, shape: ActConfig) -> None:
+    """torch keeps the layers of query, key and value as one."""
+    modules = [f"model.encoder.layers.{i}.self_attn" for i in range(shape.encoder_layers)]
+    for which in ("self_attn", "multihead_attn"):
+        modules += [f"model.decoder.layers.{i}.{which}" for i in range(shape.decoder_layers)]
+    for module in modules:
+        kernel = weights.take(f"{module}.in_proj_weight", (3 * shape.width, shape.width))
+        bias = weights.take(f"{module}.in_proj_bias", (3 * shape.width,))
+        for name, w, b in zip(("query", "key", "value"), np.split(kernel, 3), np.split(bias, 3)):
+            weights.arrays[f"{module}.{name}.weight"] = w
+            weights.arrays[f"{module}.{name}.bias"] = b
+
+
+_OF_ACT = {"embed_latent": "model.encoder_latent_input_proj", "embed_obs": "embed_obs",
+           "places": "model.encoder_1d_feature_pos_embed.weight",
+           "queries": "model.decoder_pos_embed.weight", "decoder_norm": "model.decoder.norm",
+           "out": "model.action_head"}  # fmt: skip
+_OF_ENCODER = {"attend": "self_attn", "norm_attend": "norm1", "inner": "linear1",
+               "outer": "linear2", "norm": "norm2"}  # fmt: skip
+_OF_DECODER = _OF_ENCODER | {"look": "multihead_attn", "norm_look": "norm2", "norm": "norm3"}
+
+
+def _act_key(names: tuple[str, ...]) -> str:
+    part, *inner = names[1:]
+    if part not in ("encoder", "decoder"):
+        return _OF_ACT[part]
+    layer, name, *deeper = inner
+    key = f"model.{part}.layers.{layer}.{(_OF_ENCODER if part == 'encoder' else _OF_DECODER)[name]}"
+    if name not in ("attend", "look"):
+        return key
+    return f"{key}.{'out_proj' if deeper[0] == 'out' else deeper[0]}"

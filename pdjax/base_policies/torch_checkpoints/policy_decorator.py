@@ -1,0 +1,134 @@
+"""Checkpoints of policy_decorator's offline scripts: its Diffusion Policy and its BeT.
+
+A file of `torch.save` with the state dicts `ema_agent` and `agent`, or `agent` alone, and beside it
+or one folder up the script's `args.json`. Both policies read observations as they are and give
+actions in [-1, 1].
+
+Source: tongzhoumu/policy_decorator offline/diffusion_policy_unet_maniskill2.py,
+offline/bet_maniskill2.py, nets/ and online/pi_dec_*_maniskill2.py, which read such files.
+This file is not pure: it reads files.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from pdjax.base_policies.kinds import behavior_transformer, diffusion
+from pdjax.base_policies.kinds.trainable import TrainablePolicy, abstract_params
+from pdjax.base_policies.settings import BehaviorTransformerConfig, DiffusionConfig, PolicyConfig
+from pdjax.base_policies.torch_checkpoints.imported import (
+    FINAL_GROUPS,
+    Imported,
+    shape_from,
+    unet_key,
+)
+from pdjax.base_policies.torch_checkpoints.weights import (
+    Weights,
+    fit,
+    from_torch,
+    read_json,
+    read_torch,
+)
+from pdjax.config.schema import ConfigError
+from pdjax.types import Params
+
+STATES = ("ema_agent", "agent")  # in the order that the reference looks for them
+UNET, GPT = "noise_pred_net.", "net._gpt_model.transformer."
+
+
+def read(path: Path, ddim_steps: int = 0) -> Imported:
+    """Reads a checkpoint.
+
+    Args:
+      path: the .pt file.
+      ddim_steps: of a diffusion policy; 0 = 4, as the reference refines it.
+
+    Raises:
+      ConfigError: it cannot be read, or is not of this architecture.
+    """
+    states = read_torch(path)
+    name = next((name for name in STATES if name in states), None)
+    if name is None:
+        raise ConfigError(
+            f"{path} holds {', '.join(map(str, list(states)[:5]))}, expected {' or '.join(STATES)};"
+            " a checkpoint of policy_decorator's offline scripts is read"
+        )
+    weights, args_path, args = from_torch(path, states[name]), *_read_args(path)
+    if weights.has(UNET):
+        return _diffusion(weights, args, args_path, ddim_steps or 4)
+    if weights.has(GPT):
+        return _behavior_transformer(weights, args, args_path)
+    raise ConfigError(
+        f"{path}: {name} holds {next(iter(weights.arrays), 'nothing')}, expected {UNET} or"
+        f" {GPT}; Diffusion Policy and BeT are read"
+    )
+
+
+def _read_args(path: Path) -> tuple[Path, dict[str, Any]]:
+    places = [folder / "args.json" for folder in path.absolute().parents[:2]]
+    found = next((place for place in places if place.exists()), places[0])
+    return found, read_json(found, f"the args.json of {path}, beside it or one folder up")
+
+
+def _diffusion(weights: Weights, args: dict[str, Any], args_path: Path, steps: int) -> Imported:
+    names = {"obs_horizon": "obs_horizon", "act_horizon": "act_horizon",
+             "pred_horizon": "pred_horizon", "unet_dims": "unet_dims", "unet_groups": "n_groups",
+             "unet_step_dim": "diffusion_step_embed_dim"}  # fmt: skip
+    shape = shape_from(DiffusionConfig, args, names, args_path, denoiser="unet",
+                       prediction="epsilon", ddim_steps=steps,
+                       unet_final_groups=FINAL_GROUPS)  # fmt: skip
+    key = (
+        f"{UNET}mid_modules.0.cond_encoder.1.weight"  # (2 width, step_dim + obs_horizon * obs_dim)
+    )
+    observed = weights.shape_of(key, 2)[1] - shape.unet_step_dim
+    act_dim = weights.shape_of(f"{UNET}final_conv.1.weight", 3)[0]
+    if observed <= 0 or observed % shape.obs_horizon:
+        raise ConfigError(
+            f"{weights.path}: {key} reads {observed} observed numbers besides the step's"
+            f" {shape.unet_step_dim}, expected a multiple of obs_horizon={shape.obs_horizon}"
+        )
+    obs_dim = observed // shape.obs_horizon
+    kind = diffusion.make_trainable(shape, obs_dim, act_dim)
+    return _imported("diffusion", shape, weights, kind, (obs_dim, act_dim))
+
+
+def _behavior_transformer(weights: Weights, args: dict[str, Any], args_path: Path) -> Imported:
+    names = {"obs_horizon": "context_window", "bins": "n_clusters", "layers": "n_layers",
+             "heads": "n_heads", "width": "n_embedding"}  # fmt: skip
+    readout = weights.shape_of("net._gpt_model.lm_head.weight", 2)[0]
+    shape = shape_from(BehaviorTransformerConfig, args, names, args_path, readout=readout)
+    for layer in range(shape.layers):  # the causal mask is a buffer there
+        weights.take(f"{GPT}h.{layer}.attn.bias", (1, 1, shape.obs_horizon, shape.obs_horizon))
+    obs_dim = weights.shape_of(f"{GPT}wte.weight", 2)[1]
+    act_dim = weights.shape_of("net._cluster_centers", 2)[1]
+    kind = behavior_transformer.make_trainable(shape, obs_dim, act_dim)
+    return _imported("bet", shape, weights, kind, (obs_dim, act_dim))
+
+
+_OF_BLOCK = {"norm_1": "ln_1", "attend_in": "attn.c_attn", "attend_out": "attn.c_proj",
+             "norm_2": "ln_2", "inner": "mlp.c_fc", "outer": "mlp.c_proj"}  # fmt: skip
+_OF_BET = {"embed": f"{GPT}wte", "positions": f"{GPT}wpe.weight", "norm": f"{GPT}ln_f",
+           "readout": "net._gpt_model.lm_head", "head": "net._map_to_cbet_preds.0"}  # fmt: skip
+
+
+def _key(names: tuple[str, ...]) -> str:
+    """The torch name of what `names` lead to, in either policy's parameters."""
+    part, *inner = names
+    if part == "denoiser":
+        return UNET + unet_key(tuple(inner), ("blocks.0", "blocks.1"), ".conv")
+    if part == "bins":
+        return "net._cluster_centers"
+    if inner[0] == "blocks":
+        return f"{GPT}h.{inner[1]}.{_OF_BLOCK[inner[2]]}"
+    return _OF_BET[inner[0]]
+
+
+def _imported(kind: str, shape: PolicyConfig, weights: Weights, policy: TrainablePolicy,
+              dims: tuple[int, int]) -> Imported:  # fmt: skip
+    obs_dim, act_dim = dims
+    like: Params = abstract_params(policy, obs_dim, act_dim)
+    raw = {"obs_mean": jnp.zeros(obs_dim), "obs_std": jnp.ones(obs_dim)}
+    network = {name: part for name, part in like.items() if name not in raw}
+    params = fit(weights, network, _key) | raw
+    return Imported(kind, shape, params, act_dim, (1.0,), (0.0,), None, "policy_decorator")

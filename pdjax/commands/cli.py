@@ -1,0 +1,284 @@
+"""Text to calls: parses a command, runs it, turns mistakes into one line. Nothing else.
+
+Exit codes: 0 done, 1 failed, 2 bad input, 3 stopped and saved. A failure that nobody foresaw leaves
+its traceback in a file that the line names.
+"""
+
+import _thread
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+import textwrap
+import threading
+import traceback
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from pdjax.base_policies import settings
+from pdjax.commands.table import COMMANDS, Command
+from pdjax.config import fields, schema
+from pdjax.config import files as configs
+from pdjax.config.schema import ConfigError, Option
+from pdjax.sweep import spec
+
+_DESCRIPTION = "Refine a frozen robot policy online with a bounded residual policy, trained in JAX."
+_EPILOG = """\
+exit codes: 0 done, 1 failed, 2 bad input, 3 stopped on request and saved. People are spoken to on
+stderr; --json prints one object as the last line of stdout. Mistakes end in one line and change
+nothing; an unforeseen failure also leaves its traceback in a file that the line names.
+
+first: pdjax quickstart"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one-line mistakes and with help that is put together only when it is shown."""
+
+    def __init__(self, *args, more=None, **kwargs):
+        kwargs |= {"formatter_class": _Formatter, "allow_abbrev": False}
+        super().__init__(*args, **kwargs)
+        self._more = more
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+    def format_help(self) -> str:
+        return super().format_help() + (self._more() if self._more else "")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=26, width=100)
+
+
+def _make_parser() -> _Parser:
+    parser = _Parser(prog="pdjax", description=_DESCRIPTION, epilog=_EPILOG)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for name, cls in COMMANDS.items():
+        doc = (cls.__doc__ or "").strip()
+        command = commands.add_parser(name, help=doc, description=doc,
+                                      more=_KEYS_HELP.get(name))  # fmt: skip
+        for index, option in enumerate(schema.describe(cls)):
+            _add(command, option, positional=_is_positional(cls, index, option))
+        command.add_argument("--json", action="store_true",
+                             help="Print one JSON object as the last line of stdout.")  # fmt: skip
+    return parser
+
+
+def _is_positional(cls: type[Command], index: int, option: Option) -> bool:
+    declared = getattr(cls, "POSITIONALS", None)
+    if declared is None:
+        return index == 0 and option.default is dataclasses.MISSING
+    return index < declared
+
+
+def _add(parser: argparse.ArgumentParser, option: Option, positional: bool) -> None:
+    """Adds a flag that takes text; `schema.convert` judges it."""
+    required = option.default is dataclasses.MISSING
+    facts = [option.expected()] if option.kind in (int, float) else []
+    if not required and option.default not in (None, (), ""):
+        facts.append(f"default {option.default}")
+    text = (option.doc + (f" ({', '.join(facts)})" if facts else "")).replace("%", "%%")
+    if positional:
+        word = _metavar(option.kind) if get_origin(option.kind) is Literal else option.name.upper()
+        count: dict[str, Any] = {} if required else {"nargs": "?", "default": argparse.SUPPRESS}
+        count |= {"nargs": "+"} if get_origin(option.kind) is tuple else {}
+        parser.add_argument(option.name, metavar=word, help=text, **count)
+        return
+    if option.kind is bool:
+        parser.add_argument(_flag(option), dest=option.name, action="store_true",
+                            default=argparse.SUPPRESS, help=text)  # fmt: skip
+        return
+    parser.add_argument(
+        _flag(option),
+        dest=option.name,
+        required=required,
+        default=argparse.SUPPRESS,
+        action="append" if get_origin(option.kind) is tuple else "store",
+        metavar=_metavar(option.kind),
+        help=text,
+    )
+
+
+def _flag(option: Option) -> str:
+    return "--" + option.name.replace("_", "-")
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "{" + ",".join(get_args(kind)) + "}"
+    if get_origin(kind) is tuple:
+        return "KEY=VALUE"
+    return {int: "N", float: "X", str: "NAME", str | None: "NAME"}.get(kind, "PATH")
+
+
+def _config_help() -> str:
+    """Every key of a run's config, with type, default and meaning."""
+    suite = [name.removeprefix("fast/").split("_") for name in configs.configs()
+             if name.startswith("fast/")]  # fmt: skip
+    tasks, kinds = (", ".join(dict.fromkeys(pair[at] for pair in suite)) for at in (0, 1))
+    lines = [
+        f"\nconfigs that come with pdjax: {', '.join(configs.known_configs())}",
+        f"(TASK: {tasks}; KIND: {kinds})",
+        f"presets: {', '.join(fields.PRESETS)}; a file starts from one, or from a config that"
+        " comes with pdjax, by `preset: NAME`",
+        "config keys, in a YAML file or after --set (type, default = preset pd):",
+    ]
+    return "\n".join([*lines, *_explain_keys(fields.describe())]) + "\n"
+
+
+def _imitation_help() -> str:
+    """Every key of a base policy's training, and what each --policy changes."""
+    lines = ["\nwhat each --policy changes:"]
+    lines += [f"  {name}: {json.dumps(changes)}" for name, changes in settings.RECIPES.items()]
+    lines.append("config keys after --set (type, default):")
+    options = schema.describe(settings.ImitationConfig)
+    return "\n".join([*lines, *_explain_keys(options)]) + "\n"
+
+
+def _explain_keys(options: list[Option]) -> list[str]:
+    lines = []
+    for option in options:
+        # JSON spells values as YAML reads them
+        required = option.default is dataclasses.MISSING
+        default = "required" if required else f"default {json.dumps(option.default)}"
+        lines.append(f"  {option.name} ({option.expected()}, {default})")
+        lines.append(textwrap.indent(textwrap.fill(option.doc, 92), "      "))
+    return lines
+
+
+def _sweep_help() -> str:
+    """Every key of a sweep's file, with an example."""
+    ranges = [f"  {kind}: {what}" for kind, what in spec.KINDS.items()]
+    lines = ["\nexample:", textwrap.indent(spec.EXAMPLE, "  ").rstrip(),
+             "ranges of a key in `space` (a bare list is a grid):", *ranges,
+             "`members`: a number of seeds, or lists as in a run's config; one program holds them.",
+             "further keys (type, default):"]  # fmt: skip
+    return "\n".join([*lines, *_explain_keys(schema.describe(spec.Settings))]) + "\n"
+
+
+_KEYS_HELP = {"train": _config_help, "imitate": _imitation_help, "sweep": _sweep_help}
+
+
+def _parse(argv: list[str]) -> tuple[Command, bool]:
+    """A command with its values, and whether JSON is wanted.
+
+    Raises:
+      ConfigError: the arguments do not fit.
+    """
+    parser = _make_parser()
+    found, unknown = parser.parse_known_args(_spread(argv))
+    if found.command is None:
+        parser.error(f"no command; choose one of: {', '.join(COMMANDS)}")
+    cls = COMMANDS[found.command]
+    options = {option.name: option for option in schema.describe(cls)}
+    if unknown:
+        flags = [*map(_flag, options.values()), "--json", "--help"]
+        known = unknown[0] in flags
+        hint = "write it after the command" if known else schema.suggest(unknown[0], flags)
+        raise ConfigError(f"{found.command} does not take {unknown[0]!r} here; {hint}")
+    values = {}
+    for index, (name, option) in enumerate(options.items()):
+        if hasattr(found, name):
+            source = name.upper() if _is_positional(cls, index, option) else _flag(option)
+            values[name] = schema.convert(option, getattr(found, name), source)
+    return cls(**values), found.json
+
+
+def _spread(argv: list[str]) -> list[str]:
+    """`--set a=1 b=2 CONFIG` as `--set a=1 --set b=2 CONFIG`."""
+    spread, after_set = [], False
+    for argument in argv:
+        after_set = argument == "--set" or (after_set and "=" in argument)
+        if after_set and argument != "--set" and spread[-1] != "--set":
+            spread.append("--set")
+        spread.append(argument)
+    return spread
+
+
+def _explain(error: Exception) -> int:
+    """Says in one line what went wrong; returns the exit code."""
+    known = isinstance(error, ConfigError)  # known without importing JAX
+    code = 2 if known or isinstance(error, _mistakes()) else 1
+    text = " ".join(str(error).split())
+    if not known and _is_stop(error):
+        code, text = 3, f"{text}; the same command with --resume goes on from there"
+    if code == 1 and type(error).__name__ != "RenderError":
+        text = f"failed with {type(error).__name__}: {text[:300]}; {_keep_traceback()}"
+    print(f"pdjax: {text}", file=sys.stderr)
+    return code
+
+
+def _is_stop(error: Exception) -> bool:
+    from pdjax.training.stopping import Stopped
+
+    return isinstance(error, Stopped)
+
+
+def _mistakes() -> tuple[type[Exception], ...]:
+    """Errors that are the user's to mend."""
+    from pdjax.output.checkpoint import CheckpointError
+    from pdjax_envs.demonstrations.store import DataError
+    from pdjax_envs.names import UnknownName
+
+    return (CheckpointError, DataError, UnknownName)
+
+
+def _keep_traceback() -> str:
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="pdjax-", suffix=".log", delete=False) as file:
+            traceback.print_exc(file=file)
+    except OSError:
+        traceback.print_exc()
+        return "traceback above"
+    return f"traceback in {Path(file.name)}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    try:
+        command, as_json = _parse(sys.argv[1:] if argv is None else argv)
+        from pdjax.devices import process_settings
+
+        process_settings.prepare()
+        with contextlib.redirect_stdout(sys.stderr):
+            result = command.run()
+        if as_json:
+            from pdjax.output import terminal
+
+            terminal.emit_json(result)
+    except KeyboardInterrupt:
+        print("pdjax: interrupted", file=sys.stderr)
+        return 1
+    except Exception as error:
+        return _explain(error)
+    return 0
+
+
+def _unraisable(event: Any) -> None:
+    """What Python would print and forget, since it was raised where nothing can catch it.
+
+    An interruption that hits JAX's garbage collection is delivered again; noise of TensorStore's
+    threads after a damaged checkpoint is dropped.
+    """
+    if event.exc_type is KeyboardInterrupt:
+        threading.Timer(0.1, _thread.interrupt_main).start()  # when this hook has returned
+
+
+def program() -> NoReturn:
+    """The process: runs the command of its arguments and exits with its code."""
+    sys.unraisablehook = _unraisable
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code == 1:
+        # An interrupted computation still calls back into Python, which must not be torn down.
+        os._exit(code)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    program()

@@ -1,0 +1,64 @@
+"""The main job from nothing, in minutes: demonstrations, imitation, refinement, evaluation."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from pdjax.base_policies.settings import ImitationConfig
+from pdjax.config import files as configs
+from pdjax.output import plots, tables, terminal
+from pdjax.output.paths import new_directory, write_result
+from pdjax.prepare import demonstrate, imitate
+from pdjax.runs import render
+from pdjax.runs.video import RenderError
+from pdjax.training import run as runner
+
+TASK = "PegInsertionSide"
+EPISODES = 300  # demonstrations
+IMITATION_STEPS = 3_000
+
+
+def quickstart(out: Path, seed: int) -> dict[str, Any]:
+    """Runs the whole chain into one directory and prints what came of it.
+
+    Args:
+      out: new or empty; gets `demos.h5`, `base/`, the run in `run/`, and copies of what people
+        look at first: `result.json`, `learning_curve.png`, `base_and_refined.mp4`.
+      seed: of everything random.
+
+    Returns:
+      The content of `result.json`; `wall_s` covers the whole chain.
+    """
+    start = time.monotonic()
+    new_directory(out)
+    terminal.say(f"1/4 demonstrations of {TASK} by its scripted expert", "bold")
+    demonstrate.record_demonstrations(
+        TASK, out / "demos.h5", EPISODES, 1_000_000 * seed, noise=0.03
+    )
+    terminal.say("2/4 a diffusion policy imitates them", "bold")
+    imitation = ImitationConfig(steps=IMITATION_STEPS, seed=seed)
+    imitate.train_base_policy(out / "demos.h5", TASK, out / "base", imitation, eval_episodes=0)
+    terminal.say("3/4 a bounded residual refines it; the base policy stays frozen", "bold")
+    base = json.dumps(str(out / "base"))  # quoted for YAML
+    config = configs.load("peg_fast", [f"base_policy.path={base}", f"seed={seed}"])
+    result = runner.run(config, out / "run")
+    terminal.say("4/4 a video of both", "bold")
+    video = _try_video(result.directory, out / "base_and_refined.mp4")
+    summary = result.summary | {"wall_s": time.monotonic() - start, "video": video}
+    write_result(out, summary)
+    plots.plot_learning_curve(out / "run", summary).replace(out / "learning_curve.png")
+    tables.show_comparison(summary)
+    terminal.say(f"{summary['wall_s'] / 60:.1f} minutes; look at {out}/learning_curve.png"
+               + (f" and {video}" if video else ""))  # fmt: skip
+    return summary
+
+
+def _try_video(run: Path, path: Path) -> str | None:
+    """Renders where this machine can; says why where it cannot."""
+    try:
+        render.render_run(run, path, episodes=1, seed=20_000)
+    except RenderError as error:
+        terminal.say(f"no video: {error}")
+        return None
+    return str(path)

@@ -1,0 +1,19 @@
+"""Flax modules as pure functions of explicit parameters."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from pdjax.types import Key, Params
+
+
+def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Any, Callable[[Key], Params]]:
+    """Parts a module into its static graph and a function key -> plain dict of arrays."""
+
+    def init(key: Key) -> Params:
+        return nnx.to_pure_dict(nnx.split(build(nnx.Rngs(params=key)))[1])
+
+    graph, _ = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(params=jax.random.key(0)))))
+    return graph, init

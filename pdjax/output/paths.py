@@ -1,0 +1,90 @@
+"""Where results go: checks that nothing is overwritten, before any work is done, and writes.
+
+Kept apart from the runners so that every command treats its output the same way.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pdjax.config.schema import ConfigError
+
+
+def check_directory(directory: Path) -> None:
+    """Checks that a directory can be made and filled; makes nothing.
+
+    Raises:
+      ConfigError: it exists and is not empty, or it cannot be written.
+    """
+    try:
+        if directory.is_dir() and any(directory.iterdir()):
+            raise ConfigError(f"{directory} is not empty; choose another --out or remove it")
+        _probe(directory)
+    except OSError as error:
+        raise _unwritable(directory, error) from None
+
+
+def new_directory(directory: Path) -> None:
+    """Makes a directory to write into, its parents included.
+
+    Raises:
+      ConfigError: see `check_directory`.
+    """
+    check_directory(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(directory, error) from None
+
+
+def check_file(path: Path, endings: tuple[str, ...]) -> None:
+    """Checks that a file can be written; writes nothing.
+
+    Raises:
+      ConfigError: it exists, has another ending, or its folder cannot be written.
+    """
+    if path.suffix not in endings:
+        raise ConfigError(f"{path} must end in {' or '.join(endings)}; choose another --out")
+    try:
+        if path.exists():
+            raise ConfigError(f"{path} exists already; choose another --out or remove it")
+        _probe(path.parent)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def _probe(directory: Path) -> None:
+    """Writes and removes an empty file where `directory` is, or in the nearest parent there is."""
+    nearest = next(folder for folder in (directory, *directory.absolute().parents)
+                   if folder.exists())  # fmt: skip
+    probe = nearest / ".pdjax-probe"
+    probe.touch()
+    probe.unlink()
+
+
+def _unwritable(path: Path, error: OSError) -> ConfigError:
+    reason = error.strerror or str(error)
+    return ConfigError(f"cannot write to {path}: {reason}; choose another --out")
+
+
+def write_result(directory: Path, summary: Mapping[str, Any]) -> None:
+    """Writes `result.json`."""
+    write_json(directory / "result.json", summary)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes a file of strict JSON."""
+    path.write_text(json.dumps(plain(values), indent=2) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """What strict JSON can hold: arrays as lists, numbers that are not finite as None."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,260 @@
+"""Is a base policy worth refining? Plays it with random residuals and says what to do next.
+
+Kept apart from training, which it precedes: a residual policy can only learn from episodes in which
+exploration still succeeds. `screen` is pure but for its progress bar; `screen_policy` reads and
+writes files.
+
+How the recommendation is made (the two numbers are ours, set so that PegInsertionSide comes out as
+its recorded recipe in `experiments/configs` has it):
+
+- explorable scale: the largest tried at which uniform random residuals, held over each chunk as in
+  training, keep at least half of the base's success. It is reported, as a measure of how precise
+  the base has to be.
+- residual_scale: the largest tried that keeps at least `KEEP` of it; the smallest tried where none
+  does. A residual corrects only errors within its reach, so larger is better as long as training
+  still meets success; it meets it more often than random residuals do, since the gate leaves most
+  decisions to the base at first, and since a learning residual is no longer random.
+- exploration_steps: the gate opens evenly, so while it does exploration succeeds about midway
+  between the base's rate and that of random residuals. The gate takes as many decisions as bring
+  `EXAMPLES` successful episodes at that rate: the critics shall know success before residuals are
+  let in entirely.
+"""
+
+import math
+import shlex
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pdjax.base_policies.load import load_base
+from pdjax.config import files as configs
+from pdjax.config.fields import BasePolicyConfig
+from pdjax.learner.decorator import clip_action, decorate
+from pdjax.output import plots, terminal
+from pdjax.output.paths import check_file
+from pdjax.rollout import intervals
+from pdjax.rollout.base_alone import make_base_play, try_policy
+from pdjax.rollout.evaluate import Evaluation
+from pdjax.types import BasePolicy
+from pdjax_envs import registry
+from pdjax_envs.task import Env
+
+SCALES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+KEEP = 0.25  # share of the base's success that random residuals of the recommended scale keep
+EXAMPLES = 50  # successful episodes while the gate opens
+ROUND_TO = 1_024  # decisions to which exploration_steps is rounded up
+NEAR_BOUND = 0.95  # size of an action number that has no room left on one side
+LATE = 0.9  # share of the time limit after which a success was nearly a time-out
+OPENED = 4  # a run is at least this many times as long as its gate takes to open
+
+HOPELESS, HOPELESS_HIGH = 0.05, 0.10  # rate, and upper end of its interval, below which to imitate
+SOLVED_LOW = 0.97  # lower end of the interval above which nothing is left
+
+REFINE, IMPROVE, NOTHING = "refine", "improve the base first", "nothing left to refine"
+
+
+class Screening(NamedTuple):
+    """What `screen` found: `summary` for JSON, `steps` (episodes,) control steps to success and
+    `success` (episodes,) bool of the base alone, for the picture."""
+
+    summary: dict[str, Any]
+    steps: np.ndarray
+    success: np.ndarray
+
+
+def disturb(base: BasePolicy) -> BasePolicy:
+    """The policy with a random residual: uniform in [-1, 1], one a decision, held over the chunk.
+
+    Its parameters are {"base": of the policy, "scale": () residual_scale}; at scale 0 it acts as
+    the policy does, bit for bit, and at any scale it draws the policy's own noise alike.
+    """
+
+    def apply(params, carry, obs_history, key):
+        residual_key = jax.random.fold_in(jax.random.clone(key), 1)
+        chunk, carry = base.apply(params["base"], carry, obs_history, key)
+        residual_action = jax.random.uniform(residual_key, (base.act_dim,), minval=-1.0)
+        action = decorate(chunk.reshape(-1), residual_action, params["scale"])
+        return clip_action(action).reshape(chunk.shape), carry
+
+    return base._replace(apply=apply, params={"base": base.params, "scale": jnp.float32(0)})
+
+
+def screen(env: Env, base: BasePolicy, episodes: int, seed: int) -> Screening:
+    """Plays the base alone and under random residuals of each scale, on the same episodes.
+
+    Args:
+      env: the environment.
+      base: the policy.
+      episodes: for each scale; at least 125 can show that nothing is left.
+      seed: of the episodes.
+    """
+    play = make_base_play(env, disturb(base))
+    results = []
+    with terminal.progress("screening", episodes * (1 + len(SCALES)), "episodes") as bar:
+        for scale in (0.0, *SCALES):
+            bar.update(episodes * len(results), f"residual_scale {scale:g}")
+            params = {"base": base.params, "scale": jnp.float32(scale)}
+            results.append(play(params, seed, episodes))
+        bar.update(episodes * len(results))
+    _, actions, _ = try_policy(env, base, min(episodes, 64), seed)
+    alone, counts = results[0], [int(result.success_once.sum()) for result in results]
+    decisions = -(-env.task.episode_steps // base.act_horizon)
+    summary = {"task": env.task.name, "episodes": episodes, "seed": seed}
+    summary |= _describe(alone, env.task.episode_steps) | _room(actions, base.act_dim)
+    summary["scales"] = [
+        {"residual_scale": scale, "success": count / episodes,
+         "ci": list(intervals.wilson(count, episodes))}
+        for scale, count in zip(SCALES, counts[1:], strict=True)
+    ]  # fmt: skip
+    summary |= recommend(counts[0], counts[1:], episodes, decisions)
+    summary["verdict"], summary["reasons"] = judge(counts[0], counts[1:], episodes)
+    return Screening(summary, alone.steps_to_success, alone.success_once)
+
+
+def _describe(alone: Evaluation, limit: int) -> dict[str, Any]:
+    """How often and when the base succeeds; where it fails it runs into the time limit."""
+    once, episodes = np.asarray(alone.success_once), len(alone.success_once)
+    steps = np.asarray(alone.steps_to_success)[once]
+    spread = np.percentile(steps, [10, 50, 90]).tolist() if len(steps) else None
+    return {
+        "base_success": float(once.mean()),
+        "base_ci": list(intervals.wilson(once.sum(), episodes)),
+        "base_success_at_end": float(np.mean(alone.success_at_end)),
+        "undone": float(np.mean(once & ~np.asarray(alone.success_at_end))),
+        "failures": int((~once).sum()),
+        "time_limit": limit,
+        "steps_to_success_10_50_90": spread,
+        "late_successes": float((steps > LATE * limit).mean()) if len(steps) else None,
+    }
+
+
+def _room(actions: np.ndarray, act_dim: int) -> dict[str, Any]:
+    """How often actions leave a residual no room: overall, and of the worst number."""
+    near = (np.abs(actions.reshape(-1, act_dim)) > NEAR_BOUND).mean(axis=0)
+    return {"near_bounds": float(near.mean()), "near_bounds_worst": float(near.max()),
+            "worst_action_number": int(near.argmax())}  # fmt: skip
+
+
+def recommend(base: int, scaled: list[int], episodes: int, decisions: int) -> dict[str, Any]:
+    """Scale and gate, by the rule at the top of this file.
+
+    Args:
+      base: episodes with success of the base alone.
+      scaled: the same under random residuals, for each of `SCALES`.
+      episodes: played for each.
+      decisions: in an episode.
+    """
+
+    def largest(share: float) -> float | None:
+        kept = (scale for scale, count in zip(SCALES, scaled, strict=True)
+                if count and count >= share * base)  # fmt: skip
+        return max(kept, default=None)
+
+    scale = largest(KEEP) or SCALES[0]
+    rate = (base + scaled[SCALES.index(scale)]) / 2 / episodes
+    needed = EXAMPLES * decisions / max(rate, 1 / episodes)
+    return {"explorable_scale": largest(0.5), "residual_scale": scale,
+            "kept_success": KEEP * base / episodes,
+            "exploration_steps": ROUND_TO * math.ceil(needed / ROUND_TO)}  # fmt: skip
+
+
+def judge(base: int, scaled: list[int], episodes: int) -> tuple[str, list[str]]:
+    """Verdict and reasons.
+
+    Args:
+      base: episodes with success of the base alone.
+      scaled: the same under random residuals, for each of `SCALES`.
+      episodes: played for each.
+    """
+    rate, (low, high) = base / episodes, intervals.wilson(base, episodes)
+    found = f"the base succeeds in {rate:.1%} of episodes [{low:.1%}, {high:.1%}]"
+    if low > SOLVED_LOW:
+        return NOTHING, [f"{found}; the interval lies above {SOLVED_LOW:.0%}"]
+    if rate < HOPELESS and high < HOPELESS_HIGH:
+        limits = f"below {HOPELESS:.0%}, and the interval below {HOPELESS_HIGH:.0%}"
+        return IMPROVE, [f"{found}: {limits}; exploration would hardly meet a reward"]
+    if not any(scaled):
+        return IMPROVE, [f"{found}, but under no random residual does it ever succeed;"
+                         " exploration would meet no reward"]  # fmt: skip
+    kept = [
+        f"{scale:g}: {count / episodes:.0%}" for scale, count in zip(SCALES, scaled, strict=True)
+    ]
+    return REFINE, [f"{found}: enough to learn from, and room above",
+                    f"success under random residuals, by scale: {', '.join(kept)}"]  # fmt: skip
+
+
+def screen_policy(path: Path, task: str, out: Path, episodes: int, seed: int,
+                  physics: str) -> dict[str, Any]:  # fmt: skip
+    """Screens a base policy's directory, draws a picture and prints what was found.
+
+    Args:
+      path: as in `base_policy.path`.
+      task: its name.
+      out: PNG to write.
+      episodes: for each scale.
+      seed: of the episodes.
+      physics: engine.
+
+    Raises:
+      ConfigError, checkpoint.CheckpointError: no such policy, or the picture exists already.
+      registry.UnknownName: no such task.
+    """
+    check_file(out, (".png",))
+    env = registry.make(task, physics)
+    found = screen(env, load_base(BasePolicyConfig(str(path)), env.task), episodes, seed)
+    summary = found.summary | {"policy": str(path)}
+    summary["command"] = _command(summary) if summary["verdict"] == REFINE else None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    plots.plot_screening(out, summary, found.steps, found.success)
+    _show(summary)
+    terminal.say(f"written {out}")
+    return summary
+
+
+def _command(summary: dict[str, Any]) -> str:
+    """The `pdjax train` command that follows the recommendation."""
+    task, total = summary["task"], 0
+    names = list(configs.configs())
+    fast = [name for name in names if name.endswith("_fast")]
+    fast += [name for name in names if name.startswith("fast/") and name.endswith("_diffusion")]
+    suitable = [name for name in fast if configs.load(name).task.name == task]
+    name = suitable[0] if suitable else "peg_fast"
+    values = {"base_policy.path": summary["policy"], "task.name": task,
+              "decorator.residual_scale": summary["residual_scale"],
+              "decorator.exploration_steps": summary["exploration_steps"]}  # fmt: skip
+    config = configs.load(name)
+    needed, epoch = OPENED * summary["exploration_steps"], config.train.decisions_per_epoch
+    if config.train.total_decisions < needed:
+        total = epoch * math.ceil(needed / epoch)
+        values["train.total_decisions"] = total
+    changes = [f"{key}={value}" for key, value in values.items()]
+    return shlex.join(["pdjax", "train", name, "--out", f"runs/{task}", "--set", *changes])
+
+
+def _show(summary: dict[str, Any]) -> None:
+    """Prints the screening for people."""
+    show = lambda value, ci: f"{value:.1%} [{ci[0]:.0%}, {ci[1]:.0%}]"  # noqa: E731
+    rows = [["0 (base alone)", show(summary["base_success"], summary["base_ci"])]]
+    rows += [[f"{s['residual_scale']:g}", show(s["success"], s["ci"])] for s in summary["scales"]]
+    title = f"{summary['task']}: {summary['episodes']} episodes a row, 95 % intervals"
+    terminal.show_table(title, ["random residual_scale", "success_once"], rows)
+    if summary["steps_to_success_10_50_90"]:
+        early, median, late = summary["steps_to_success_10_50_90"]
+        terminal.say(f"control steps to success: median {median:.0f}, 80 % within {early:.0f} to"
+                   f" {late:.0f}, of {summary['time_limit']}; {summary['late_successes']:.0%} of"
+                   " successes come in the last tenth")  # fmt: skip
+    terminal.say(f"{summary['failures']} episodes run into the time limit;"
+               f" {summary['undone']:.1%} succeed and undo it by the end")  # fmt: skip
+    terminal.say(f"{summary['near_bounds']:.1%} of action numbers lie within 0.05 of the bounds"
+               f" (number {summary['worst_action_number']}: {summary['near_bounds_worst']:.0%});"
+               " there a residual acts one way only")  # fmt: skip
+    terminal.say(f"verdict: {summary['verdict']}", "bold")
+    for reason in summary["reasons"]:
+        terminal.say(f"  {reason}")
+    if summary["command"]:
+        terminal.say(f"next: {summary['command']}")
+    elif summary["verdict"] == IMPROVE:
+        terminal.say("next: more demonstrations or steps, see pdjax demos --help, imitate --help")

@@ -1,0 +1,150 @@
+"""This file is not pure: it tries anyone's policy in the simulator and writes it as a base."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pdjax.base_policies.foreign import assemble, description, exported, sources
+from pdjax.base_policies.foreign.description import Description
+from pdjax.base_policies.imitation import STD_FLOOR
+from pdjax.config.schema import ConfigError
+from pdjax.output import tables, terminal
+from pdjax.output.paths import check_directory, new_directory
+from pdjax.rollout import intervals
+from pdjax.rollout.base_alone import try_policy
+from pdjax.types import BasePolicy
+from pdjax_envs import registry
+from pdjax_envs.task import Env, Task
+
+SUFFIXES = {".jaxexport": "export", ".pt": "torchscript", ".pth": "torchscript"}
+CROWDED = 0.2  # share of action numbers at the bounds that suggests another range
+
+
+class Play(NamedTuple):
+    """How a policy is tried: `episodes`, `seed` of the first, `physics` engine."""
+
+    episodes: int
+    seed: int
+    physics: str
+
+
+def wrap(source: str, task: str, out: Path, declared: dict[str, Any], play: Play) -> dict[str, Any]:
+    """Tries a policy for some episodes and writes the directory that `base_policy.path` takes.
+
+    Args:
+      source: a .jaxexport or .pt file, FILE.py:NAME or MODULE:NAME.
+      task: its name.
+      out: directory to write, new or empty.
+      declared: fields of `Description` that the user declares; obs_horizon 0 = as the policy
+        says, else 1.
+      play: how it is tried.
+
+    Raises:
+      ConfigError: the policy cannot be used, or the directory cannot be written.
+      registry.UnknownName: no such task.
+    """
+    check_directory(out)
+    env = registry.make(task, play.physics, terminate_on_success=False)
+    about, files, parts = read_source(source, env.task, declared)
+    base = assemble.assemble(parts, about)
+    obs, actions, successes = try_aloud(env, base, play, (source, "mend the policy"))
+    std = np.maximum(obs.std(axis=0), STD_FLOOR)
+    about = dataclasses.replace(about, obs_mean=tuple(obs.mean(axis=0).tolist()),
+                                obs_std=tuple(std.tolist()))  # fmt: skip
+    new_directory(out)
+    for name, path in files.items():
+        (shutil.copytree if path.is_dir() else shutil.copyfile)(path, out / name)
+    description.write(out, about)
+    return _report(out, about, base, (actions, successes, play.episodes))
+
+
+def read_source(
+    source: str, task: Task, declared: dict[str, Any]
+) -> tuple[Description, dict[str, Path], assemble.Parts]:
+    """Reads a policy from where it is now; plays nothing.
+
+    Args:
+      source: see `wrap`.
+      task: that it acts in.
+      declared: see `wrap`.
+
+    Returns:
+      Its description, in which the statistics of observations are still 0 and 1; the files that go
+      into its directory, by their names there; the policy.
+
+    Raises:
+      ConfigError: see `wrap`.
+    """
+    path, dim, obs_horizon = Path(source), task.obs_dim, declared["obs_horizon"]
+    about = Description(
+        kind="python", task=task.name, obs_dim=dim, act_dim=task.act_dim, act_horizon=1,
+        obs_mean=(0.0,) * dim, obs_std=(1.0,) * dim,
+        **declared | {"obs_horizon": max(obs_horizon, 1)},
+    )  # fmt: skip
+    about.validate()
+    if path.suffix in SUFFIXES:
+        about = dataclasses.replace(about, kind=SUFFIXES[path.suffix])
+        files = {assemble.FILES[about.kind]: path}
+        if about.kind == "export":
+            own = exported.load(path).obs_shape[0]
+            about = dataclasses.replace(about, obs_horizon=obs_horizon or own)
+            beside = (exported.INIT_CARRY, exported.PARAMS)
+            files |= {name: path.parent / name for name in beside if (path.parent / name).exists()}
+        parts = assemble.read_file(path, about)
+    elif ":" in source:
+        where, _, name = source.rpartition(":")
+        is_file = where.endswith(".py")
+        files = {Path(where).name: Path(where)} if is_file else {}
+        policy = sources.find(source)
+        own = getattr(policy, "obs_horizon", 1)
+        entry = f"{Path(where).name}:{name}" if is_file else source
+        about = dataclasses.replace(about, obs_horizon=obs_horizon or own, entry=entry)
+        parts = assemble.adapt(policy, (about.obs_horizon, dim), about.device)
+    else:
+        raise ConfigError(
+            f"{source} is no policy that can be wrapped; expected FILE.jaxexport, FILE.pt"
+            " (TorchScript), FILE.py:NAME or MODULE:NAME"
+        )
+    return dataclasses.replace(about, act_horizon=parts.act_horizon), files, parts
+
+
+def try_aloud(env: Env, base: BasePolicy, play: Play, said: tuple[str, str]):
+    """`try_policy` with a progress bar, for a policy that nobody has seen act yet.
+
+    Args:
+      env: see `try_policy`.
+      base: the policy.
+      play: how it is tried.
+      said: of a policy that gives NaN: what it is called, and what to do.
+
+    Raises:
+      ConfigError: it gives NaN.
+    """
+    with terminal.progress("trying", play.episodes, "episodes") as bar:
+        obs, actions, successes = try_policy(env, base, play.episodes, play.seed)
+        bar.update(play.episodes)
+    if not np.isfinite(actions).all():
+        source, advice = said
+        raise ConfigError(f"{source} gave NaN actions on {env.task.name}'s observations; {advice}")
+    return obs, actions, successes
+
+
+def _report(out: Path, about: Description, base: BasePolicy, tried: tuple) -> dict[str, Any]:
+    """Says and returns what was found."""
+    actions, successes, episodes = tried
+    crowded = float((np.abs(actions) >= 1).mean())
+    found = intervals.base_summary(successes, episodes)
+    way, microseconds = assemble.cost(base, episodes)
+    terminal.say(f"{out}: {about.kind} policy for {about.task}, obs_horizon {about.obs_horizon},"
+               f" act_horizon {about.act_horizon}, called {way},"
+               f" {microseconds:,.0f} us a call for {episodes} environments")  # fmt: skip
+    tables.show_base(found)
+    if crowded > CROWDED:
+        hint = "if its actions are not in [-1, 1], say so by --action-low and --action-high"
+        terminal.say(f"{crowded:.0%} of its action numbers lie at or beyond the bounds; {hint}")
+    return {"policy": str(out), "task": about.task, "kind": about.kind, "called": way,
+            "obs_horizon": about.obs_horizon, "act_horizon": about.act_horizon,
+            "call_us": microseconds, **found, "at_bounds": crowded}  # fmt: skip

@@ -1,0 +1,204 @@
+"""Draws recorded episodes side by side into a video, on a machine without a screen too.
+
+MuJoCo picks its OpenGL library when it is first imported, so the drawing runs in a process of its
+own, with EGL or else OSMesa: `python -m pdjax.runs.video EPISODES.npz VIDEO`.
+"""
+
+import contextlib
+import copy
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+BACKENDS = ("egl", "osmesa")
+WIDTH, HEIGHT = 480, 400  # pixels of one side
+LARGEST = 1280  # pixels; the pictures of a wide grid are smaller
+LINGER = 12  # control steps shown after a success
+
+
+class RenderError(RuntimeError):
+    """Rendering is not possible here: one line that says what to install."""
+
+
+class Side(NamedTuple):
+    """One policy's episodes.
+
+    Attributes:
+      label: shown above.
+      qpos: (control steps, episodes, nq) m and rad.
+      steps: (episodes,) control steps until success, or the time limit.
+      success: (episodes,) bool.
+    """
+
+    label: str
+    qpos: np.ndarray
+    steps: np.ndarray
+    success: np.ndarray
+
+
+def render(
+    task: str,
+    overrides: Mapping[str, Any],
+    sides: Sequence[Side],
+    path: Path,
+    grid: tuple[int, int] = (1, 1),
+    progress: Callable[[int], None] = lambda frames: None,
+) -> None:
+    """Draws episodes as pictures in rows and columns, the sides of each next to each other.
+
+    Args:
+      task: task name.
+      overrides: model field -> (episodes, rows, ...) of the episodes.
+      sides: policies that played the same episodes.
+      path: video to write, .mp4 or .gif; appears only when it is complete.
+      grid: rows and columns of episodes shown at once; further ones follow.
+      progress: called with the number of frames drawn so far, of `count_frames`.
+
+    Raises:
+      RenderError: no OpenGL library for drawing without a screen.
+    """
+    arrays: dict[str, Any] = {"task": np.array(task), "grid": np.array(grid)}
+    arrays |= {f"override/{name}": value for name, value in overrides.items()}
+    for index, side in enumerate(sides):
+        fields = {"label": np.array(side.label), **side._asdict()}
+        arrays |= {f"side{index}/{name}": value for name, value in fields.items()}
+    chosen = os.environ.get("MUJOCO_GL")
+    with tempfile.TemporaryDirectory() as folder:
+        episodes, video = Path(folder) / "episodes.npz", Path(folder) / f"video{path.suffix}"
+        np.savez(episodes, **arrays)
+        tried = []
+        for backend in (chosen,) if chosen else BACKENDS:
+            failure = _draw(backend, [str(episodes), str(video)], progress)
+            if failure is None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(video, path)
+                return
+            tried.append(f"{backend}: {failure}")
+    raise RenderError(
+        f"cannot render without a screen ({'; '.join(tried)}); install EGL (Debian: libegl1) or"
+        " OSMesa (Debian: libosmesa6)"
+    )
+
+
+def _draw(backend: str, arguments: list[str], progress: Callable[[int], None]) -> str | None:
+    """Runs the drawing process; returns why it failed, or None."""
+    with tempfile.TemporaryFile("w+") as errors:
+        drawing = subprocess.Popen(
+            [sys.executable, "-m", "pdjax.runs.video", *arguments],
+            env=os.environ | {"MUJOCO_GL": backend, "JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE, stderr=errors, text=True,
+        )  # fmt: skip
+        with drawing:
+            for line in drawing.stdout or ():
+                if line.strip().isdigit():
+                    progress(int(line))
+        if drawing.returncode == 0:
+            return None
+        errors.seek(0)
+        return (errors.read().strip() or "no message").splitlines()[-1][:120]
+
+
+def count_frames(sides: Sequence[Side], grid: tuple[int, int] = (1, 1)) -> int:
+    """Frames of the video that `render` makes of these."""
+    limit, count = sides[0].qpos.shape[:2]
+    last = np.max([np.minimum(side.steps + LINGER, limit) for side in sides], axis=0)
+    at_once = grid[0] * grid[1]
+    return int(sum(last[first : first + at_once].max() for first in range(0, count, at_once)))
+
+
+def _main(episodes: Path, video: Path) -> None:
+    """The drawing process."""
+    import imageio.v2 as imageio
+    import mujoco
+
+    from pdjax_envs import registry
+    from pdjax_envs.physics.engine import apply_overrides
+
+    with np.load(episodes) as arrays:
+        loaded = {name: arrays[name] for name in arrays.files}
+    task = registry.make_task(str(loaded["task"]))
+    overrides = {k.removeprefix("override/"): v for k, v in loaded.items() if "override/" in k}
+    count = len({name.split("/")[0] for name in loaded if name.startswith("side")})
+    sides = [
+        Side(str(loaded[f"side{i}/label"]),
+             *(loaded[f"side{i}/{name}"] for name in ("qpos", "steps", "success")))
+        for i in range(count)
+    ]  # fmt: skip
+    compiled = task.make_visual_model()
+    options: dict[str, Any] = {"fps": int(task.control_hz)}
+    if video.suffix == ".mp4":
+        options |= {"codec": "libx264", "quality": 8, "macro_block_size": 8}
+    rows, columns = loaded["grid"]
+    at_once, episodes_in_all = rows * columns, sides[0].qpos.shape[1]
+    scale = min(1.0, LARGEST / (columns * len(sides) * WIDTH))
+    size = (round(scale * HEIGHT / 8) * 8, round(scale * WIDTH / 8) * 8)  # as video encoders want
+    drawn = 0
+    with imageio.get_writer(video, **options) as writer:
+        for first in range(0, episodes_in_all, at_once):
+            shown = range(first, min(first + at_once, episodes_in_all))
+            players = []
+            with contextlib.ExitStack() as renderers:
+                for episode in shown:
+                    model = copy.copy(compiled)
+                    values = {name: value[episode] for name, value in overrides.items()}
+                    apply_overrides(model, task.scene, values)
+                    renderer = renderers.enter_context(mujoco.Renderer(model, *size))
+                    players.append(_frames(model, renderer, sides, episode))
+                for frame in _tiled(players, rows, columns):
+                    writer.append_data(frame)
+                    drawn += 1
+                    print(drawn, flush=True)  # for the process that waits
+
+
+def _tiled(players: list[Iterator[np.ndarray]], rows: int, columns: int) -> Iterator[np.ndarray]:
+    """Frames of all players in rows and columns; one that has ended stands still."""
+    current: list[Any] = [None] * len(players)
+    while True:
+        new = [next(player, None) for player in players]
+        if all(frame is None for frame in new):
+            return
+        current = [old if frame is None else frame for old, frame in zip(current, new, strict=True)]
+        tiles = current + [np.zeros_like(current[0])] * (rows * columns - len(current))
+        lines = [
+            np.concatenate(tiles[r * columns : (r + 1) * columns], axis=1) for r in range(rows)
+        ]
+        yield np.concatenate(lines, axis=0)
+
+
+def _frames(model: Any, renderer: Any, sides: list[Side], episode: int) -> Iterator[np.ndarray]:
+    """Frames (height, sides * width, 3) uint8 of one episode; a finished side stands still."""
+    import mujoco
+    from PIL import Image, ImageDraw, ImageFont
+
+    data = mujoco.MjData(model)
+    font = ImageFont.load_default(size=max(10, round(17 * renderer.height / HEIGHT)))
+    limit = len(sides[0].qpos)
+    ends = [min(int(side.steps[episode]) + LINGER, limit) for side in sides]
+    drawn: list[Any] = [None] * len(sides)
+    for step in range(max(ends)):
+        for index, (side, end) in enumerate(zip(sides, ends, strict=True)):
+            if step >= end and drawn[index] is not None:
+                continue
+            data.qpos[:] = side.qpos[step, episode]
+            mujoco.mj_forward(model, data)
+            renderer.update_scene(data, camera="view")
+            picture = Image.fromarray(renderer.render())
+            won = bool(side.success[episode]) and step + 1 >= side.steps[episode]
+            failed = not side.success[episode] and step + 1 >= limit
+            state = "  success" if won else "  time is up" if failed else ""
+            color = (22, 120, 60) if won else (170, 40, 30) if failed else (30, 30, 30)
+            draw = ImageDraw.Draw(picture)
+            draw.text((8, 6), f"{side.label}{state}", fill=color, font=font)
+            drawn[index] = np.asarray(picture)
+        yield np.concatenate(drawn, axis=1)
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,244 @@
+"""This file is not pure: it reads a sweep's directories and writes what came of it.
+
+Everything is read from the trials' own files, so that a sweep may be reported while it runs, after
+a crash and without Ray.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pdjax.config import files as configs
+from pdjax.config.schema import ConfigError
+from pdjax.output import plots, records, tables, terminal
+from pdjax.runs import compare, curves
+from pdjax.sweep import spec as sweep_spec
+
+FEW = 4  # finished trials below which nothing is said of importance
+DRAWN = 10  # settings whose curves are drawn, the best of each task
+
+
+def write(out: Path) -> dict[str, Any]:
+    """Reports a sweep: prints a table of settings and writes files beside it.
+
+    Trials that differ by their seeds only are one setting. `trials.json` and `trials.parquet` hold
+    all trials, `curves_TASK.png` success of the best settings against decisions and minutes,
+    `importance.png` which keys set good trials apart, `best.yaml` (of several tasks
+    `best_TASK.yaml`) the config of the best finished setting, ready for `pdjax train`.
+
+    Args:
+      out: directory of the sweep.
+
+    Returns:
+      What was written, for JSON.
+
+    Raises:
+      ConfigError: the directory is no sweep, or no trial of it has been evaluated yet.
+    """
+    if not (out / "sweep.yaml").is_file():
+        raise ConfigError(f"{out} is no sweep: expected sweep.yaml as `pdjax sweep` writes it")
+    spec = sweep_spec.read(out / "sweep.yaml")
+    found = sorted((_trial(spec, directory) for directory in _directories(out)), key=_rank)
+    if all(row["success"] is None for row in found):
+        raise ConfigError(f"no trial of {out} has been evaluated yet; wait for the first, or see"
+                          " trials/ID/log.txt")  # fmt: skip
+    names = [dimension.key for dimension in spec.space]
+    if len(spec.settings.config) > 1:
+        names.insert(0, "config")
+    apart = [name for name in names if name != "seed"]
+    settings = _settings(apart, found)
+    tables.show_settings(apart, settings)
+    summary: dict[str, Any] = {"trials": found, "settings": settings, "files": [],
+                               "importance": _importance(spec, found)}  # fmt: skip
+    _write_tables(out, names, found, summary["files"])
+    _draw(out, settings, summary)
+    _write_best(out, spec, settings, summary["files"])
+    terminal.say(f"written to {out}: {', '.join(summary['files'])}")
+    return summary
+
+
+def _rank(row: dict[str, Any]) -> tuple[str, bool, float]:
+    """Task by task, finished trials first: interim evaluations have few episodes."""
+    success = row["success"] if row["success"] is not None else -1.0
+    return row["task"], row["status"] != "finished", -success
+
+
+def _settings(names: Sequence[str], trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Trials that agree in these keys as one row each, means over their runs; the best first."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in trials:
+        groups.setdefault(json.dumps([row["values"].get(name) for name in names]), []).append(row)
+    found = []
+    for rows in groups.values():
+        done = sum(row["status"] == "finished" for row in rows)
+        status = rows[0]["status"] if len(rows) == 1 else f"{done} of {len(rows)}"
+        successes = [success for row in rows for success in row["successes"]]
+        ends = curves.interval(successes)
+        found.append({
+            "values": {name: rows[0]["values"].get(name) for name in names},
+            "task": rows[0]["task"], "trials": [row["trial"] for row in rows],
+            "status": "finished" if done == len(rows) else status,
+            "restarts": sum(max(row["starts"] - 1, 0) for row in rows),
+            "runs": [run for row in rows for run in row["runs"]],
+            "success": _mean(successes),
+            "success_ci": None if ends is None else [float(end) for end in ends],
+            **{name: _mean([row[name] for row in rows if row[name] is not None])
+               for name in ("base_success", "smoothness", "base_smoothness")},
+            "decisions": max(row["decisions"] for row in rows),
+            "minutes": max(row["minutes"] for row in rows),
+        })  # fmt: skip
+    return sorted(found, key=_rank)
+
+
+def _directories(out: Path) -> list[Path]:
+    return sorted(path.parent for path in out.glob("trials/*/trial.json"))
+
+
+def _trial(spec: sweep_spec.Spec, directory: Path) -> dict[str, Any]:
+    """A row: what a trial set, how it ended, and means over its members."""
+    places = [*directory.glob("run/config.yaml"), *directory.glob("run/member_*/config.yaml")]
+    runs = [path.parent for path in sorted(places)]
+    by_run = {str(run): records.read_metrics(run, "eval") for run in runs}
+    known = [curve for curve in by_run.values() if curve]
+    results = [json.loads((run / "result.json").read_text()) for run in runs
+               if (run / "result.json").is_file()]  # fmt: skip
+    finished = bool(results) and len(results) == len(runs)
+    ended = directory / "status.txt"
+    status = ended.read_text().strip() if ended.is_file() else "unfinished"
+    values = json.loads((directory / "trial.json").read_text())
+    row = {
+        "trial": directory.name,
+        "task": sweep_spec.make_members(spec, values)[0].task.name,
+        "values": values,
+        "status": "finished" if finished else status,
+        "starts": len(records.read_records(directory / "starts.jsonl")),
+        "members": len(runs),
+        "runs": [run for run, curve in by_run.items() if curve],
+        "successes": [],
+        "success": None, "base_success": None, "smoothness": None, "base_smoothness": None,
+        "decisions": 0, "minutes": 0.0,
+    }  # fmt: skip
+    if not known:
+        return row
+    last = [curve[-1] for curve in known]
+    row |= {
+        "successes": [point["success_once"] for point in last],
+        "smoothness": _mean([point["smoothness"] for point in last]),
+        "base_success": _mean([curve[0]["success_once"] for curve in known]),
+        "base_smoothness": _mean([curve[0]["smoothness"] for curve in known]),
+        "decisions": max(point["decision_steps"] for point in last),
+        "minutes": max(point["wall_s"] for point in last) / 60,
+    }
+    if finished:
+        row |= {
+            "successes": [result["refined_success"] for result in results],
+            "smoothness": _mean([result["refined_smoothness"] for result in results]),
+            "base_success": _mean([result["base_success"] for result in results]),
+            "base_smoothness": _mean([result["base_smoothness"] for result in results]),
+            "decisions": max(result["decision_steps"] for result in results),
+        }
+    return row | {"success": _mean(row["successes"])}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _write_tables(out: Path, names: list[str], found: list[dict[str, Any]], files: list) -> None:
+    flat = [{name: row["values"].get(name) for name in names}
+            | {name: value for name, value in row.items()
+               if name not in ("values", "runs", "successes")}
+            for row in found]  # fmt: skip
+    (out / "trials.json").write_text(json.dumps(flat, indent=2) + "\n")
+    files.append("trials.json")
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        terminal.say("no trials.parquet: pyarrow is not installed; it comes with pdjax[sweep]")
+        return
+    for row in flat:  # a column has one type
+        row |= {name: _plain(row[name]) for name in names}
+    parquet.write_table(pyarrow.Table.from_pylist(flat), out / "trials.parquet")
+    files.append("trials.parquet")
+
+
+def _write_best(
+    out: Path, spec: sweep_spec.Spec, settings: list[dict[str, Any]], files: list[str]
+) -> None:
+    """The best finished setting's config, of each task."""
+    tasks = dict.fromkeys(row["task"] for row in settings)
+    for task in tasks:
+        best = next(row for row in settings if row["task"] == task)
+        if best["status"] != "finished":
+            continue
+        trial = json.loads((out / "trials" / best["trials"][0] / "trial.json").read_text())
+        path = out / (f"best_{_in_name(task)}.yaml" if len(tasks) > 1 else "best.yaml")
+        configs.save(sweep_spec.make_members(spec, trial)[0], path)
+        files.append(path.name)
+
+
+def _in_name(task: str) -> str:
+    return task.replace(":", "_")
+
+
+def _draw(out: Path, settings: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+    drawn: dict[str, list[dict[str, Any]]] = {}
+    for row in settings:
+        runs = [compare.read(Path(run)) for run in row["runs"]]
+        if runs and len(drawn.setdefault(row["task"], [])) < DRAWN:
+            name = " ".join(f"{key.split('.')[-1]}={value}" for key, value in row["values"].items())
+            band = compare.bands([run.curve for run in runs])
+            drawn[row["task"]].append({"name": name or "all runs"} | band)
+    for task, bands in drawn.items():
+        path = out / f"curves_{_in_name(task)}.png"
+        plots.plot_comparison(path, task, bands)
+        summary["files"].append(path.name)
+    if summary["importance"]:
+        plots.plot_importance(out / "importance.png", "Which keys set good trials apart",
+                              summary["importance"])  # fmt: skip
+        summary["files"].append("importance.png")
+
+
+def _importance(spec: sweep_spec.Spec, found: list[dict[str, Any]]) -> dict[str, float]:
+    """Key -> share of what sets the better half of finished trials apart (PED-ANOVA,
+    arXiv:2304.10255, as Optuna has it); empty where there is too little to tell."""
+    rows = [row for row in found if row["status"] == "finished"]
+    keys = [dimension.key for dimension in spec.space if dimension.key != "seed"]
+    varied = [key for key in keys if len({str(row["values"][key]) for row in rows}) > 1]
+    if len(rows) < FEW or len(varied) < 2 or len({row["success"] for row in rows}) < 2:
+        return {}
+    try:
+        import optuna
+    except ImportError:
+        terminal.say("no importance.png: optuna is not installed; it comes with pdjax[sweep]")
+        return {}
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="maximize")
+    ranges = {key: _distribution(optuna, [row["values"][key] for row in rows]) for key in varied}
+    for row in rows:
+        params = {key: _plain(row["values"][key]) for key in varied}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=ranges,
+                                                  value=row["success"]))  # fmt: skip
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.5)
+    found_shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {key: float(share) for key, share in found_shares.items()}
+
+
+def _distribution(optuna: Any, values: list[Any]) -> Any:
+    numbers = all(
+        isinstance(value, int | float) and not isinstance(value, bool) for value in values
+    )
+    if numbers and len(set(values)) > FEW:
+        is_log = min(values) > 0 and max(values) / min(values) > 10
+        return optuna.distributions.FloatDistribution(min(values), max(values), log=is_log)
+    return optuna.distributions.CategoricalDistribution(
+        sorted({_plain(v) for v in values}, key=str)
+    )
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool) else json.dumps(value)

@@ -1,0 +1,239 @@
+"""What a sweep tries: its file read, judged and, where that is possible, spelled out.
+
+Pure data. Every value that a space can give is judged here, before anything starts; `sweep` runs
+what comes of it.
+"""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pdjax.base_policies.foreign import description
+from pdjax.config import fields, schema
+from pdjax.config import files as configs
+from pdjax.config.fields import Config
+from pdjax.config.schema import ConfigError, Count, Natural, NonNegative, Range, Seed
+
+KINDS = {  # kind of a range -> numbers or values that it takes
+    "grid": "[value, ...], each tried",
+    "choice": "[value, ...], one drawn",
+    "uniform": "[low, high]",
+    "loguniform": "[low, high], both above 0",
+    "randint": "[low, high], integers, high not drawn",
+}
+
+EXAMPLE = """\
+config: peg_fast
+set: [base_policy.path=base]
+space:
+  decorator.residual_scale: {uniform: [0.05, 0.3]}
+  sac.actor_lr: {loguniform: [1e-4, 1e-3]}
+  sac.n_step: {choice: [1, 3, 5]}
+members: 2          # seeds of each trial, in one program
+search: optuna
+samples: 20
+asha_grace: 32768
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a sweep's file may set, besides `space` and `members`."""
+
+    config: tuple[str, ...]
+    """YAML files or names of configs that come with pdjax; each is tried."""
+    set: tuple[str, ...] = ()
+    """Values for all trials, each as section.key=value, such as base_policy.path=DIR."""
+    search: Literal["grid", "random", "optuna"] = "grid"
+    """How the space is searched: grid = every combination; random = `samples` draws; optuna =
+    `samples` proposals of its tree-structured Parzen estimator, which learns from those before."""
+    samples: Count = 1
+    """Trials, for random and optuna."""
+    asha_grace: Natural = 0
+    """Decisions before which no trial is ended; beyond, at each multiple by `asha_reduction`, only
+    the best share of 1 / asha_reduction goes on (ASHA, arXiv:1810.05934). 0 = all train to the
+    end."""
+    asha_reduction: Annotated[int, Range(2)] = 3
+    """See asha_grace."""
+    cpus: Count = 1
+    """CPU cores for each trial."""
+    gpus: NonNegative = 0.0
+    """GPUs for each trial; 0.5 = two trials share one."""
+    tpus: Natural = 0
+    """TPU chips for each trial."""
+    concurrent: Natural = 0
+    """Trials at a time, at most; 0 = as many as the resources allow."""
+    restarts: Natural = 3
+    """Times that a trial goes on from its checkpoint after its worker was lost or failed."""
+    track: Literal["none", "wandb", "mlflow"] = "none"
+    """Tell a tracker of each trial, see `pdjax train --help`."""
+    seed: Seed = 0
+    """Seed of random draws and of optuna."""
+
+
+class Dimension(NamedTuple):
+    """One key of a space: its name, the kind of range (see KINDS) and the range's values."""
+
+    key: str
+    kind: str
+    values: list[Any]
+
+
+class Spec(NamedTuple):
+    """A sweep: settings, space, and what the members of each trial differ in."""
+
+    settings: Settings
+    space: tuple[Dimension, ...]
+    members: Any
+
+
+def find(name_or_path: str) -> Path:
+    """A sweep's file: as given, or that of a sweep that comes with pdjax."""
+    path = Path(name_or_path)
+    return path if path.is_file() else configs.suites().get(name_or_path, path)
+
+
+def read(path: Path) -> Spec:
+    """Reads a sweep's file and judges it.
+
+    Raises:
+      ConfigError: no such file, not YAML, an unknown key, a value that a config cannot have, a
+        space that is empty or that the search cannot take.
+    """
+    data = schema.read_yaml(path, "sweep", "config and space")
+    known = [*(field.name for field in dataclasses.fields(Settings)), "space", "members"]
+    for name in data:
+        if name not in known:
+            raise ConfigError(f"unknown key {name!r} in {path}; {schema.suggest(str(name), known)}")
+    space, members = data.pop("space", None) or {}, data.pop("members", None) or 0
+    for name in ("config", "set"):
+        data[name] = [data[name]] if isinstance(data.get(name), str) else data.get(name, [])
+    if not data["config"]:
+        raise ConfigError(f"sweep {path} names no config; expected `config:`, a file or a name")
+    settings = schema.build(Settings, data)
+    if not isinstance(space, Mapping):
+        raise ConfigError(f"space got {space!r}, expected keys of a config with a range each")
+    spec = Spec(settings, tuple(_dimension(*item) for item in space.items()), members)
+    if not spec.space and len(settings.config) == 1:
+        raise ConfigError(f"sweep {path} has an empty space and one config: nothing to sweep;"
+                          " train it with `pdjax train`")  # fmt: skip
+    _judge_search(spec)
+    for values in _corners(spec):
+        make_members(spec, values)
+    return spec
+
+
+def check_bases(spec: Spec) -> None:
+    """Checks that every base policy is there; whether it is one for its task, each trial finds out.
+
+    Raises:
+      ConfigError: the first that is not.
+    """
+    for values in _corners(spec):
+        path = make_members(spec, values)[0].base_policy.path
+        if not (Path(path) / description.FILE).is_file():
+            raise ConfigError(
+                f"base policy {path!r} of {values['config']} is not there; make it, or name"
+                " another by `set: [base_policy.path=DIR]`"
+            )
+
+
+def trials(spec: Spec) -> list[dict[str, Any]] | None:
+    """What each trial sets, `config` first; None where the search decides on the way."""
+    if spec.settings.search != "grid":
+        return None
+    names = ["config", *(dimension.key for dimension in spec.space)]
+    ranges = [spec.settings.config, *(dimension.values for dimension in spec.space)]
+    return [dict(zip(names, values, strict=True)) for values in itertools.product(*ranges)]
+
+
+def make_members(spec: Spec, values: Mapping[str, Any]) -> list[Config]:
+    """The members' configs of a trial; one without members.
+
+    Args:
+      spec: the sweep.
+      values: of the trial, `config` and those of the space.
+
+    Raises:
+      ConfigError: they cannot be.
+    """
+    own = [f"{name}={json.dumps(value)}" for name, value in values.items() if name != "config"]
+    seeds = spec.members if isinstance(spec.members, int) else 0
+    if not isinstance(spec.members, int):
+        own.append(f"members={json.dumps(spec.members)}")
+    found = configs.load_members(values["config"], [*spec.settings.set, *own], seeds)
+    from pdjax.training import members  # brings JAX, which help does without
+
+    members.check(found)
+    return found
+
+
+def example(spec: Spec) -> dict[str, Any]:
+    """One trial of a sweep, whatever its search."""
+    return _corners(spec)[0]
+
+
+def _dimension(key: Any, given: Any) -> Dimension:
+    """One key of a space.
+
+    Raises:
+      ConfigError: no such key, or no range.
+    """
+    known = {option.name: option for option in fields.describe()}
+    if key not in known:
+        raise ConfigError(f"unknown key {key!r} in space; {schema.suggest(str(key), known)}")
+    if isinstance(given, list):
+        given = {"grid": given}
+    kinds = "; ".join(f"{kind}: {what}" for kind, what in KINDS.items())
+    if not isinstance(given, Mapping) or len(given) != 1 or next(iter(given)) not in KINDS:
+        raise ConfigError(f"space of {key} got {given!r}, expected one of {kinds}")
+    kind, values = next(iter(given.items()))
+    if not isinstance(values, list) or not values:
+        raise ConfigError(f"space of {key} got {given!r}, which is empty; expected {KINDS[kind]}")
+    numbers = _numbers(values)
+    if kind in ("uniform", "loguniform", "randint"):
+        are_numbers = all(isinstance(value, int | float) for value in numbers)
+        if len(numbers) != 2 or not are_numbers or not numbers[0] < numbers[1]:
+            raise ConfigError(f"space of {key} got {given!r}, expected {KINDS[kind]}, low < high")
+        if kind == "loguniform" and numbers[0] <= 0:
+            raise ConfigError(f"space of {key} got {given!r}, expected {KINDS[kind]}")
+    is_number = known[key].kind in (int, float)
+    return Dimension(key, kind, numbers if is_number else values)
+
+
+def _numbers(values: list[Any]) -> list[Any]:
+    """Numbers where YAML 1.1 read text: 1e-4 has no dot."""
+    found = []
+    for value in values:
+        try:
+            found.append(float(value) if isinstance(value, str) else value)
+        except ValueError:
+            found.append(value)
+    return found
+
+
+def _judge_search(spec: Spec) -> None:
+    """Raises ConfigError where a search cannot take the space."""
+    search = spec.settings.search
+    for key, kind, _ in spec.space:
+        if search == "grid" and kind != "grid":
+            raise ConfigError(f"space of {key} is {kind}, which search: grid cannot enumerate; take"
+                              " search: random or optuna, or list values")  # fmt: skip
+        if search == "optuna" and kind == "grid":
+            raise ConfigError(f"space of {key} is a grid, which search: optuna does not walk; say"
+                              " choice")  # fmt: skip
+
+
+def _corners(spec: Spec) -> list[dict[str, Any]]:
+    """Trials with which each value or end of each range comes up, under each config."""
+    first = {dimension.key: _ends(dimension)[0] for dimension in spec.space}
+    found = [first] + [first | {d.key: end} for d in spec.space for end in _ends(d)]
+    return [{"config": config} | values for config in spec.settings.config for values in found]
+
+
+def _ends(dimension: Dimension) -> list[Any]:
+    low, *rest = dimension.values
+    return [low, rest[0] - 1] if dimension.kind == "randint" else dimension.values

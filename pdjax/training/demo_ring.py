@@ -1,0 +1,123 @@
+"""Demonstrations as a replay ring, with what the base policy would have done at each decision.
+
+Source: RLPD (arXiv:2302.02948) draws a share of every batch from demonstrations; ResFiT
+(arXiv:2509.19301) stores with them the base policy's action, which the residual adds to.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pdjax.base_policies.chunking import training_windows
+from pdjax.config.fields import Config, ConfigError
+from pdjax.learner.decorator import hold
+from pdjax.learner.replay import ReplayState, make_packing
+from pdjax.types import Array, BasePolicy, Key, Params, Transition
+from pdjax_envs.demonstrations import store
+from pdjax_envs.demonstrations.trajectory import Trajectory
+from pdjax_envs.task import Task
+
+
+def load_demos(config: Config, task: Task, base: BasePolicy, residual_dim: int) -> ReplayState:
+    """The demonstrations of a run's config as a ring, kept as its replay is.
+
+    Raises:
+      ConfigError, demonstrations.DataError: there are none, they cannot be read or have no flags.
+    """
+    if not config.train.demos or not config.decorator.residual_scale:
+        raise ConfigError(
+            f"train.demo_share={config.train.demo_share} needs train.demos, a file of"
+            " demonstrations, and decorator.residual_scale above 0"
+        )
+    found = store.read(Path(config.train.demos), task)
+    # not the run's seed: members of one program share them
+    ring = make_demo_replay(base, found, residual_dim, jax.random.key(0))
+    packing = make_packing(config.train.replay_dtype, base.obs_mean, base.obs_std)
+    return ring._replace(storage=packing.pack(ring.storage))
+
+
+def make_demo_replay(
+    base: BasePolicy, trajectories: Sequence[Trajectory], residual_dim: int, key: Key
+) -> ReplayState:
+    """Cuts demonstrations into decisions, up to and including the first success.
+
+    Args:
+      base: the base policy.
+      trajectories: with success flags; the reward of a decision is 1 where it succeeded, else 0.
+      residual_dim: numbers in one residual action, see `sac.residual_dim`.
+      key: of the base policy's noise; consumed.
+
+    Returns:
+      A full ring of one environment, episode after episode. Its `residual_action` is the
+      difference between demonstrated and base action, not divided by residual_scale.
+
+    Raises:
+      ConfigError: an episode without success flags.
+    """
+    episodes = [_decisions(base, trajectory) for trajectory in trajectories]
+    longest = max(len(history) for _, history in episodes)
+    histories = np.zeros((len(episodes), longest, base.obs_horizon, base.obs_dim), np.float32)
+    for padded, (_, history) in zip(histories, episodes):
+        padded[: len(history)] = history
+    chosen = np.asarray(jax.jit(partial(_base_actions, base))(base.params, histories, key))
+    for (rows, history), chunks in zip(episodes, chosen):
+        rows.base_action[: len(history)] = chunks[: len(history)]
+    each = [rows for rows, _ in episodes]
+    rows = jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)[:, None]), *each)
+    change = hold(rows.residual_action - rows.base_action, residual_dim)
+    rows = rows._replace(residual_action=change)
+    return ReplayState(rows, jnp.int32(0), jnp.int32(len(rows.reward)))
+
+
+def _decisions(base: BasePolicy, trajectory: Trajectory) -> tuple[Any, np.ndarray]:
+    """One episode: a Transition of NumPy arrays, leaves (decisions + 1, ...), and the histories
+    (decisions, obs_horizon, obs_dim) that the base policy would see.
+
+    Its base_action is still to be filled in, and residual_action is the chunk that was executed.
+    """
+    if trajectory.success is None:
+        raise ConfigError("train.demos has episodes without success flags; `pdjax data check` tells"
+                          " which files have them")  # fmt: skip
+    success = np.asarray(trajectory.success, bool)
+    steps = int(np.argmax(success)) + 1 if success.any() else len(success)
+    done = trajectory.actions if trajectory.executed is None else trajectory.executed
+    begin = np.arange(0, steps, base.act_horizon)
+    histories, chunks = training_windows(trajectory.obs, done[:steps], base.obs_horizon,
+                                         base.act_horizon, from_now=True)  # fmt: skip
+    count = len(begin)
+    executed: Any = np.zeros((count + 1, base.act_horizon * base.act_dim), np.float32)
+    executed[:-1] = chunks[begin].reshape(count, -1)
+    obs: Any = trajectory.obs[[*begin, steps]].astype(np.float32)
+    is_last: Any = np.arange(count + 1) == count - 1
+    rows = Transition(
+        obs=obs,
+        base_action=np.zeros_like(executed),
+        residual_action=executed,
+        reward=(is_last & success.any()).astype(np.float32),
+        terminated=is_last & success.any(),
+        truncated=is_last & ~success.any(),
+        is_reset=np.roll(is_last, 1),
+    )
+    return rows, histories[begin]
+
+
+def _base_actions(base: BasePolicy, params: Params, histories: Array, key: Key) -> Array:
+    """(episodes, decisions, chunk_dim) of the base policy along every episode."""
+
+    def play(histories: Array, key: Key) -> Array:
+        carry_key, noise_key = jax.random.split(key)
+
+        def decide(carry, inputs):
+            history, key = inputs
+            chunk, carry = base.apply(params, carry, history, key)
+            return carry, chunk.ravel()
+
+        inputs = (histories, jax.random.split(noise_key, len(histories)))
+        return jax.lax.scan(decide, base.init_carry(carry_key), inputs)[1]
+
+    return jax.vmap(play)(histories, jax.random.split(key, len(histories)))

@@ -1,0 +1,151 @@
+"""This file is not pure: it drives runs from epoch to epoch, so that nothing of them is ever lost.
+
+One run, or the members of one program: between two jitted epochs metrics are read, once, interim
+evaluations are played, each run judges its own (`refinement`), and a wish to stop is obeyed. Knows
+the training state as a whole only: what it trains is `train`'s matter.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import jax
+import numpy as np
+
+from pdjax.config.fields import EvalConfig
+from pdjax.output import records, terminal
+from pdjax.rollout.evaluate import Evaluation
+from pdjax.training.members import Stack, lost
+from pdjax.training.run_in_progress import Member, Progress, Refinement, Steps, no_residual
+from pdjax.training.stopping import Stopped, stop_asked
+
+Watch = Callable[[int, dict[int, float]], None]
+INTERIM_SEED_OFFSET = 1_000_000  # interim and final evaluations never share episodes
+
+
+def refine(members: Sequence[Member], steps: Steps, watch: Watch | None = None) -> list[Progress]:
+    """Trains to the end, from the newest checkpoints in the directories if there are any.
+
+    A run that is stopped and resumed, by whatever means, ends with the same numbers as one that is
+    not: whatever was trained after the checkpoint is trained again, and its records are dropped.
+
+    Args:
+      members: a single run, or several that one program advances together (`members.check`).
+      steps: what to call.
+      watch: is told of each interim evaluation: decisions, and success_once by member.
+
+    Returns:
+      The last progress of each; without interim evaluations the last actor is the best. A member
+      that ended before others has no replay and no environments any more.
+
+    Raises:
+      Stopped: SIGINT or SIGTERM came; the state after the epoch is saved.
+    """
+    config = members[0].config
+    total, every = config.train.total_decisions, config.checkpoint.every
+    several = len(members) > 1
+    runs = [Refinement(member, steps, index, f"member {index}: " if several else "")
+            for index, member in enumerate(members)]  # fmt: skip
+    done = _resume(runs)
+    with (
+        ExitStack() as files,
+        stop_asked() as asked,
+        terminal.progress("refining", total, "decisions", done) as bar,
+    ):
+        bar.update(done, "compiling")
+        for run in runs:
+            files.callback(run.close)
+            run.begin(files.enter_context(records.MetricsLog(run.directory, run.done)))
+        base = _assess_base(runs, steps)
+        for run in runs:
+            run.meet(base)
+        training = [run for run in runs if done < total and not run.progress.stopped]
+        stack = Stack({run.index: run.give_state() for run in training}, len(runs))
+        while training:
+            stack.keep([run.index for run in training])
+            stack.state, metrics = steps.train_epoch(stack.state)
+            values = stack.rows(jax.device_get(metrics))
+            for run in training:
+                run.add_epoch(values[run.index])
+            done, stop = training[0].done, asked()
+            results = _assess_all(training, stack, steps)
+            out = lost(config.train.halve_at, done, len(runs), results)
+            for run in training:
+                state = stack.take(run.index)
+                run.judge(state, values[run.index], results.get(run.index), run.index in out)
+                if run.progress.state is not state:
+                    stack.put(run.index, run.progress.state)
+                if stop or run.is_over or run.progress.since_save >= every:
+                    run.save(wait=bool(stop) or run.is_over)
+                if not run.is_over:
+                    run.give_state()
+                elif several:
+                    run.forget_data()
+            bar.update(done, _note(training, values, len(runs)))
+            if watch and results:
+                watch(done, {run.index: run.score for run in training})
+            training = [run for run in training if not run.is_over]
+            if stop and training:
+                raise Stopped(f"stopped by {stop} after {done:,} of {total:,} decisions")
+    return [run.end() for run in runs]
+
+
+def _resume(runs: Sequence[Refinement]) -> int:
+    """Brings all runs to the newest point that is on disk of every one; returns its decisions.
+
+    Those that had stopped before stay where they ended.
+    """
+    for run in runs:
+        run.resume()
+    training = [run for run in runs if not run.progress.stopped] or runs
+    while len({run.done for run in training}) > 1:
+        common = min(run.done for run in training)
+        for run in training:
+            if run.done > common:
+                run.resume(common)
+    done = max(run.done for run in training)
+    if done:
+        terminal.say(f"resumed after {done:,} decisions")
+    return done
+
+
+def _assess_base(runs: Sequence[Refinement], steps: Steps) -> Evaluation | None:
+    """The base policy on the interim episodes, which are the same for all; None without any."""
+    evaluation = runs[0].config.eval
+    if not evaluation.interim_episodes:
+        return None
+    actor = no_residual(steps.like.sac.actor)
+    return steps.assess(actor, 0.0, _interim_seed(evaluation), evaluation.interim_episodes)
+
+
+def _assess_all(
+    training: Sequence[Refinement], stack: Stack, steps: Steps
+) -> dict[int, Evaluation]:
+    """An interim evaluation of each member, where it is time; else none."""
+    if not training[0].is_evaluation_due:
+        return {}
+    evaluation, state = training[0].config.eval, stack.state
+    actors, scales = state.sac.mean_actor, state.hyperparams.residual_scale
+    found = stack.rows(
+        steps.assess_all(actors, scales, _interim_seed(evaluation), evaluation.interim_episodes)
+    )
+    return {run.index: found[run.index] for run in training}
+
+
+def _interim_seed(evaluation: EvalConfig) -> int:
+    return evaluation.seed + INTERIM_SEED_OFFSET
+
+
+def _note(training: Sequence[Refinement], metrics: Mapping[int, Any], count: int) -> str:
+    """What the progress line says of an epoch, of all members that train."""
+    found = [metrics[run.index] for run in training]
+    exploring = np.mean([one["train_success"] for one in found])
+    overflows, bad = (sum(one[name] for one in found) for name in ("overflows", "bad_actions"))
+    words = [] if count == 1 else [f"{len(training)} of {count} members"]
+    score = np.mean([run.score for run in training])
+    words += [] if np.isnan(score) else [f"evaluated {score:.0%}"]
+    words += [f"exploring {exploring:.0%}"]
+    # what must not go unseen
+    words += [f"{overflows:,.0f} control steps overflowed the engine's buffers!"] * bool(overflows)
+    words += [f"{bad:,.0f} control steps had a bad base action!"] * bool(bad)
+    return ", ".join(words)

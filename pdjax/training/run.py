@@ -1,0 +1,219 @@
+"""This file is not pure: it drives runs from their configs and writes their directories.
+
+The single door: everything that a command trains goes through here; `finished` reads runs back.
+
+A run's directory holds `config.yaml`, `base_policy/` (a copy, so that the directory is complete),
+`starts.jsonl` (command, commit, versions and machine of each start), `residual/` (the best residual
+policy's parameters), `checkpoints/` (to resume from), `metrics.jsonl`, `tb/`, `learning_curve.png`
+and, last of all, `result.json`. So does that of each member where one program trains several.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pdjax.base_policies.foreign import assemble
+from pdjax.config import files as configs
+from pdjax.config.fields import Config, ConfigError
+from pdjax.devices import processes
+from pdjax.output import checkpoint, plots, provenance, records, terminal
+from pdjax.output.paths import check_directory, new_directory, write_json, write_result
+from pdjax.rollout.paired import compare
+from pdjax.training import memory_plan
+from pdjax.training.build import build
+from pdjax.training.compiled import prepare
+from pdjax.training.loop import Watch, refine
+from pdjax.training.members import check as check_members
+from pdjax.training.members import varied
+from pdjax.training.run_in_progress import Member
+
+
+class Result(NamedTuple):
+    """A finished run: its directory and the content of `result.json`."""
+
+    directory: Path
+    summary: dict[str, Any]
+
+
+def plan(members: Sequence[Config], memory_gib: float = 0.0) -> dict[str, Any]:
+    """Shows what a run would take of memory, and takes none: see `memory_plan.summarize`.
+
+    Args:
+      members: a run, or several for one program.
+      memory_gib: GiB of the machine, or of the accelerator where there is one, to plan for;
+        0 = what is free of this one.
+
+    Raises:
+      ConfigError: see `build`; or it does not fit.
+    """
+    check_members(members)
+    return memory_plan.summarize(prepare(build(members[0]), memory_gib, members)[1], members[0])
+
+
+def run(config: Config, directory: Path, resume: bool = False, memory_gib: float = 0.0) -> Result:
+    """Trains, evaluates and writes a run directory.
+
+    Args:
+      config: the run.
+      directory: created; must not exist or be empty, unless the run in it is resumed.
+      resume: go on where the run in `directory` stopped; begin where there is none yet, and
+        return its result where it is finished.
+      memory_gib: see `plan`.
+
+    Raises:
+      ConfigError: see `plan`; or the directory is not empty, cannot be written, or is another
+        run's.
+      stopping.Stopped: it was asked to stop, and can be resumed.
+    """
+    return run_members([config], directory, resume, memory_gib)[0]
+
+
+def run_members(
+    members: Sequence[Config],
+    directory: Path,
+    resume: bool = False,
+    memory_gib: float = 0.0,
+    watch: Watch | None = None,
+) -> list[Result]:
+    """Trains members of one program, each in a directory of its own below one of all.
+
+    Args:
+      members: their configs, see `members.check`. A single one is a run, see `run`.
+      directory: see `run`; of several it gets `member_0/` and so on, each as `run` would write it,
+        and at the end `members.json`: what each sets and its result.
+      resume: see `run`.
+      memory_gib: see `plan`.
+      watch: see `loop.refine`.
+
+    Raises:
+      ConfigError, stopping.Stopped: see `run`; or they are not members of one program.
+    """
+    check_members(members)
+    if len(members) == 1:
+        return _run([Member(members[0], directory)], resume, memory_gib, watch)
+    if not resume:
+        processes.by_writer(partial(check_directory, directory))
+    places = [Member(config, directory / f"member_{index}") for index, config in enumerate(members)]
+    results = _run(places, resume, memory_gib, watch)
+    rows = [{"directory": result.directory.name, "set": values, "result": result.summary}
+            for values, result in zip(varied(members), results, strict=True)]  # fmt: skip
+    processes.by_writer(partial(write_json, directory / "members.json", rows))
+    return results
+
+
+def _run(
+    members: Sequence[Member], resume: bool, memory_gib: float, watch: Watch | None
+) -> list[Result]:
+    start = time.monotonic()
+    new, finished = _survey(members, resume)
+    if finished == len(members):
+        first = members[0].directory
+        terminal.say(f"{first.parent if len(members) > 1 else first} is finished already")
+        return [_read(member.directory) for member in members]
+    config = members[0].config
+    built = build(config)
+    base = Path(config.base_policy.path)
+    if members[0].directory.resolve().is_relative_to(base.resolve()):
+        raise ConfigError(
+            f"{members[0].directory} is inside the base policy's directory; choose another --out"
+        )
+    steps, _ = prepare(built, memory_gib, [member.config for member in members])
+    for member in new:
+        processes.by_writer(partial(_begin, *member))
+        processes.agree(partial(_check_shared, member.directory))
+    made_by = provenance.describe()
+    for member in members:
+        records.add_record(member.directory / "starts.jsonl", made_by)
+    if assemble.is_foreign(base):
+        num_envs = config.train.num_envs
+        way, microseconds = assemble.cost(built.base, num_envs)
+        terminal.say(f"base policy called {way}: {microseconds:,.0f} us a call for {num_envs}"
+                   " environments")  # fmt: skip
+    before = time.monotonic() - start
+    ends = refine(members, steps, watch)
+    start = time.monotonic()
+    for member, end in zip(members, ends, strict=True):
+        residual = member.directory / "residual"  # there already where a run ended right here
+        processes.by_writer(partial(shutil.rmtree, residual, ignore_errors=True))
+        checkpoint.save(residual, end.best_actor)
+    refined = [(end.best_actor, member.config.decorator.residual_scale)
+               for member, end in zip(members, ends, strict=True)]  # fmt: skip
+    compared = compare(built, refined, config.eval.episodes, config.eval.seed)
+    for member, end, summary in zip(members, ends, compared, strict=True):
+        state, trained = end.state, records.wall_s(member.directory)  # however often interrupted
+        summary |= {
+            "seed": member.config.seed,
+            "decision_steps": int(state.decision_steps),
+            "control_steps": int(state.control_steps),
+            "gradient_steps": int(state.sac.gradient_steps),
+            "physics": built.env.engine,
+            "wall_s": before + trained + time.monotonic() - start,
+        }
+        processes.by_writer(partial(_finish, member.directory, summary))
+    return [_read(member.directory) for member in members]
+
+
+def _survey(members: Sequence[Member], resume: bool) -> tuple[list[Member], int]:
+    """Those that begin anew, in directories that can be made, and how many have ended before.
+
+    Raises:
+      ConfigError: of several processes one has another config or sees another folder; or see `run`.
+    """
+    processes.check_same("config", [repr(member.config) for member in members])
+    begun = processes.agree(lambda: [resume and _is_begun(*member) for member in members])
+    processes.check_same("folder for runs", begun)
+    new = [member for member, is_begun in zip(members, begun, strict=True) if not is_begun]
+    for member in new:
+        processes.by_writer(partial(check_directory, member.directory))
+    finished = [member for member, is_begun in zip(members, begun, strict=True)
+                if is_begun and (member.directory / "result.json").is_file()]  # fmt: skip
+    return new, len(finished)
+
+
+def _finish(directory: Path, summary: dict[str, Any]) -> None:
+    """Draws the curve and writes `result.json`."""
+    plots.plot_learning_curve(directory, summary)
+    write_result(directory, summary)
+
+
+def _read(directory: Path) -> Result:
+    """A finished run."""
+    return Result(directory, json.loads((directory / "result.json").read_text()))
+
+
+def _is_begun(config: Config, directory: Path) -> bool:
+    """Whether a directory holds this run, begun or finished.
+
+    Raises:
+      ConfigError: it holds a run of another config.
+    """
+    path = directory / "config.yaml"
+    if not path.is_file():
+        return False
+    for name, (got, held) in configs.differences(config, configs.load(str(path))).items():
+        raise ConfigError(
+            f"cannot resume {directory}: it was begun with {name}={held!r}, got {got!r};"
+            " give the same config, or choose another --out"
+        )
+    return True
+
+
+def _check_shared(directory: Path) -> None:
+    """Checks that a run directory, made by one process, is there for all."""
+    if not (directory / "config.yaml").is_file():
+        raise ConfigError(f"cannot see {directory}, which process 0 made; all processes must share"
+                          " the folder of --out")  # fmt: skip
+
+
+def _begin(config: Config, directory: Path) -> None:
+    """Makes a run directory with the config and a copy of the base policy: all of it or nothing."""
+    partial = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    new_directory(partial)
+    shutil.copytree(config.base_policy.path, partial / "base_policy")
+    configs.save(config, partial / "config.yaml")
+    partial.replace(directory)

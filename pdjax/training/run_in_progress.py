@@ -1,0 +1,300 @@
+"""This file is not pure: one run on its way: where it is, what it decides, what it writes.
+
+Interim evaluations choose the actor to keep; the guard judges; everything that the next epoch
+depends on is saved. Who calls it, and whether the run trains alone, is `loop`'s matter.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from pdjax.config.fields import Config
+from pdjax.output import records, terminal
+from pdjax.output.checkpoint import Checkpoints
+from pdjax.output.paths import plain
+from pdjax.rollout import intervals
+from pdjax.rollout.evaluate import Evaluation
+from pdjax.training import guard
+from pdjax.training.epoch import TrainState
+from pdjax.types import Metrics, Params
+
+
+class Progress(NamedTuple):
+    """Where a run is after an epoch: all that the next one depends on, so all that is saved.
+
+    Attributes:
+      state: of the training, on the devices; the rest is on the host.
+      best_actor: parameters of the residual policy that evaluated best so far. At first all zero,
+        which is no residual at all: the base policy, bit for bit.
+      best_score: () float32, its success_once on the interim episodes; at first the base policy's.
+      first_drift: () float32, `drift` of the first epoch; -1 before it.
+      train_successes: () float32, episodes that succeeded while exploring.
+      since_eval: () int32, decisions since the last evaluation.
+      since_save: () int32, decisions since the last checkpoint.
+      rollbacks: () int32, times that the guard rolled back.
+      stopped: () bool, the guard ended the training.
+    """
+
+    state: TrainState
+    best_actor: Params
+    best_score: Any
+    first_drift: Any
+    train_successes: Any
+    since_eval: Any
+    since_save: Any
+    rollbacks: Any
+    stopped: Any
+
+
+class Steps(NamedTuple):
+    """What the loop calls.
+
+    Attributes:
+      init: member -> TrainState.
+      like: shapes of such a state and, where it matters, where its arrays live.
+      train_epoch: TrainState -> (TrainState, Metrics); the argument is donated. Of several members
+        all leaves are (members, ...).
+      assess: (actor, residual_scale, seed, episodes) -> Evaluation.
+      assess_all: the same for several members, leaves (members, ...), all on the same episodes.
+    """
+
+    init: Callable[[int], TrainState]
+    like: TrainState
+    train_epoch: Callable[[TrainState], tuple[TrainState, Metrics]]
+    assess: Callable[[Params, Any, int, int], Evaluation]
+    assess_all: Callable[[Params, Any, int, int], Evaluation]
+
+
+class Member(NamedTuple):
+    """One run: its config and its directory, which gets `metrics.jsonl`, `audit.jsonl`, `tb/`, and
+    `checkpoints/` and `best/` to go on from."""
+
+    config: Config
+    directory: Path
+
+
+class Refinement:
+    """One run: its progress, its files, and what is computed once for it.
+
+    Attributes:
+      progress: where it is; without a state while that is in the stack.
+      done: decisions so far.
+      score: the latest interim evaluation's; nan before any.
+    """
+
+    progress: Progress
+    done: int
+
+    def __init__(self, member: Member, steps: Steps, index: int, label: str):
+        self.config, self.directory = member
+        self.index, self._label = index, label
+        self._steps = steps
+        self._base: Evaluation | None = None
+        self._newest = Checkpoints(self.directory / "checkpoints", self.config.checkpoint.keep)
+        self._best = Checkpoints(self.directory / "best", keep=1)
+        self.score = math.nan
+
+    def resume(self, at_most: int | None = None) -> None:
+        """Takes up the newest progress on disk, of no more decisions than given, or a new one."""
+        like = _start(self._steps.like)
+        self.done, self.progress, problems = self._newest.restore(like, at_most)
+        for problem in problems:
+            terminal.say(f"{problem} - going on from an earlier one")
+        if self.done < 0:
+            self.done, self.progress = 0, _start(self._steps.init(self.index))
+
+    def begin(self, log: records.MetricsLog) -> None:
+        """Opens the records."""
+        self._log, self._start = log, time.monotonic() - log.wall_s
+        records.drop_records(self.directory / "audit.jsonl", "decision_steps", log.begin)
+
+    def meet(self, base: Evaluation | None) -> None:
+        """Before the first epoch: the base policy is what has to be beaten."""
+        self._base = base
+        if base is None or self.done:
+            return
+        self._write("eval", intervals.figures(base))
+        self.progress = self.progress._replace(best_score=np.float32(base.success_once.mean()))
+        successes = int(base.success_once.sum()), len(base.success_once)
+        self._obey(guard.check_base(self.config.guard, *successes))
+
+    def give_state(self) -> TrainState:
+        """Hands the training state over."""
+        state, self.progress = self.progress.state, self.progress._replace(state=None)
+        return state
+
+    def forget_data(self) -> None:
+        """Frees what only training needs, while other members go on."""
+        state = self.progress.state._replace(replay=None, rollout=None)
+        self.progress = self.progress._replace(state=state)
+
+    def end(self) -> Progress:
+        """The last progress."""
+        if self.config.eval.interim_episodes:
+            return self.progress
+        return self.progress._replace(best_actor=_on_host(self.progress.state.sac.mean_actor))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has come to its end."""
+        return self.done >= self.config.train.total_decisions or bool(self.progress.stopped)
+
+    def add_epoch(self, metrics: Mapping[str, Any]) -> None:
+        """Records an epoch."""
+        values = {name: float(value) for name, value in metrics.items()}
+        self.done = int(values.pop("decision_steps"))
+        self._write("train", values)
+        every, before = self.config.train.decisions_per_epoch, self.progress
+        successes = values["train_success"] * values["episodes"]
+        self.progress = before._replace(
+            train_successes=np.float32(before.train_successes + successes),
+            since_eval=before.since_eval + every,
+            since_save=before.since_save + every,
+        )
+
+    @property
+    def is_evaluation_due(self) -> bool:
+        """Whether it is time for an interim evaluation."""
+        is_last = self.done >= self.config.train.total_decisions
+        due = is_last or self.progress.since_eval >= self.config.eval.interim_every
+        return self._base is not None and bool(due)
+
+    def judge(
+        self,
+        state: TrainState,
+        metrics: Mapping[str, Any],
+        result: Evaluation | None,
+        is_lost: bool,
+    ) -> None:
+        """Lets the guard judge an epoch and, where there was one, the evaluation after it.
+
+        Args:
+          state: after the epoch; `progress` takes it, or what the guard makes of it.
+          metrics: of the epoch.
+          result: interim evaluation.
+          is_lost: whether the run ends here because other members do better.
+        """
+        config, values = self.config, {name: float(value) for name, value in metrics.items()}
+        self.progress = self.progress._replace(state=state)
+        if self.progress.first_drift < 0:
+            self.progress = self.progress._replace(first_drift=np.float32(values["drift"]))
+        limit = np.inf
+        if config.task.reward == "success":
+            limit = guard.largest_return(config.sac.gamma, config.sac.reward_offset)
+            if config.sac.entropy_backup:
+                target = float(state.hyperparams.target_entropy)
+                limit += guard.largest_bonus(values, target, config.sac.gamma)
+        verdicts = guard.check_epoch(config.guard, values, limit, float(self.progress.first_drift))
+        if self._base is not None and result is not None:
+            successes = int(self._base.success_once.sum()), float(self.progress.train_successes)
+            verdicts += guard.check_hope(config.guard, *successes, self.done)
+            broken = guard.worst(verdicts) == "roll_back"
+            verdicts += self._compare(self._base, result, may_be_best=not broken)
+        self._obey(verdicts)
+        if is_lost:
+            self._audit(guard.Verdict("halving", "stop", {"success_once": self.score}), "stop")
+            self.progress = self.progress._replace(stopped=np.True_)
+
+    def _compare(
+        self, base: Evaluation, result: Evaluation, may_be_best: bool
+    ) -> list[guard.Verdict]:
+        """An interim evaluation: keeps the actor if it is the best so far, the later of equals."""
+        state = self.progress.state
+        self._write("eval", intervals.figures(result))
+        self.score = float(result.success_once.mean())
+        self.progress = self.progress._replace(since_eval=np.int32(0))
+        if may_be_best and self.score >= self.progress.best_score:
+            self.progress = self.progress._replace(
+                best_actor=_on_host(state.sac.mean_actor), best_score=np.float32(self.score)
+            )
+            terminal.say_unsaved(self._best.save(self.done, state))
+        gain, interval = intervals.paired_gain(base.success_once, result.success_once)
+        saturation = float(result.saturation.mean())
+        return guard.check_evaluation(self.config.guard, gain, interval, saturation)
+
+    def _obey(self, verdicts: list[guard.Verdict]) -> None:
+        """Writes verdicts to the audit, and carries out the most severe."""
+        config, progress = self.config.guard, self.progress
+        action = guard.worst(verdicts) if config.enabled else "note"
+        if action == "roll_back" and progress.rollbacks >= config.max_rollbacks:
+            action = "stop"
+        for verdict in verdicts:
+            self._audit(verdict, action)
+        if action == "shrink":
+            before = progress.state.hyperparams
+            after = before._replace(exploration_limit=0.5 * before.exploration_limit)
+            self.progress = progress._replace(state=progress.state._replace(hyperparams=after))
+        elif action == "roll_back":
+            self._roll_back()
+        else:
+            stopped = np.bool_(progress.stopped or action == "stop")
+            self.progress = progress._replace(stopped=stopped)
+
+    def _audit(self, verdict: guard.Verdict, action: guard.Action) -> None:
+        """Writes down what was found and what is done about it."""
+        record = {"decision_steps": self.done, "wall_s": time.monotonic() - self._start,
+                  "done": action, **verdict._asdict()}  # fmt: skip
+        records.add_record(self.directory / "audit.jsonl", record)
+        found = plain(verdict.numbers)
+        terminal.say(f"{self._label}guard: {verdict.rule} {found}: {action}")
+
+    def _roll_back(self) -> None:
+        """The state that evaluated best, else a new one, with half the step sizes from here on."""
+        now = self.progress.state
+        step, state, _ = self._best.restore(self._steps.like)
+        state = self._steps.init(self.index) if step < 0 else state
+        halved = {name: 0.5 * getattr(now.hyperparams, name)
+                  for name in ("actor_lr", "critic_lr", "temperature_lr")}  # fmt: skip
+        rollbacks = np.int32(self.progress.rollbacks + 1)
+        state = state._replace(
+            key=jax.random.fold_in(state.key, rollbacks),  # what went wrong must not come again
+            hyperparams=now.hyperparams._replace(**halved),
+            decision_steps=now.decision_steps,  # budgets count what was spent
+            control_steps=now.control_steps,
+        )
+        self.progress = self.progress._replace(state=state, rollbacks=rollbacks)
+
+    def _write(self, group: str, values: dict[str, Any]) -> None:
+        """Records metrics."""
+        record = values | {"wall_s": time.monotonic() - self._start}
+        self._log.write(group, self.done, record)
+
+    def save(self, wait: bool) -> None:
+        """Writes a checkpoint; training goes on where that fails."""
+        self.progress = self.progress._replace(since_save=np.int32(0))
+        terminal.say_unsaved(self._newest.save(self.done, self.progress, wait))
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._newest.close()
+        self._best.close()
+
+
+def _start(state: TrainState) -> Progress:
+    zero, no = np.float32(0), np.int32(0)
+    return Progress(
+        state=state,
+        best_actor=no_residual(state.sac.actor),
+        best_score=zero - 1,
+        first_drift=zero - 1,
+        train_successes=zero,
+        since_eval=no,
+        since_save=no,
+        rollbacks=no,
+        stopped=np.False_,
+    )
+
+
+def no_residual(actor: Params) -> Params:
+    """Parameters, all zero, of which every residual is zero."""
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), actor)
+
+
+def _on_host(actor: Params) -> Params:
+    """A copy: the state that parameters belong to is donated."""
+    return jax.tree.map(np.array, jax.device_get(actor))

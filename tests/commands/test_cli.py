@@ -1,0 +1,450 @@
+"""The command line: help that teaches, mistakes in one line that change nothing, strict JSON."""
+
+import json
+import shutil
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pdjax.base_policies import imitation, settings
+from pdjax.base_policies.kinds import diffusion
+from pdjax.commands import cli, demonstrations, table
+from pdjax.config import fields, schema
+from pdjax.config import files as configs
+from pdjax.output import checkpoint
+from pdjax.runs.video import RenderError
+from pdjax.training import build
+
+TASK, OBS_DIM, ACT_DIM = "PegInsertionSide", 50, 7
+
+
+def make_base_policy(directory, task=TASK, obs_dim=OBS_DIM):
+    """An untrained diffusion policy, as `pdjax imitate` would write it."""
+    config = imitation.ImitationConfig(diffusion=diffusion.DiffusionConfig(hidden=8, blocks=1))
+    denoiser = diffusion.make_denoiser(obs_dim, ACT_DIM, config.policy)
+    params = denoiser.init(jax.random.key(0))
+    policy = diffusion.make_policy(
+        config.policy, ACT_DIM, params, jnp.zeros(obs_dim), jnp.ones(obs_dim)
+    )
+    directory.mkdir()
+    imitation.save(directory, policy, config, task)
+
+
+def make_run(directory):
+    """A finished run with small networks, as `pdjax train` would write it."""
+    directory.mkdir()
+    make_base_policy(directory / "base_policy")
+    base = f"base_policy.path={directory / 'base_policy'}"
+    config = configs.load("peg_fast", [base, "sac.hidden=[8]"])
+    sac = build.build(config).sac
+    checkpoint.save(directory / "residual", sac.init(jax.random.key(0)).actor)
+    configs.save(config, directory / "config.yaml")
+
+
+def make_demos(path):
+    """One episode of nothing, of the task's sizes."""
+    with h5py.File(path, "w") as file:
+        group = file.create_group("traj_0")
+        group["obs"] = np.zeros((4, OBS_DIM), np.float32)
+        group["actions"] = np.zeros((3, ACT_DIM), np.float32)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    make_base_policy(folder / "base")
+    make_run(folder / "run")
+    make_demos(folder / "demos.h5")
+    (folder / "demos.json").write_text('{"env_info": {"env_id": "PegInsertionSide-v0"}}')
+    return folder
+
+
+@pytest.fixture
+def here(made, tmp_path, monkeypatch):
+    """The working folder, filled with fresh copies."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def everything(folder):
+    return {
+        path.relative_to(folder): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def refuse(capsys, folder, argv, message):
+    """Asserts that a command ends in one line and exit code 2, with nothing changed."""
+    before = everything(folder)
+    assert cli.main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1, captured.err
+    assert captured.err.startswith("pdjax: ")
+    assert message in captured.err
+    assert everything(folder) == before
+
+
+DEMOS = ["demos", TASK, "--out", "new/x.h5"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            [],
+            "no command; choose one of: envs, demos, data, imitate, wrap, import, screen, ",
+        ),
+        (["trian"], "invalid choice: 'trian'"),
+        (["--json", "envs"], "envs does not take '--json' here; write it after the command"),
+        (["envs", "StackCub"], "unknown task 'StackCub'; did you mean StackCube?"),
+        (["envs", "StackCube", "extra"], "envs does not take 'extra' here"),
+        (["demos"], "the following arguments are required: TASK, --out; see `pdjax demos --help`"),
+        (["demos", TASK, "--out"], "argument --out: expected one argument"),
+        ([*DEMOS, "--episodes", "abc"], "--episodes got 'abc', expected integer >= 1"),
+        ([*DEMOS, "--episodes", "0"], "--episodes got '0', expected integer >= 1"),
+        ([*DEMOS, "--episodes", "1.5"], "--episodes got '1.5', expected integer >= 1"),
+        ([*DEMOS, "--noise", "nan"], "--noise got 'nan', expected number 0 to 1"),
+        ([*DEMOS, "--seed", "-1"], "--seed got '-1', expected integer 0 to 2000000000"),
+        ([*DEMOS, "--physics", "foo"], "--physics got 'foo', expected auto | native"),
+        ([*DEMOS, "--episdes", "3"], "demos does not take '--episdes' here; did you mean --epis"),
+        (["demos", "Peg", "--out", "new/x.h5"], "unknown task 'Peg'; choose one of: AdroitDoor, "),
+        (["demos", "PegInsertionSid", "--out", "x.h5"], f"did you mean {TASK}?"),
+        (["demos", TASK, "--out", "x.txt"], "x.txt must end in .h5 or .hdf5"),
+        (["demos", TASK, "--out", "demos.h5"], "demos.h5 exists already; choose another --out"),
+        (["demos", TASK, "--out", "demos.hdf5"], "demos.json exists already; choose another"),
+        (["demos", TASK, "--out", "demos.h5/x.h5"], "cannot write to demos.h5/x.h5: Not a dir"),
+        (["quickstart", "--seed", "1000"], "--seed got '1000', expected integer 0 to 999"),
+        (["quickstart", "--out", "run"], "run is not empty; choose another --out or remove it"),
+    ],
+)
+def test_mistakes_in_arguments(capsys, here, argv, message):
+    refuse(capsys, here, argv, message)
+
+
+TRAIN = ["train", "peg_fast", "--out", "new/run", "--set", "base_policy.path=base"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train"], "required: CONFIG"),
+        (
+            ["train", "nope"],
+            "no config 'nope': neither a file nor a name; known: door_dawn, door_fast, door_pd,"
+            " door_resfit, fast_long, hammer_fast, peg_fast, peg_long, relocate_fast,"
+            " fast/TASK_KIND, paper/TASK_KIND",
+        ),
+        (["train", "peg_fats"], "did you mean peg_fast?"),
+        (["train", "demos.h5"], "cannot read config demos.h5"),
+        (["train", "peg_fast"], "base_policy.path is empty; set it to a directory of `pdjax imit"),
+        ([*TRAIN, "sac.gama=1"], "unknown config key 'sac.gama'; did you mean sac.gamma?"),
+        ([*TRAIN, "seed=1", "sac.gamma=2"], "config key sac.gamma got 2, expected number 0 to 1"),
+        ([*TRAIN, "--set", "seed=x"], "config key seed got 'x', expected integer"),
+        ([*TRAIN, "--set", "seed"], "--set 'seed' has no value; expected section.key=value"),
+        ([*TRAIN, "--set"], "argument --set: expected one argument"),
+        ([*TRAIN, "task.name=Foo"], "unknown task 'Foo'"),
+        ([*TRAIN, "--members", "-1"], "--members got '-1', expected integer >= 0"),
+        ([*TRAIN, "members.seed=[1,1]"], "members 0 and 1 are the same run; change a value of"),
+        ([*TRAIN, "members.sac.n_step=[1,3]"], "members differ in sac.n_step (1 and 3), which is"),
+        ([*TRAIN, "--out", "base", "--members", "2"], "base is not empty; choose another --out"),
+        (
+            [*TRAIN, "task.name=TurnFaucet", "task.reward=dense"],
+            "task TurnFaucet has no reward 'dense'",
+        ),
+        ([*TRAIN, "task.shift=mas"], "unknown shift 'mas'; did you mean mass?"),
+        ([*TRAIN, "base_policy.path=nowhere"], "no usable base policy in nowhere: expected"),
+        ([*TRAIN, "base_policy.act_horizon=8"], "pred_horizon=8 must be >= obs_horizon - 1 + act"),
+        ([*TRAIN, "train.num_envs=7"], "decisions_per_round=256 must be a multiple of train.num_e"),
+        ([*TRAIN, "train.replay_capacity=9"], "train.replay_capacity=9 holds 0 decisions of each"),
+        ([*TRAIN, "--out", "base"], "base is not empty; choose another --out or remove it"),
+        (
+            [*TRAIN, "--out", "demos.h5"],
+            "cannot write to demos.h5: Not a directory; choose another",
+        ),
+        ([*TRAIN, "--out", "base/new"], "base/new is inside the base policy's directory"),
+        ([*TRAIN, "train.replay_dtype=half"], "expected float32 | bfloat16"),
+        ([*TRAIN, "--memory-gib", "-1"], "--memory-gib got '-1', expected number >= 0"),
+        ([*TRAIN, "--memory-gib", "1e-3"], "no train.replay_capacity fits, or lower train.num_"),
+        (
+            [*TRAIN, "train.replay_capacity=1e9", "--memory-gib", "40"],
+            "the replay's 1,000,000,000 decisions come to",
+        ),
+        (
+            [*TRAIN, "train.replay_capacity=1e9", "--plan", "--memory-gib", "40"],
+            ": lower train.replay_capacity to ",
+        ),
+    ],
+)
+def test_mistakes_in_training(capsys, here, argv, message):
+    refuse(capsys, here, argv, message)
+
+
+def test_a_base_policy_of_another_task_is_refused(capsys, here):
+    path = here / "base" / "policy.json"
+    path.write_text(path.read_text().replace(TASK, "StackCube"))
+    refuse(
+        capsys,
+        here,
+        TRAIN,
+        "was trained for StackCube (50 numbers observed, 7 a control step), but task.name is",
+    )
+
+
+def test_a_base_policy_of_the_tasks_family_is_taken(here):
+    make_base_policy(here / "family", "TurnFaucet", 40)
+    other = ["base_policy.path=family", "task.name=TurnFaucetHeldOut", "sac.hidden=[8]"]
+    assert build.build(configs.load("peg_fast", other)).env.task.name == "TurnFaucetHeldOut"
+
+
+def test_a_base_policy_of_other_shapes_is_refused_by_name(capsys, here):
+    path = here / "base" / "policy.json"
+    path.write_text(path.read_text().replace('"hidden": 8', '"hidden": 16'))
+    refuse(capsys, here, TRAIN, "is float32(16,), expected float32(32,)")
+
+
+IMITATE = ["imitate", "demos.h5", "--task", TASK, "--out", "new/base"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["imitate", "demos.h5"], "required: --task, --out"),
+        (["imitate", "none.h5", *IMITATE[2:]], "no demonstrations at none.h5; write some with"),
+        (["imitate", "base", *IMITATE[2:]], "no demonstrations at base"),
+        ([*IMITATE[:3], "Foo", *IMITATE[4:]], "unknown task 'Foo'"),
+        ([*IMITATE[:-1], "base"], "base is not empty; choose another --out or remove it"),
+        ([*IMITATE, "--set", "diffusion.act_horizon=9"], "pred_horizon=8 must be >= obs_horizon"),
+        ([*IMITATE, "--set", "steps=0"], "config key steps got 0, expected integer >= 1"),
+        ([*IMITATE, "--set", "bet.heads=3", "--policy", "bet"], "width got 128, expected a multi"),
+        ([*IMITATE, "--set", "bet.head=3"], "unknown config key 'bet.head'; did you mean bet.head"),
+        ([*IMITATE, "--policy", "gpt"], "--policy got 'gpt', expected diffusion | diffusion_unet"),
+        ([*IMITATE, "--eval_every", "8"], "did you mean --eval-every?"),
+    ],
+)
+def test_mistakes_in_imitation(capsys, here, argv, message):
+    refuse(capsys, here, argv, message)
+
+
+def test_demonstrations_that_cannot_be_used_are_refused(capsys, here):
+    (here / "demos.json").write_text('{"env_info": {"env_id": "StackCube-v0"}}')
+    refuse(capsys, here, IMITATE, f"holds demonstrations of StackCube, expected {TASK}; pass --ta")
+    (here / "demos.json").unlink()
+    with h5py.File("demos.h5", "a") as file:
+        del file["traj_0/actions"]
+        file["traj_0/actions"] = np.zeros((3, 6))
+    refuse(capsys, here, IMITATE, "demos.h5:traj_0/actions has shape (3, 6), expected (T, 7)")
+    content = (here / "demos.h5").read_bytes()
+    (here / "demos.h5").write_bytes(content[: len(content) // 2])
+    refuse(capsys, here, IMITATE, "demos.h5 is not a readable demonstration file")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["eval", "nowhere"], "nowhere is no run: expected config.yaml as `pdjax train` writes it"),
+        (["eval", "base"], "base is no run"),
+        (["eval", "run", "--episodes", "0"], "--episodes got '0', expected integer >= 1"),
+        (["render", "run", "--out", "x.avi"], "x.avi must end in .mp4 or .gif"),
+        (["render", "run"], "required: --out"),
+        (["render", "run", "--out", "x.mp4", "--grid", "4"], "--grid got '4', expected ROWSxCOL"),
+        (["render", "base", "--out", "new/x.mp4"], "base is no run"),
+    ],
+)
+def test_mistakes_with_runs(capsys, here, argv, message):
+    refuse(capsys, here, argv, message)
+
+
+def test_a_run_that_does_not_fit_its_config_is_refused(capsys, here):
+    text = (here / "run" / "config.yaml").read_text()
+    assert "  - 8\n" in text
+    (here / "run" / "config.yaml").write_text(text.replace("  - 8\n", "  - 16\n"))
+    refuse(capsys, here, ["eval", "run"], "expected float32(16,); use the config it was made with")
+    (here / "run" / "config.yaml").write_text(text.replace("gamma:", "gama:"))
+    refuse(capsys, here, ["eval", "run"], "unknown config key 'sac.gama'")
+    (here / "run" / "config.yaml").write_text(text)
+    shutil.rmtree(here / "run" / "residual")
+    refuse(capsys, here, ["eval", "run"], "no checkpoint at")
+
+
+def test_an_existing_video_is_kept(capsys, here):
+    (here / "x.mp4").write_text("precious")
+    refuse(capsys, here, ["render", "run", "--out", "x.mp4"], "x.mp4 exists already")
+
+
+@pytest.fixture
+def overrides(monkeypatch):
+    """What reaches the loading of configs from --set."""
+    seen = []
+
+    def load(name, values, seeds):
+        seen.append((name, list(values)))
+        raise fields.ConfigError("seen")
+
+    monkeypatch.setattr(configs, "load_members", load)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["c", "--set", "a.b=1", "d=2"],
+        ["c", "--set", "a.b=1", "--set", "d=2"],
+        ["c", "--set=a.b=1", "--set=d=2"],
+        ["--set", "a.b=1", "d=2", "c"],
+        ["--set", "a.b=1", "c", "--set", "d=2"],
+        ["--set", "a.b=1", "d=2", "--out", "x", "c"],
+    ],
+)
+def test_several_values_are_set_in_every_usual_way(overrides, argv):
+    assert cli.main(["train", *argv]) == 2
+    assert overrides == [("c", ["a.b=1", "d=2"])]
+
+
+def help_of(capsys, *argv):
+    with pytest.raises(SystemExit) as done:
+        cli.main([*argv, "--help"])
+    assert done.value.code == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return captured.out
+
+
+def test_help_names_every_command_and_the_exit_codes(capsys):
+    text = help_of(capsys)
+    for name, cls in table.COMMANDS.items():
+        assert name in text
+        assert (cls.__doc__ or "?").split(":")[0][:30] in text
+    assert "0 done, 1 failed, 2 bad input" in text
+
+
+@pytest.mark.parametrize("name", table.COMMANDS)
+def test_help_of_a_command_explains_every_flag(capsys, name):
+    text = " ".join(help_of(capsys, name).split())
+    for option in schema.describe(table.COMMANDS[name]):
+        assert option.doc, f"{option.name} has no docstring"
+        assert option.doc in text
+        if isinstance(option.default, int | float):
+            assert f"default {option.default}" in text
+    assert "--json" in text
+
+
+def test_help_of_training_lists_every_key_config_and_preset(capsys):
+    text = help_of(capsys, "train")
+    for option in fields.describe():
+        default = json.dumps(option.default)
+        assert f"{option.name} ({option.expected()}, default {default})" in text
+    assert "sac.gamma (number 0 to 1, default 0.97)" in text
+    squeezed = " ".join(text.split())
+    assert all(option.doc in squeezed for option in fields.describe())
+    assert all(name in text for name in [*configs.known_configs(), *fields.PRESETS])
+
+
+@pytest.mark.parametrize("command", ["train", "imitate"])
+def test_help_loads_neither_jax_nor_a_simulator(command):
+    code = (
+        "import sys; from pdjax import cli\n"
+        f"try: cli.main(['{command}', '--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(int(bool({'jax', 'mujoco', 'matplotlib', 'scipy'} & set(sys.modules))))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_the_policies_of_imitate_are_the_recipes():
+    (policy,) = (o for o in schema.describe(table.Imitate) if o.name == "policy")
+    assert list(typing.get_args(policy.kind)) == list(settings.RECIPES)
+    for name in settings.RECIPES:
+        assert settings.recipe(name, {"steps": 5}).steps == 5
+
+
+def test_help_of_imitate_lists_every_key_and_recipe(capsys):
+    text = " ".join(help_of(capsys, "imitate").split())
+    for option in schema.describe(settings.ImitationConfig):
+        default = json.dumps(option.default)
+        assert f"{option.name} ({option.expected()}, default {default}) {option.doc}" in text
+    assert all(f"{name}: {{" in text for name in settings.RECIPES)
+
+
+def test_envs_prints_one_json_object_on_stdout_and_a_table_on_stderr(capsys):
+    assert cli.main(["envs", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("\n") == 1
+    (task,) = (t for t in json.loads(captured.out)["tasks"] if t["name"] == TASK)
+    assert sum(task["observation"].values()) == OBS_DIM
+    assert sum(task["action"].values()) == ACT_DIM
+    assert task["episode_steps"] == 200
+    assert task["expert"] is True
+    assert TASK in captured.err
+
+
+def test_without_json_stdout_stays_empty(capsys):
+    assert cli.main(["envs"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def make_envs_do(monkeypatch, work):
+    monkeypatch.setattr(demonstrations.Envs, "run", lambda self: work())
+
+
+def test_what_libraries_print_does_not_reach_stdout(capsys, monkeypatch):
+    make_envs_do(monkeypatch, lambda: print("noise") or {"value": 1})
+    assert cli.main(["envs", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ('{"value": 1}\n', "noise\n")
+
+
+def fail_with(error):
+    def work():
+        raise error
+
+    return work
+
+
+def test_an_unforeseen_failure_is_one_line_and_a_traceback_in_a_file(capsys, monkeypatch):
+    make_envs_do(monkeypatch, fail_with(RuntimeError("first\nsecond")))
+    assert cli.main(["envs", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert "pdjax: failed with RuntimeError: first second; traceback in " in captured.err
+    log = Path(captured.err.split("traceback in ")[1].strip())
+    assert "Traceback" in log.read_text()
+    log.unlink()
+
+
+def test_a_rendering_that_is_not_possible_is_one_line(capsys, monkeypatch):
+    make_envs_do(monkeypatch, fail_with(RenderError("cannot render; install EGL")))
+    assert cli.main(["envs"]) == 1
+    assert capsys.readouterr().err == "pdjax: cannot render; install EGL\n"
+
+
+def test_an_interruption_is_one_line(capsys, monkeypatch):
+    make_envs_do(monkeypatch, fail_with(KeyboardInterrupt()))
+    assert cli.main(["envs"]) == 1
+    assert capsys.readouterr().err == "pdjax: interrupted\n"
+
+
+def test_an_interruption_that_hits_a_destructor_is_not_lost():
+    code = (
+        "import signal, sys, time; from pdjax import cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & switches it off
+        "sys.unraisablehook = cli._unraisable\n"
+        "class Interrupted:\n"
+        "    def __del__(self): raise KeyboardInterrupt\n"
+        "end = time.monotonic() + 20\n"
+        "try:\n"
+        "    Interrupted()\n"
+        "    while time.monotonic() < end: time.sleep(0.01)\n"
+        "except KeyboardInterrupt: sys.exit(7)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (7, "")

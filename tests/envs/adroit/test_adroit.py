@@ -1,0 +1,228 @@
+"""The Adroit tasks against gymnasium-robotics itself, number by number.
+
+Both start from the same state and take the same actions. Physics is compared bit by bit. Readings
+are compared in JAX's 64-bit mode, where the engine's numbers arrive unrounded: equal to the last
+bit of a float32 (and of a float64 but for the last digits of norms and angles, whose sums XLA
+orders differently). In the usual 32-bit mode differences of positions may be off by a rounding.
+
+Runs in processes of their own, since the 64-bit mode is set once per process.
+"""
+
+import functools
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+NAMES = ("Door", "Hammer", "Pen", "Relocate")
+SEEDS, STEPS = 20, 200
+FEW_SEEDS = 4  # where a difference is looked for that every episode shows
+EXPERTS = Path(__file__).parents[3].parent / "shared/data/dapg"
+# State of gymnasium-robotics' environments besides qpos and qvel.
+EXTRA = {
+    "Door": ("door_body_pos",),
+    "Hammer": ("board_pos",),
+    "Pen": ("desired_orien",),
+    "Relocate": ("obj_pos", "target_pos"),
+}
+# One character of each task, changed.
+MUTATIONS = {
+    "Door": ("0.1 * hand.distance(palm, handle)", "0.2 * hand.distance(palm, handle)"),
+    "Hammer": ("jnp.clip(physics.qvel[-6:], -1.0", "jnp.clip(physics.qvel[-6:], -0.0"),
+    "Pen": ("pen, target, pos - place", "pen, target, pos + place"),
+    "Relocate": ("ball[2] > LIFTED", "ball[1] > LIFTED"),
+}
+ROUNDING_64 = 2e-15  # of sums of about 1, in float64
+ROUNDING_32 = 1e-6
+
+
+def expert_policy(name):
+    """The published DAPG expert: observation to action, both float64 NumPy."""
+    weights = np.load(EXPERTS / f"dapg_{name.lower()}.npz")
+
+    def act(obs):
+        x = (obs - weights["in_shift"]) / (weights["in_scale"] + 1e-8)
+        x = np.tanh(x @ weights["w0"].T + weights["b0"])
+        x = np.tanh(x @ weights["w1"].T + weights["b1"])
+        x = x @ weights["w2"].T + weights["b2"]
+        return weights["out_shift"] + weights["out_scale"] * x
+
+    return act
+
+
+def play_theirs(name, reward, actor, seeds):
+    """Plays gymnasium-robotics; returns starts, actions (float32), observations, rewards, ..."""
+    import gymnasium
+    import gymnasium_robotics
+    import mujoco
+
+    gymnasium.register_envs(gymnasium_robotics)
+    suffix = "Sparse" if reward == "sparse" else ""
+    env = gymnasium.make(f"AdroitHand{name}{suffix}-v1").unwrapped
+    starts, actions, observations, rewards, successes, states = [], [], [], [], [], []
+    for seed in range(seeds):
+        env.reset(seed=seed)
+        found = env.get_env_state()
+        # Our start is in float32, so theirs is rounded to it.
+        start = {k: np.float64(np.float32(found[k])) for k in ("qpos", "qvel", *EXTRA[name])}
+        mujoco.mj_resetData(env.model, env.data)
+        set_state(env, name, start)
+        starts.append(start)
+        observations.append([env._get_obs()])
+        actions.append([]), rewards.append([]), successes.append([]), states.append([])
+        rng = np.random.default_rng(seed)
+        for _ in range(STEPS):
+            # Beyond [-1, 1] too, where both clip.
+            action = np.float32(actor(observations[-1][-1], rng))
+            obs, got, _, _, info = env.step(action)
+            actions[-1].append(action)
+            observations[-1].append(obs)
+            rewards[-1].append(got)
+            successes[-1].append(info["success"])
+            states[-1].append(np.concatenate([env.data.qpos, env.data.qvel]))
+    stack = lambda rows: np.swapaxes(np.array(rows), 0, 1)  # noqa: E731  (seeds, steps) -> (steps, seeds)
+    return (starts, *map(stack, (actions, observations, rewards, successes, states)))
+
+
+def set_state(env, name, start):
+    """`set_env_state` without its check of key names, which differs between the tasks."""
+    body = {"Door": "frame", "Hammer": "nail_board", "Relocate": "Object"}.get(name)
+    if body:
+        env.model.body(body).pos = start[EXTRA[name][0]]
+    if name == "Pen":
+        env.model.body("target").quat = start["desired_orien"]
+    if name == "Relocate":
+        env.model.site("target").pos = start["target_pos"]
+    env.set_state(start["qpos"], start["qvel"])
+
+
+def make_ours(name, reward, mutated):
+    """Our environment, or one with a task that differs by one character."""
+    from pdjax_envs import registry
+    from pdjax_envs.task import make_env
+
+    if not mutated:
+        return registry.make(f"Adroit{name}", "native", reward)
+    path = Path(importlib.import_module(f"pdjax_envs.adroit.{name.lower()}").__file__)
+    before, after = MUTATIONS[name]
+    source = path.read_text()
+    assert source.count(before) == 1
+    module = {}
+    exec(compile(source.replace(before, after), "mutated", "exec"), module)
+    task = module["make_task"]()
+    return make_env(task, registry.make_engine(task.scene, "native"), reward)
+
+
+def play_ours(env, starts, actions):
+    """Plays the same on our native engine."""
+    import jax
+    import jax.numpy as jnp
+
+    def control_step(state, action):
+        state, out = jax.vmap(env.step, (None, 0, 0))(env.model, state, action)
+        return state, (out.obs, out.reward, out.success, state.physics.raw)
+
+    @jax.jit
+    def play(starts, actions):
+        starts = jax.vmap(env.task.make_start)(starts)
+        state, first = jax.vmap(env.start_from, (None, 0))(env.model, starts)
+        return first, jax.lax.scan(control_step, state, actions)[1]
+
+    starts = jax.tree.map(lambda *rows: jnp.asarray(np.stack(rows)), *starts)
+    first, (obs, *rest, raw) = play(starts, jnp.asarray(actions))
+    nq, nv = env.task.scene.model.nq, env.task.scene.model.nv
+    states = np.ascontiguousarray(raw).view(np.float64)[..., 1 : 1 + nq + nv]
+    return np.concatenate([first[None], obs]), *map(np.asarray, rest), states
+
+
+def _child(name, who, bits, mutated=""):
+    import jax
+
+    jax.config.update("jax_enable_x64", bits == "64")
+    if who == "random":
+        actor = lambda obs, rng: rng.uniform(-1.1, 1.1, len_action(name))  # noqa: E731
+    else:
+        policy = expert_policy(name)
+        actor = lambda obs, rng: policy(obs)  # noqa: E731
+    seeds = FEW_SEEDS if mutated else SEEDS
+    report = {}
+    for reward in ("sparse", "dense"):
+        starts, actions, *theirs = play_theirs(name, reward, actor, seeds)
+        ours = play_ours(make_ours(name, reward, mutated), starts, actions)
+        obs, rewards, successes, states = zip(ours, theirs, strict=True)
+        report[reward] = {
+            "states_equal": bool(np.array_equal(*states)),
+            "success_equal": bool(np.array_equal(*successes)),
+            "success": float(np.any(successes[1], axis=0).mean()),
+            "obs": compare(*obs),
+            "reward": compare(*rewards),
+        }
+    print(json.dumps(report))
+
+
+def len_action(name):
+    return {"Door": 28, "Hammer": 26, "Pen": 24, "Relocate": 30}[name]
+
+
+def compare(ours, theirs):
+    """Largest difference, and of those that also differ in float32."""
+    error = np.abs(np.float64(ours) - np.float64(theirs))
+    same = np.float32(ours) == np.float32(theirs)
+    return {"largest": float(error.max()), "beyond_float32": float(np.max(error * ~same)),
+            "differing": int(np.sum(~same)), "numbers": int(same.size)}  # fmt: skip
+
+
+@functools.cache
+def run(name, *arguments):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__)), name, *arguments],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def actors():
+    absent = pytest.mark.skipif(not EXPERTS.is_dir(), reason="needs ../shared/data/dapg")
+    return [pytest.param("random"), pytest.param("expert", marks=absent)]
+
+
+@pytest.mark.parametrize("who", actors())
+@pytest.mark.parametrize("name", NAMES)
+def test_equal_to_gymnasium_robotics(name, who):
+    for report in run(name, who, "64").values():
+        assert report["states_equal"]
+        assert report["success_equal"]
+        assert report["obs"]["largest"] < ROUNDING_64
+        assert report["reward"]["largest"] < 100 * ROUNDING_64  # rewards reach 100
+        # Angles of about zero are the only float32 that may differ, by less than their float64 do.
+        assert report["obs"]["beyond_float32"] < ROUNDING_64
+        assert report["reward"]["differing"] == 0
+        if who == "expert":
+            assert report["success"] >= (0.55 if name == "Pen" else 0.9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equal_in_the_usual_precision(name):
+    for report in run(name, "random", "32").values():
+        assert report["states_equal"]
+        assert report["success_equal"]
+        assert report["obs"]["largest"] < ROUNDING_32
+        assert report["reward"]["largest"] < 100 * ROUNDING_32
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_change_of_one_character_shows(name):
+    reports = run(name, "random", "64", "mutated").values()
+    off = ROUNDING_64 * 1e6
+    assert any(r["obs"]["largest"] > off or r["reward"]["largest"] > off for r in reports)
+
+
+if __name__ == "__main__":
+    _child(*sys.argv[1:])
