@@ -36,12 +36,20 @@ STEPS = 20  # control steps of each environment in a turn
 def make_config(task_name: str, physics: str, num_envs: int, folder: Path) -> Config:
     """`fast` under an untrained MLP, which goes to `folder`, one decision of all a round."""
     path = save_base(folder, "mlp", task_name)
-    return configs.load("door_fast", [
-        f"task.name={task_name}", f"task.physics={physics}", f"base_policy.path={path}",
-        f"train.num_envs={num_envs}", f"train.decisions_per_round={num_envs}",
-        f"train.decisions_per_epoch={4 * num_envs}", "train.replay_capacity=1_000_000",
-        "sac.batch_size=1024", "eval.interim_episodes=0",
-    ])  # fmt: skip
+    return configs.load(
+        "door_fast",
+        [
+            f"task.name={task_name}",
+            f"task.physics={physics}",
+            f"base_policy.path={path}",
+            f"train.num_envs={num_envs}",
+            f"train.decisions_per_round={num_envs}",
+            f"train.decisions_per_epoch={4 * num_envs}",
+            "train.replay_capacity=1_000_000",
+            "sac.batch_size=1024",
+            "eval.interim_episodes=0",
+        ],
+    )
 
 
 def measure_physics(task_name: str, num_envs: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -51,10 +59,19 @@ def measure_physics(task_name: str, num_envs: int, args: argparse.Namespace) -> 
     rollout = make_rollout(env)
     compile_s = timed(rollout, states, actions)[0]
     found = [STEPS * num_envs / timed(rollout, states, actions)[0] for _ in range(args.repeats)]
-    print(f"{task_name} on {env.engine}, {num_envs} environments: {median(found):,.0f} control"
-          f" steps/s", flush=True)  # fmt: skip
-    return {"kind": "physics", "task": task_name, "physics": env.engine, "num_envs": num_envs,
-            "control_steps_per_s": median(found), "first_s": compile_s}  # fmt: skip
+    print(
+        f"{task_name} on {env.engine}, {num_envs} environments: {median(found):,.0f} control"
+        f" steps/s",
+        flush=True,
+    )
+    return {
+        "kind": "physics",
+        "task": task_name,
+        "physics": env.engine,
+        "num_envs": num_envs,
+        "control_steps_per_s": median(found),
+        "first_s": compile_s,
+    }
 
 
 def measure_training(task_name: str, num_envs: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -62,10 +79,13 @@ def measure_training(task_name: str, num_envs: int, args: argparse.Namespace) ->
     with tempfile.TemporaryDirectory() as folder:
         config = make_config(task_name, args.physics, num_envs, Path(folder))
         found = profile(config, args.repeats, advise=False)
-    print(f"{task_name} on {found['physics']}, {num_envs} environments: training"
-          f" {found['decisions_per_s']:,.0f} decisions/s, phases explain {found['explained']:.0%};"
-          f" memory planned {found['planned_memory_bytes'] / 2**30:.2f} GiB, at most used"
-          f" {found['peak_memory_bytes'] / 2**30:.2f}", flush=True)  # fmt: skip
+    print(
+        f"{task_name} on {found['physics']}, {num_envs} environments: training"
+        f" {found['decisions_per_s']:,.0f} decisions/s, phases explain {found['explained']:.0%};"
+        f" memory planned {found['planned_memory_bytes'] / 2**30:.2f} GiB, at most used"
+        f" {found['peak_memory_bytes'] / 2**30:.2f}",
+        flush=True,
+    )
     return {"kind": "training"} | found
 
 

@@ -73,8 +73,11 @@ def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:
     arguments = (frozen, state.carry, state.history, keys[0])
     cost = call.lower(*arguments).compile().cost_analysis()
     multiply, matrices, product_flops = product()
-    for function, inputs in ((collect, (frozen, state, keys)), (call, arguments),
-                             (multiply, matrices)):  # fmt: skip
+    for function, inputs in (
+        (collect, (frozen, state, keys)),
+        (call, arguments),
+        (multiply, matrices),
+    ):
         timed(function, *inputs)
 
     def repeated(function, inputs, times, amount):
@@ -83,13 +86,14 @@ def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:
 
     rates = alternate(
         {
-            "rollout": lambda: repeated(collect, (frozen, state, keys), 1,
-                                        args.decisions * args.num_envs),
+            "rollout": lambda: repeated(
+                collect, (frozen, state, keys), 1, args.decisions * args.num_envs
+            ),
             "base": lambda: repeated(call, arguments, 10, args.num_envs),
             "matmul": lambda: repeated(multiply, matrices, 10, product_flops),
         },
         args.repeats,
-    )  # fmt: skip
+    )
     # What a scan repeats is counted once by XLA: the denoising steps.
     flops = cost["flops"] * (getattr(settings.recipe(kind, {}).policy, "ddim_steps", 1))
     base_flops = [flops / args.num_envs * rate for rate in rates["base"]]
@@ -100,10 +104,12 @@ def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(base.params)),
         "act_horizon": base.act_horizon,
         "decisions_per_s": {name: median(rates[name]) for name in ("rollout", "base")},
-        "gflop_per_s": {"base": median([rate / 1e9 for rate in base_flops]),
-                        "matmul": median([rate / 1e9 for rate in rates["matmul"]])},
+        "gflop_per_s": {
+            "base": median([rate / 1e9 for rate in base_flops]),
+            "matmul": median([rate / 1e9 for rate in rates["matmul"]]),
+        },
         "base_over_matmul": ratio(base_flops, rates["matmul"]),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -119,11 +125,14 @@ def main() -> None:
     rows = []
     for kind in args.kinds:
         row = measure(kind, args)
-        print(f"{kind}, {row['parameters']:,} parameters, {args.num_envs} environments:"
-              f" {row['decisions_per_s']['rollout']:,.0f} decisions/s"
-              f" ({row['decisions_per_s']['base']:,.0f} of the base alone), base at"
-              f" {row['base_over_matmul']['median']:.0%} of the matrix product's"
-              f" {row['gflop_per_s']['matmul']:,.0f} GFLOP/s", flush=True)  # fmt: skip
+        print(
+            f"{kind}, {row['parameters']:,} parameters, {args.num_envs} environments:"
+            f" {row['decisions_per_s']['rollout']:,.0f} decisions/s"
+            f" ({row['decisions_per_s']['base']:,.0f} of the base alone), base at"
+            f" {row['base_over_matmul']['median']:.0%} of the matrix product's"
+            f" {row['gflop_per_s']['matmul']:,.0f} GFLOP/s",
+            flush=True,
+        )
         rows.append(row)
     if not args.dry:
         append_row("base_policies", {"rows": rows})

@@ -48,14 +48,25 @@ def make_ours(args: argparse.Namespace) -> Callable[[], float]:
     per_round = 8 * args.num_envs
     with tempfile.TemporaryDirectory() as folder:
         path = save_base(Path(folder), "mlp", args.task, mlp={"act_horizon": 1})
-        run = build(configs.load("door_fast", [
-            f"task.name={args.task}", "task.physics=native", f"base_policy.path={path}",
-            f"train.num_envs={args.num_envs}", f"train.decisions_per_round={per_round}",
-            f"train.decisions_per_epoch={args.steps}", f"sac.batch_size={args.batch_size}",
-            f"train.updates_per_decision={args.updates / args.num_envs}",
-            f"sac.hidden={list(args.hidden)}", "train.learning_starts=0",
-            f"train.replay_capacity={CAPACITY}", *PLAIN,
-        ]))  # fmt: skip
+        run = build(
+            configs.load(
+                "door_fast",
+                [
+                    f"task.name={args.task}",
+                    "task.physics=native",
+                    f"base_policy.path={path}",
+                    f"train.num_envs={args.num_envs}",
+                    f"train.decisions_per_round={per_round}",
+                    f"train.decisions_per_epoch={args.steps}",
+                    f"sac.batch_size={args.batch_size}",
+                    f"train.updates_per_decision={args.updates / args.num_envs}",
+                    f"sac.hidden={list(args.hidden)}",
+                    "train.learning_starts=0",
+                    f"train.replay_capacity={CAPACITY}",
+                    *PLAIN,
+                ],
+            )
+        )
     steps, _ = prepare(run)
     state, updates = steps.train_epoch(steps.init(0))[0], 0
 
@@ -85,12 +96,19 @@ def make_brax(args: argparse.Namespace, physics: str) -> Callable[[], float]:
     def rate() -> float:
         found: list[float] = []
         train.train(
-            env, 4 * steps, registry.make_task(args.task).episode_steps,
-            num_envs=args.num_envs, num_eval_envs=1, num_evals=4, batch_size=args.batch_size,
-            grad_updates_per_step=args.updates, min_replay_size=steps, max_replay_size=CAPACITY,
+            env,
+            4 * steps,
+            registry.make_task(args.task).episode_steps,
+            num_envs=args.num_envs,
+            num_eval_envs=1,
+            num_evals=4,
+            batch_size=args.batch_size,
+            grad_updates_per_step=args.updates,
+            min_replay_size=steps,
+            max_replay_size=CAPACITY,
             network_factory=factory,
             progress_fn=lambda _, metrics: found.append(metrics.get("training/sps", 0.0)),
-        )  # fmt: skip
+        )
         return median([float(sps) for sps in found[2:]])
 
     return rate
@@ -112,17 +130,27 @@ def main() -> None:
     args = parser.parse_args()
     if "brax-mjx" in args.trainers:
         mjx_flags.prepare()
-    loops = {name: make_ours(args) if name == "ours" else make_brax(args, name.split("-")[1])
-             for name in args.trainers}  # fmt: skip
+    loops = {
+        name: make_ours(args) if name == "ours" else make_brax(args, name.split("-")[1])
+        for name in args.trainers
+    }
     rates = alternate(loops, args.repeats)
     row = {name: value for name, value in vars(args).items() if name not in ("dry", "trainers")}
-    row |= {"control_steps_per_s": {name: median(found) for name, found in rates.items()},
-            "ours_over": {name: ratio(rates["ours"], found) for name, found in rates.items()
-                          if name != "ours" and "ours" in rates}}  # fmt: skip
+    row |= {
+        "control_steps_per_s": {name: median(found) for name, found in rates.items()},
+        "ours_over": {
+            name: ratio(rates["ours"], found)
+            for name, found in rates.items()
+            if name != "ours" and "ours" in rates
+        },
+    }
     for name, value in row["control_steps_per_s"].items():
         over = row["ours_over"].get(name)
-        print(f"{name}: {value:,.0f} control steps/s" + (f", ours {over['median']:.2f}x" if over
-                                                          else ""), flush=True)  # fmt: skip
+        print(
+            f"{name}: {value:,.0f} control steps/s"
+            + (f", ours {over['median']:.2f}x" if over else ""),
+            flush=True,
+        )
     if not args.dry:
         append_row("brax_training", row)
 

@@ -53,8 +53,13 @@ def measure(task_name: str, args: argparse.Namespace) -> dict[str, Any]:
         "working memory": held.pop("working memory of an epoch"),
         "rest": sum(held.values()),
     }
-    return {"task": task_name, "physics": args.physics, "num_envs": args.num_envs, "bytes": parts,
-            "total_bytes": sum(parts.values())}  # fmt: skip
+    return {
+        "task": task_name,
+        "physics": args.physics,
+        "num_envs": args.num_envs,
+        "bytes": parts,
+        "total_bytes": sum(parts.values()),
+    }
 
 
 def main() -> None:
@@ -75,8 +80,11 @@ def main() -> None:
             for gib, size in left.items()
         )
         parts = ", ".join(f"{name} {text(size)}" for name, size in row["bytes"].items() if size)
-        print(f"{task_name} on {args.physics}, {args.num_envs:,} environments:"
-              f" {text(row['total_bytes'])} ({parts}); {fits}", flush=True)  # fmt: skip
+        print(
+            f"{task_name} on {args.physics}, {args.num_envs:,} environments:"
+            f" {text(row['total_bytes'])} ({parts}); {fits}",
+            flush=True,
+        )
         if not args.dry:
             append_row("memory_plan", row)
 

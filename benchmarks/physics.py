@@ -219,8 +219,11 @@ def show(row: dict[str, Any]) -> None:
     print(f"{row['task']}, {row['num_envs']} environments, control steps/s: {rates}")
     for name, found in row["rollout_over"].items():
         low, high = found["range"]
-        print(f"    rollout / {name}: {found['median']} ({low} to {high}; of the best turns"
-              f" {found['of_best']})", flush=True)  # fmt: skip
+        print(
+            f"    rollout / {name}: {found['median']} ({low} to {high}; of the best turns"
+            f" {found['of_best']})",
+            flush=True,
+        )
 
 
 def main() -> None:

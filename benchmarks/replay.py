@@ -129,9 +129,14 @@ def measure_times(repeats: int) -> dict[str, Any]:
         "large_bfloat16": Ring(LARGE, "bfloat16"),
     }
     row: dict[str, Any] = {
-        "num_envs": NUM_ENVS, "rows": DECISIONS, "small": SMALL, "large": LARGE,
-        "batch_size": BATCH_SIZE, "n_step": N_STEP, "repeats": repeats,
-    }  # fmt: skip
+        "num_envs": NUM_ENVS,
+        "rows": DECISIONS,
+        "small": SMALL,
+        "large": LARGE,
+        "batch_size": BATCH_SIZE,
+        "n_step": N_STEP,
+        "repeats": repeats,
+    }
     for verb in ("insert", "sample"):
         rates = alternate({name: getattr(ring, verb) for name, ring in rings.items()}, repeats)
         row[verb] = {
@@ -168,11 +173,16 @@ def measure_memory(task: str, capacity: int, dtype: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = save_base(folder, "mlp", task)
-        config = configs.load("door_fast", [
-            f"task.name={task}", f"base_policy.path={path}",
-            f"train.replay_capacity={capacity}", f"train.replay_dtype={dtype}",
-            "train.learning_starts=0",
-        ])  # fmt: skip
+        config = configs.load(
+            "door_fast",
+            [
+                f"task.name={task}",
+                f"base_policy.path={path}",
+                f"train.replay_capacity={capacity}",
+                f"train.replay_dtype={dtype}",
+                "train.learning_starts=0",
+            ],
+        )
         steps, (plan, *_) = compiled.prepare(build.build(config))
         before = free_memory.resident_memory()
         state = steps.init(0)
@@ -196,11 +206,16 @@ def measure_memory(task: str, capacity: int, dtype: str) -> dict[str, Any]:
     there = plan.held["base policy and model"] + plan.held["demonstrations"]
     planned = plan.held_bytes - there
     return {
-        "task": task, "replay_capacity": capacity, "replay_dtype": dtype,
+        "task": task,
+        "replay_capacity": capacity,
+        "replay_dtype": dtype,
         "held": {"planned": planned, "measured": held, "ratio": round(planned / held, 3)},
-        "peak": {"planned": planned + plan.saving, "measured": peak.bytes - before,
-                 "ratio": round((planned + plan.saving) / (peak.bytes - before), 3)},
-    }  # fmt: skip
+        "peak": {
+            "planned": planned + plan.saving,
+            "measured": peak.bytes - before,
+            "ratio": round((planned + plan.saving) / (peak.bytes - before), 3),
+        },
+    }
 
 
 def measure_memory_apart(task: str, capacity: int, dtype: str) -> dict[str, Any]:
@@ -217,8 +232,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=15, help="turns")
     parser.add_argument("--no-memory", action="store_true", help="times alone")
-    parser.add_argument("--only-memory", nargs=3, metavar=("TASK", "CAPACITY", "DTYPE"),
-                        help="print the memory of one run in this process")  # fmt: skip
+    parser.add_argument(
+        "--only-memory",
+        nargs=3,
+        metavar=("TASK", "CAPACITY", "DTYPE"),
+        help="print the memory of one run in this process",
+    )
     parser.add_argument("--dry", action="store_true", help="append no row")
     args = parser.parse_args()
     if args.only_memory:
@@ -230,8 +249,11 @@ def main() -> None:
         print(f"{verb}: {row['rows'][0][verb]}", flush=True)
     if not args.no_memory:
         row["memory"] = []
-        for capacity, dtype in ((1_000_000, "float32"), (2_000_000, "float32"),
-                                (2_000_000, "bfloat16")):  # fmt: skip
+        for capacity, dtype in (
+            (1_000_000, "float32"),
+            (2_000_000, "float32"),
+            (2_000_000, "bfloat16"),
+        ):
             began = time.perf_counter()
             row["memory"].append(measure_memory_apart("AdroitDoor", capacity, dtype))
             print(row["memory"][-1], f"{time.perf_counter() - began:.0f} s", flush=True)

@@ -41,10 +41,17 @@ def make_run(task_name: str, overrides: list[str]) -> Run:
     """`door_fast` on any task, under an untrained MLP that acts in chunks of four."""
     with tempfile.TemporaryDirectory() as folder:
         path = save_base(Path(folder), "mlp", task_name)
-        return build(configs.load("door_fast", [
-            f"task.name={task_name}", f"base_policy.path={path}", "train.learning_starts=0",
-            *overrides,
-        ]))  # fmt: skip
+        return build(
+            configs.load(
+                "door_fast",
+                [
+                    f"task.name={task_name}",
+                    f"base_policy.path={path}",
+                    "train.learning_starts=0",
+                    *overrides,
+                ],
+            )
+        )
 
 
 def make_epoch(run: Run, seeds: int = 0) -> Callable[[], float]:
@@ -56,8 +63,9 @@ def make_epoch(run: Run, seeds: int = 0) -> Callable[[], float]:
         key = jax.random.split(key, seeds)
         init = jax.vmap(init, (None, None, 0))
         train_epoch, there = jax.vmap(train_epoch, (None, 0)), None
-    epoch = jax.jit(train_epoch, donate_argnums=1, in_shardings=(None, there),
-                    out_shardings=(there, None))  # fmt: skip
+    epoch = jax.jit(
+        train_epoch, donate_argnums=1, in_shardings=(None, there), out_shardings=(there, None)
+    )
     state = jax.jit(init, out_shardings=there)(run.frozen, hyperparams, key)
     state, _ = epoch(run.frozen, state)
 
@@ -74,10 +82,12 @@ def make_epoch(run: Run, seeds: int = 0) -> Callable[[], float]:
 def rates_of(loops: dict[int, Callable[[], float]], amounts: dict[int, float], repeats: int):
     """Units of work per second of each loop, in turns."""
     return alternate(
-        {str(size): partial(lambda loop, amount: amount / loop(), loop, amounts[size])
-         for size, loop in loops.items()},
+        {
+            str(size): partial(lambda loop, amount: amount / loop(), loop, amounts[size])
+            for size, loop in loops.items()
+        },
         repeats,
-    )  # fmt: skip
+    )
 
 
 def costs(what: str, rates: dict[str, list[float]], name: str, reference: str) -> dict[str, Any]:
@@ -91,10 +101,15 @@ def measure_envs(args: argparse.Namespace) -> dict[str, Any]:
     amounts = {num_envs: 4.0 * max(num_envs, 256) for num_envs in ENVS}
     loops = {}
     for num_envs, decisions in amounts.items():
-        run = make_run("AdroitDoor", [
-            f"train.num_envs={num_envs}", f"train.decisions_per_round={int(decisions) // 4}",
-            f"train.decisions_per_epoch={int(decisions)}", "train.replay_capacity=500_000",
-        ])  # fmt: skip
+        run = make_run(
+            "AdroitDoor",
+            [
+                f"train.num_envs={num_envs}",
+                f"train.decisions_per_round={int(decisions) // 4}",
+                f"train.decisions_per_epoch={int(decisions)}",
+                "train.replay_capacity=500_000",
+            ],
+        )
         loops[num_envs] = make_epoch(run)
     rates = rates_of(loops, amounts, args.repeats)
     return costs("decisions_per_s", rates, "cost_over_256", "256")
@@ -111,12 +126,19 @@ def measure_seeds(args: argparse.Namespace) -> dict[str, Any]:
 def measure_devices(args: argparse.Namespace) -> dict[str, Any]:
     """Cost of an epoch over that on one device."""
     loops = {
-        devices: make_epoch(make_run("brax:fast", [
-            f"train.devices={devices}", "train.decisions_per_epoch=2048",
-            "train.replay_capacity=50_000", "task.reward=dense",
-        ]))
+        devices: make_epoch(
+            make_run(
+                "brax:fast",
+                [
+                    f"train.devices={devices}",
+                    "train.decisions_per_epoch=2048",
+                    "train.replay_capacity=50_000",
+                    "task.reward=dense",
+                ],
+            )
+        )
         for devices in DEVICES
-    }  # fmt: skip
+    }
     rates = rates_of(loops, dict.fromkeys(loops, 1.0), args.repeats)
     return costs("epochs_per_s", rates, "cost_over_one", "1")
 

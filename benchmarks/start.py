@@ -32,8 +32,17 @@ LIMIT_S = 600
 def start(config: str, base: Path, out: Path, cache: Path) -> dict[str, float]:
     """Seconds to the beginning and the end of a run's first epoch; the run is then stopped."""
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
-    program = [sys.executable, "-m", "pdjax.commands.cli", "train", config, "--out", str(out), "--set",
-               f"base_policy.path={base}"]  # fmt: skip
+    program = [
+        sys.executable,
+        "-m",
+        "pdjax.commands.cli",
+        "train",
+        config,
+        "--out",
+        str(out),
+        "--set",
+        f"base_policy.path={base}",
+    ]
     began, found = time.monotonic(), {}
     process = subprocess.Popen(program, env=environment, stderr=subprocess.DEVNULL)
     metrics = out / "metrics.jsonl"
@@ -57,11 +66,17 @@ def measure(config: str, kind: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base = save_base(folder, kind, task_name)
-        first, second = (start(config, base, folder / f"run{turn}", folder / "cache")
-                         for turn in range(2))  # fmt: skip
+        first, second = (
+            start(config, base, folder / f"run{turn}", folder / "cache") for turn in range(2)
+        )
         size = sum(path.stat().st_size for path in (folder / "cache").rglob("*") if path.is_file())
-    return {"config": config, "kind": kind, "first": first, "second": second,
-            "cache_mib": round(size / 2**20, 1)}  # fmt: skip
+    return {
+        "config": config,
+        "kind": kind,
+        "first": first,
+        "second": second,
+        "cache_mib": round(size / 2**20, 1),
+    }
 
 
 def main() -> None:
@@ -73,9 +88,12 @@ def main() -> None:
     args = parser.parse_args()
     rows = [measure(args.config, kind) for kind in args.kinds]
     for row in rows:
-        print(f"{row['config']}, {row['kind']}: the first epoch begins after"
-              f" {row['first']['first_epoch_s']:.1f} s, at the second start after"
-              f" {row['second']['first_epoch_s']:.1f} s", flush=True)  # fmt: skip
+        print(
+            f"{row['config']}, {row['kind']}: the first epoch begins after"
+            f" {row['first']['first_epoch_s']:.1f} s, at the second start after"
+            f" {row['second']['first_epoch_s']:.1f} s",
+            flush=True,
+        )
     if not args.dry:
         append_row("start", {"rows": rows})
 

@@ -70,8 +70,14 @@ class TorchSAC:
       compile: by torch.compile: each loss with its gradients.
     """
 
-    def __init__(self, state: Any, config: Any, residual_scale: float, target_entropy: float,
-                 compile: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        state: Any,
+        config: Any,
+        residual_scale: float,
+        target_entropy: float,
+        compile: bool = False,
+    ):
         def of(params, index):
             if isinstance(params, dict):
                 return {name: of(value, index) for name, value in params.items()}

@@ -57,9 +57,12 @@ def main() -> None:
     for name in args.settings:
         rows.append(measure(name, args.repeats, [f"train.decisions_per_epoch={EPOCH[name]}"]))
         row = rows[-1]
-        print(f"{name}: {row['decisions_per_s']:.1f} decisions/s, at most"
-              f" {row['roofline_decisions_per_s']:.1f} by the machine's rate; phases explain"
-              f" {row['explained']:.0%} of an epoch", flush=True)  # fmt: skip
+        print(
+            f"{name}: {row['decisions_per_s']:.1f} decisions/s, at most"
+            f" {row['roofline_decisions_per_s']:.1f} by the machine's rate; phases explain"
+            f" {row['explained']:.0%} of an epoch",
+            flush=True,
+        )
     if not args.dry:
         append_row("training", {"rows": rows})
 

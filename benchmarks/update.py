@@ -45,8 +45,16 @@ def make_batch(size: int) -> Batch:
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=(size, *shape)), jnp.float32)  # noqa: E731
     bounded = lambda: jnp.tanh(draw(CHUNK))  # noqa: E731
-    return Batch(draw(OBS), bounded(), bounded(), draw(), jnp.full(size, 0.97), draw(OBS),
-                 bounded(), jnp.ones(size))  # fmt: skip
+    return Batch(
+        draw(OBS),
+        bounded(),
+        bounded(),
+        draw(),
+        jnp.full(size, 0.97),
+        draw(OBS),
+        bounded(),
+        jnp.ones(size),
+    )
 
 
 class Ours:
@@ -85,9 +93,13 @@ def make_brax(config: Config, batch: Batch, steps: int) -> Callable[[], Any]:
         for loss, tx in zip(of, txs, strict=True)
     )
     transitions = types.Transition(
-        batch.obs, batch.residual_action, batch.reward, batch.discount, batch.next_obs,
+        batch.obs,
+        batch.residual_action,
+        batch.reward,
+        batch.discount,
+        batch.next_obs,
         extras={"state_extras": {"truncation": jnp.zeros_like(batch.reward)}},
-    )  # fmt: skip
+    )
     policy_key, q_key = jax.random.split(jax.random.key(0))
     params = (jnp.zeros(()), network.q_network.init(q_key), network.policy_network.init(policy_key))
     opts = tuple(tx.init(part) for tx, part in zip(txs, params, strict=True))
@@ -118,8 +130,13 @@ def make_torch(ours: Ours, config: Config, steps: int, compiled: bool) -> Callab
     import torch
     from torch_sac import TorchSAC
 
-    learner = TorchSAC(ours.state, config.sac, float(ours.hyperparams.residual_scale),
-                       float(ours.hyperparams.target_entropy), compiled)  # fmt: skip
+    learner = TorchSAC(
+        ours.state,
+        config.sac,
+        float(ours.hyperparams.residual_scale),
+        float(ours.hyperparams.target_entropy),
+        compiled,
+    )
     batch = {name: torch.tensor(np.asarray(value)) for name, value in ours.batch._asdict().items()}
     key = jax.random.key(7)
     _, metrics = jax.jit(ours.one)(ours.state, jax.random.clone(key))
@@ -150,8 +167,7 @@ def main() -> None:
     sac = dataclasses.replace(config.sac, hidden=tuple(args.hidden), batch_size=args.batch_size)
     config = dataclasses.replace(config, sac=sac)
     ours = Ours(config, make_batch(args.batch_size))
-    programs = {"ours": ours.program(args.steps),
-                "brax": make_brax(config, ours.batch, args.steps)}  # fmt: skip
+    programs = {"ours": ours.program(args.steps), "brax": make_brax(config, ours.batch, args.steps)}
     if not args.no_torch and importlib.util.find_spec("torch"):
         for name, compiled in (("torch", False), ("torch.compile", True)):
             programs[name] = make_torch(ours, config, args.steps, compiled)
@@ -160,21 +176,26 @@ def main() -> None:
     for program in programs.values():
         timed(program)
     rates = alternate(
-        {name: partial(lambda run: args.steps / timed(run)[0], run)
-         for name, run in programs.items()},
+        {
+            name: partial(lambda run: args.steps / timed(run)[0], run)
+            for name, run in programs.items()
+        },
         args.repeats,
-    )  # fmt: skip
+    )
     product_rates = rates.pop("matmul")
     flops = roofline.count_flops(ours.one, ours.state, jax.random.key(0))
     row = {
-        "batch_size": args.batch_size, "hidden": args.hidden,
+        "batch_size": args.batch_size,
+        "hidden": args.hidden,
         "updates_per_s": {name: median(found) for name, found in rates.items()},
-        "ours_over": {name: ratio(rates["ours"], found) for name, found in rates.items()
-                      if name != "ours"},
+        "ours_over": {
+            name: ratio(rates["ours"], found) for name, found in rates.items() if name != "ours"
+        },
         "gflop_per_update": flops / 1e9,
-        "share_of_matmul": ratio([flops * x for x in rates["ours"]],
-                                 [product_flops * x for x in product_rates]),
-    }  # fmt: skip
+        "share_of_matmul": ratio(
+            [flops * x for x in rates["ours"]], [product_flops * x for x in product_rates]
+        ),
+    }
     for name, value in row["updates_per_s"].items():
         more = "" if name == "ours" else f", ours {row['ours_over'][name]['median']:.2f}x"
         print(f"{name}: {value:.1f} updates/s{more}")

@@ -122,8 +122,11 @@ def demonstrate(task: str, recipe: Recipe, folder: Path, dapg: Path | None) -> d
         # A published policy's own noise is disturbance enough.
         expert = ("--expert", f"dapg:{dapg / recipe.source}", "--noise", 0) if recipe.source else ()
         command, made = run("demos", task, "--out", file, "--episodes", recipe.episodes, *expert)
-        note.write_text(json.dumps({"file": str(file), "command": command,
-                                    "expert_success": made["expert_success"]}))  # fmt: skip
+        note.write_text(
+            json.dumps(
+                {"file": str(file), "command": command, "expert_success": made["expert_success"]}
+            )
+        )
     return json.loads(note.read_text())
 
 
@@ -135,16 +138,34 @@ def make(task: str, policy: str, seed: int, args: argparse.Namespace) -> dict[st
     flags = PAPER.get(policy) or f"--policy {policy} {recipe.flags[policy]}"
     changes = PAPER_CHANGES.get((task, policy), "")
     flags = (*flags.split(), *changes.split(), "--seed", seed)
-    command, made = run("imitate", demos["file"], "--task", task, "--out", out, "--resume", *flags,
-                        "--eval-episodes", EPISODES)  # fmt: skip
-    row = {"task": task, "policy": policy, "seed": seed, "expert_success": demos["expert_success"],
-           "demonstrations": made["episodes"], "base_success": made["base_success"],
-           "base_ci": made["base_ci"], "wall_s": made["wall_s"],
-           "commands": [text for text in (demos["command"], command) if text]}  # fmt: skip
+    command, made = run(
+        "imitate",
+        demos["file"],
+        "--task",
+        task,
+        "--out",
+        out,
+        "--resume",
+        *flags,
+        "--eval-episodes",
+        EPISODES,
+    )
+    row = {
+        "task": task,
+        "policy": policy,
+        "seed": seed,
+        "expert_success": demos["expert_success"],
+        "demonstrations": made["episodes"],
+        "base_success": made["base_success"],
+        "base_ci": made["base_ci"],
+        "wall_s": made["wall_s"],
+        "commands": [text for text in (demos["command"], command) if text],
+    }
     if recipe.held_out:
         picture = folder / f"{policy}_seed{seed}_held_out.png"
-        _, seen = run("screen", out, "--task", recipe.held_out, "--episodes", EPISODES,
-                      "--out", picture)  # fmt: skip
+        _, seen = run(
+            "screen", out, "--task", recipe.held_out, "--episodes", EPISODES, "--out", picture
+        )
         row |= {"held_out_success": seen["base_success"], "held_out_ci": seen["base_ci"]}
     return row
 

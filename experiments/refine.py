@@ -21,23 +21,50 @@ from pdjax.output.records import read_metrics
 from pdjax.runs.curves import largest_fall, points
 
 RESULTS = Path(__file__).parent / "results" / "refine.jsonl"
-KEPT = ("task", "episodes", "base_success", "base_ci", "refined_success", "refined_ci", "gain",
-        "gain_ci", "base_smoothness", "refined_smoothness", "seed", "decision_steps",
-        "control_steps", "gradient_steps", "physics", "wall_s")  # fmt: skip
+KEPT = (
+    "task",
+    "episodes",
+    "base_success",
+    "base_ci",
+    "refined_success",
+    "refined_ci",
+    "gain",
+    "gain_ci",
+    "base_smoothness",
+    "refined_smoothness",
+    "seed",
+    "decision_steps",
+    "control_steps",
+    "gradient_steps",
+    "physics",
+    "wall_s",
+)
 
 
 def refine(config: str, base: Path, label: str, seed: int, overrides: list[str]) -> dict[str, Any]:
     """One run; returns its row."""
     out = Path("runs/refine") / f"{config}_{base.parent.name}_{base.name}_{label}_seed{seed}"
-    command, result = run("train", config, "--set", f"base_policy.path={base}", f"seed={seed}",
-                          *overrides, "--out", out, "--resume")  # fmt: skip
+    command, result = run(
+        "train",
+        config,
+        "--set",
+        f"base_policy.path={base}",
+        f"seed={seed}",
+        *overrides,
+        "--out",
+        out,
+        "--resume",
+    )
     curve = points(read_metrics(out, "eval"))
     return {
-        "label": label, "base": f"{base.parent.name}/{base.name}",
+        "label": label,
+        "base": f"{base.parent.name}/{base.name}",
         **{name: result[name] for name in KEPT},
-        "largest_fall": largest_fall([score for _, _, score in curve]), "curve": curve,
-        "cores": os.cpu_count(), "command": command,
-    }  # fmt: skip
+        "largest_fall": largest_fall([score for _, _, score in curve]),
+        "curve": curve,
+        "cores": os.cpu_count(),
+        "command": command,
+    }
 
 
 def main() -> None:
@@ -54,8 +81,11 @@ def main() -> None:
             row = refine(args.config, base, args.label, seed, args.overrides)
             with RESULTS.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            print(f"{row['base']} {args.label} seed {seed}: {row['base_success']:.1%} ->"
-                  f" {row['refined_success']:.1%}", file=sys.stderr)  # fmt: skip
+            print(
+                f"{row['base']} {args.label} seed {seed}: {row['base_success']:.1%} ->"
+                f" {row['refined_success']:.1%}",
+                file=sys.stderr,
+            )
 
 
 if __name__ == "__main__":

@@ -15,13 +15,18 @@ def make_weights(obs_dim, act_dim, width=5, seed=0):
     rng = np.random.default_rng(seed)
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
     return {
-        "w0": draw(width, obs_dim), "b0": draw(width),
-        "w1": draw(width, width), "b1": draw(width),
-        "w2": draw(act_dim, width), "b2": draw(act_dim),
-        "in_shift": draw(obs_dim), "in_scale": np.abs(draw(obs_dim)) + 0.1,
-        "out_shift": 0.1 * draw(act_dim), "out_scale": 0.1 * draw(act_dim),
+        "w0": draw(width, obs_dim),
+        "b0": draw(width),
+        "w1": draw(width, width),
+        "b1": draw(width),
+        "w2": draw(act_dim, width),
+        "b2": draw(act_dim),
+        "in_shift": draw(obs_dim),
+        "in_scale": np.abs(draw(obs_dim)) + 0.1,
+        "out_shift": 0.1 * draw(act_dim),
+        "out_scale": 0.1 * draw(act_dim),
         "log_std": draw(act_dim).astype(np.float64) - 2,
-    }  # fmt: skip
+    }
 
 
 class _Tensor:
@@ -97,15 +102,24 @@ def dumps(weights, storage_of_w0=None):
             weight, bias = _Tensor(weights[f"w{index}"]), _Tensor(weights[f"b{index}"])
             if index == 0 and storage_of_w0:
                 weight = _Tensor(weights["w0"], storage_of_w0)
-            rebuilt = {name: _Call("torch._utils", "_rebuild_parameter", tensor, True, {})
-                       for name, tensor in (("weight", weight), ("bias", bias))}  # fmt: skip
-            layers[str(index)] = _instance("torch.nn.modules.linear", "Linear",
-                                           {"_parameters": rebuilt})  # fmt: skip
+            rebuilt = {
+                name: _Call("torch._utils", "_rebuild_parameter", tensor, True, {})
+                for name, tensor in (("weight", weight), ("bias", bias))
+            }
+            layers[str(index)] = _instance(
+                "torch.nn.modules.linear", "Linear", {"_parameters": rebuilt}
+            )
         stack = _instance("torch.nn.modules.container", "ModuleList", {"_modules": layers})
         scales = ("in_shift", "in_scale", "out_shift", "out_scale")
-        model = _instance("mjrl.utils.fc_network", "FCNetwork", {
-            "_modules": {"fc_layers": stack}, **{name: _Tensor(weights[name]) for name in scales},
-        })  # fmt: skip
-        policy = _instance("mjrl.policies.gaussian_mlp", "MLP",
-                           {"model": model, "log_std_val": weights["log_std"]})  # fmt: skip
+        model = _instance(
+            "mjrl.utils.fc_network",
+            "FCNetwork",
+            {
+                "_modules": {"fc_layers": stack},
+                **{name: _Tensor(weights[name]) for name in scales},
+            },
+        )
+        policy = _instance(
+            "mjrl.policies.gaussian_mlp", "MLP", {"model": model, "log_std_val": weights["log_std"]}
+        )
         return pickle.dumps(policy, 3)

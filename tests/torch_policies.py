@@ -30,8 +30,9 @@ class Unet(nn.Module):
         cond_dim += step_dim
 
         def block(inward, outward, groups):
-            layers = nn.Sequential(nn.Conv1d(inward, outward, 5, padding=2),
-                                   nn.GroupNorm(groups, outward), nn.Mish())  # fmt: skip
+            layers = nn.Sequential(
+                nn.Conv1d(inward, outward, 5, padding=2), nn.GroupNorm(groups, outward), nn.Mish()
+            )
             return nn.ModuleDict({"block": layers})
 
         def residual(inward, outward):
@@ -50,9 +51,11 @@ class Unet(nn.Module):
             return layer if lerobot else nn.ModuleDict({"conv": layer})
 
         self.diffusion_step_encoder = nn.Sequential(
-            nn.Identity(), nn.Linear(step_dim, 4 * step_dim), nn.Mish(),
+            nn.Identity(),
+            nn.Linear(step_dim, 4 * step_dim),
+            nn.Mish(),
             nn.Linear(4 * step_dim, step_dim),
-        )  # fmt: skip
+        )
         ends = [act_dim, *dims]
         self.down_modules = nn.ModuleList()
         for level, (inward, outward) in enumerate(zip(ends, dims)):
@@ -63,11 +66,15 @@ class Unet(nn.Module):
         self.mid_modules = nn.ModuleList([residual(dims[-1], dims[-1]) for _ in range(2)])
         self.up_modules = nn.ModuleList()
         for level in range(len(dims) - 1, 0, -1):
-            self.up_modules.append(nn.ModuleList([
-                residual(2 * dims[level], dims[level - 1]),
-                residual(dims[level - 1], dims[level - 1]),
-                resample(nn.ConvTranspose1d(dims[level - 1], dims[level - 1], 4, 2, 1)),
-            ]))  # fmt: skip
+            self.up_modules.append(
+                nn.ModuleList(
+                    [
+                        residual(2 * dims[level], dims[level - 1]),
+                        residual(dims[level - 1], dims[level - 1]),
+                        resample(nn.ConvTranspose1d(dims[level - 1], dims[level - 1], 4, 2, 1)),
+                    ]
+                )
+            )
         self.final_conv = nn.Sequential(block(dims[0], dims[0], 8), nn.Conv1d(dims[0], act_dim, 1))
 
     def residual(self, parts, x, cond):
@@ -136,10 +143,14 @@ class Bet(nn.Module):
             norms = {"ln_1": nn.LayerNorm(width), "ln_2": nn.LayerNorm(width)}
             return nn.ModuleDict({"attn": attention, "mlp": nn.ModuleDict(inner), **norms})
 
-        transformer = nn.ModuleDict({
-            "wte": nn.Linear(obs_dim, width), "wpe": nn.Embedding(context, width),
-            "h": nn.ModuleList([block() for _ in range(layers)]), "ln_f": nn.LayerNorm(width),
-        })  # fmt: skip
+        transformer = nn.ModuleDict(
+            {
+                "wte": nn.Linear(obs_dim, width),
+                "wpe": nn.Embedding(context, width),
+                "h": nn.ModuleList([block() for _ in range(layers)]),
+                "ln_f": nn.LayerNorm(width),
+            }
+        )
         self._gpt_model = nn.ModuleDict(
             {"transformer": transformer, "lm_head": nn.Linear(width, 256, bias=False)}
         )
@@ -170,8 +181,13 @@ class Act(nn.Module):
             def attention():
                 return nn.MultiheadAttention(width, heads, batch_first=True)
 
-            made = nn.ModuleDict({"self_attn": attention(), "linear1": nn.Linear(width, inner),
-                                  "linear2": nn.Linear(inner, width)})  # fmt: skip
+            made = nn.ModuleDict(
+                {
+                    "self_attn": attention(),
+                    "linear1": nn.Linear(width, inner),
+                    "linear2": nn.Linear(inner, width),
+                }
+            )
             if looks:
                 made["multihead_attn"] = attention()
             for number in range(1, 4 if looks else 3):

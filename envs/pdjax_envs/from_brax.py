@@ -23,8 +23,13 @@ EPISODE_STEPS = 1000  # Brax's default, `brax.envs.create`
 _NO_EPISODE = Episode({}, ())  # what theirs draw is part of their state
 
 
-def from_brax(theirs: Any, name: str, episode_steps: int = EPISODE_STEPS,
-              reward: str = "dense", terminate_on_success: bool = True) -> Env:  # fmt: skip
+def from_brax(
+    theirs: Any,
+    name: str,
+    episode_steps: int = EPISODE_STEPS,
+    reward: str = "dense",
+    terminate_on_success: bool = True,
+) -> Env:
     """Turns a Brax or Playground environment into ours.
 
     Success is `metrics["success"]`, else `info["success"]`, else never. Their `done` terminates an

@@ -84,8 +84,10 @@ def resolve_engine(physics: str) -> str:
     if physics not in ENGINES:
         raise UnknownName(f"unknown physics engine {physics!r}; choose auto, {', '.join(ENGINES)}")
     if physics == "warp" and not has_warp:
-        raise UnknownName("physics engine 'warp' is not installed; pip install 'mujoco-mjx[warp]'"
-                          ", or choose native or mjx")  # fmt: skip
+        raise UnknownName(
+            "physics engine 'warp' is not installed; pip install 'mujoco-mjx[warp]'"
+            ", or choose native or mjx"
+        )
     return physics
 
 

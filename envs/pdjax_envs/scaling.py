@@ -16,9 +16,15 @@ from pdjax_envs.task import Start
 
 # By which power of its mass and of its lengths a model value of a body grows.
 _POWERS = {
-    "geom_size": (0, 1), "geom_rbound": (0, 1), "geom_pos": (0, 1), "body_pos": (0, 1),
-    "body_ipos": (0, 1), "body_mass": (1, 0), "body_subtreemass": (1, 0), "body_inertia": (1, 2),
-}  # fmt: skip
+    "geom_size": (0, 1),
+    "geom_rbound": (0, 1),
+    "geom_pos": (0, 1),
+    "body_pos": (0, 1),
+    "body_ipos": (0, 1),
+    "body_mass": (1, 0),
+    "body_subtreemass": (1, 0),
+    "body_inertia": (1, 2),
+}
 _DERIVED = ("dof_M0", "dof_invweight0", "body_invweight0")
 HEAVY = (*(field for field, (mass, _) in _POWERS.items() if mass), *_DERIVED)
 ALL = (*_POWERS, *_DERIVED)
@@ -58,8 +64,11 @@ def make_scaling(
 
     def scale(start: Start, mass: Array, length: Array | float) -> Start:
         before = {**nominal, **start.episode.overrides}
-        after = {field: before[field] * mass**m * length**n
-                 for field, (m, n) in _POWERS.items() if field in own}  # fmt: skip
+        after = {
+            field: before[field] * mass**m * length**n
+            for field, (m, n) in _POWERS.items()
+            if field in own
+        }
         # A joint's own rotor does not grow with what it carries.
         inertia = armature + mass * jnp.where(turns, length**2, 1.0) * (before["dof_M0"] - armature)
         lighter = before["dof_M0"] / inertia
@@ -124,7 +133,8 @@ def extend(
         if missing := set(names) - set(rows[field]):
             raise ValueError(f"the scene overrides {field}, but not of {', '.join(missing)}")
         own[field] = jnp.asarray(
-            np.isin(row_ids(scene.model, field, rows[field]),
-                    row_ids(scene.model, field, tuple(names)))
-        )  # fmt: skip
+            np.isin(
+                row_ids(scene.model, field, rows[field]), row_ids(scene.model, field, tuple(names))
+            )
+        )
     return rows, nominal, own

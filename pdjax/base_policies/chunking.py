@@ -31,9 +31,12 @@ def push_history(history: Array, obs: Array) -> Array:
 
 
 def training_windows(
-    obs: np.ndarray, actions: np.ndarray, obs_horizon: int, pred_horizon: int,
+    obs: np.ndarray,
+    actions: np.ndarray,
+    obs_horizon: int,
+    pred_horizon: int,
     from_now: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+) -> tuple[np.ndarray, np.ndarray]:
     """All windows of one episode; beyond its ends the first or last entry repeats.
 
     A window at step t pairs the observations t - obs_horizon + 1 ... t with the actions from

@@ -78,10 +78,11 @@ def make_windows(
 ) -> Windows:
     """Cuts episodes into device-resident windows, as the kind of policy wants them."""
     pairs = [
-        training_windows((obs - obs_mean) / obs_std, actions, kind.obs_horizon, kind.pred_horizon,
-                         kind.from_now)
+        training_windows(
+            (obs - obs_mean) / obs_std, actions, kind.obs_horizon, kind.pred_horizon, kind.from_now
+        )
         for obs, actions in episodes
-    ]  # fmt: skip
+    ]
     parts = [np.concatenate(part).astype(np.float32) for part in zip(*pairs)]
     return Windows(*map(jnp.asarray, parts))
 
@@ -212,9 +213,16 @@ def save_imported(
       adaptation: what it is surrounded with.
     """
     kind = next(name for name, section in KINDS.items() if isinstance(shape, section))
-    _write(directory, policy, {"kind": kind, "task": task,
-                               "imitation": {"policy": dataclasses.asdict(shape)},
-                               "adaptation": dataclasses.asdict(adaptation)})  # fmt: skip
+    _write(
+        directory,
+        policy,
+        {
+            "kind": kind,
+            "task": task,
+            "imitation": {"policy": dataclasses.asdict(shape)},
+            "adaptation": dataclasses.asdict(adaptation),
+        },
+    )
 
 
 def _write(directory: Path, policy: BasePolicy, description: dict[str, Any]) -> None:

@@ -18,8 +18,9 @@ def load_base(base_policy: BasePolicyConfig, task: Task) -> BasePolicy:
     """
     path = Path(base_policy.path)
     if not base_policy.path:
-        raise ConfigError("base_policy.path is empty; set it to a directory of `pdjax imitate`"
-                          " or `pdjax wrap`")  # fmt: skip
+        raise ConfigError(
+            "base_policy.path is empty; set it to a directory of `pdjax imitate` or `pdjax wrap`"
+        )
     read = assemble.load if assemble.is_foreign(path) else imitation.load
     base, trained_for = read(path, base_policy.act_horizon)
     other = trained_for != task.name and registry.family(trained_for) != task.family

@@ -59,12 +59,12 @@ def _make_parser() -> _Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name, cls in COMMANDS.items():
         doc = (cls.__doc__ or "").strip()
-        command = commands.add_parser(name, help=doc, description=doc,
-                                      more=_KEYS_HELP.get(name))  # fmt: skip
+        command = commands.add_parser(name, help=doc, description=doc, more=_KEYS_HELP.get(name))
         for index, option in enumerate(schema.describe(cls)):
             _add(command, option, positional=_is_positional(cls, index, option))
-        command.add_argument("--json", action="store_true",
-                             help="Print one JSON object as the last line of stdout.")  # fmt: skip
+        command.add_argument(
+            "--json", action="store_true", help="Print one JSON object as the last line of stdout."
+        )
     return parser
 
 
@@ -89,8 +89,13 @@ def _add(parser: argparse.ArgumentParser, option: Option, positional: bool) -> N
         parser.add_argument(option.name, metavar=word, help=text, **count)
         return
     if option.kind is bool:
-        parser.add_argument(_flag(option), dest=option.name, action="store_true",
-                            default=argparse.SUPPRESS, help=text)  # fmt: skip
+        parser.add_argument(
+            _flag(option),
+            dest=option.name,
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help=text,
+        )
         return
     parser.add_argument(
         _flag(option),
@@ -117,8 +122,11 @@ def _metavar(kind: Any) -> str:
 
 def _config_help() -> str:
     """Every key of a run's config, with type, default and meaning."""
-    suite = [name.removeprefix("fast/").split("_") for name in configs.configs()
-             if name.startswith("fast/")]  # fmt: skip
+    suite = [
+        name.removeprefix("fast/").split("_")
+        for name in configs.configs()
+        if name.startswith("fast/")
+    ]
     tasks, kinds = (", ".join(dict.fromkeys(pair[at] for pair in suite)) for at in (0, 1))
     lines = [
         f"\nconfigs that come with pdjax: {', '.join(configs.known_configs())}",
@@ -153,10 +161,14 @@ def _explain_keys(options: list[Option]) -> list[str]:
 def _sweep_help() -> str:
     """Every key of a sweep's file, with an example."""
     ranges = [f"  {kind}: {what}" for kind, what in spec.KINDS.items()]
-    lines = ["\nexample:", textwrap.indent(spec.EXAMPLE, "  ").rstrip(),
-             "ranges of a key in `space` (a bare list is a grid):", *ranges,
-             "`members`: a number of seeds, or lists as in a run's config; one program holds them.",
-             "further keys (type, default):"]  # fmt: skip
+    lines = [
+        "\nexample:",
+        textwrap.indent(spec.EXAMPLE, "  ").rstrip(),
+        "ranges of a key in `space` (a bare list is a grid):",
+        *ranges,
+        "`members`: a number of seeds, or lists as in a run's config; one program holds them.",
+        "further keys (type, default):",
+    ]
     return "\n".join([*lines, *_explain_keys(schema.describe(spec.Settings))]) + "\n"
 
 

@@ -26,19 +26,29 @@ class Envs:
 
         if self.task is not None:
             task = registry.make_task(self.task)
-            terminal.say(f"{task.name}: {task.summary}; {task.episode_steps} control steps at"
-                       f" {task.control_hz:g} Hz, {task.control_mode}")  # fmt: skip
-            terminal.show_parts(f"observation: {task.obs_dim} numbers", task.observation,
-                              task.meanings)  # fmt: skip
+            terminal.say(
+                f"{task.name}: {task.summary}; {task.episode_steps} control steps at"
+                f" {task.control_hz:g} Hz, {task.control_mode}"
+            )
+            terminal.show_parts(
+                f"observation: {task.obs_dim} numbers", task.observation, task.meanings
+            )
             terminal.show_parts(f"action: {task.act_dim} numbers in [-1, 1]", task.action, {})
             return _describe(task)
         tasks = [registry.make_task(name) for name in registry.task_names()]
         header = ["task", "obs", "act", "steps", "Hz", "expert"]
         rows = [
-            [t.name, str(t.obs_dim), str(t.act_dim), str(t.episode_steps), f"{t.control_hz:g}",
-             "yes" if t.expert else "no", t.summary]
+            [
+                t.name,
+                str(t.obs_dim),
+                str(t.act_dim),
+                str(t.episode_steps),
+                f"{t.control_hz:g}",
+                "yes" if t.expert else "no",
+                t.summary,
+            ]
             for t in tasks
-        ]  # fmt: skip
+        ]
         terminal.show_table("Tasks", header, rows, text="summary")
         return {"tasks": [_describe(task) for task in tasks]}
 
@@ -84,8 +94,9 @@ class Demos:
         """Records and writes."""
         from pdjax.prepare import demonstrate
 
-        return demonstrate.record_demonstrations(self.task, self.out, self.episodes, self.seed,
-                                             self.noise, self.physics, self.expert)  # fmt: skip
+        return demonstrate.record_demonstrations(
+            self.task, self.out, self.episodes, self.seed, self.noise, self.physics, self.expert
+        )
 
 
 @dataclasses.dataclass(frozen=True)

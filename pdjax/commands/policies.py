@@ -57,8 +57,9 @@ class Imitate:
         for text in self.set:
             changes = schema.merge(changes, parse_override(text))
         config = settings.recipe(self.policy, changes)
-        return imitate.train_base_policy(self.demos, self.task, self.out, config,
-                                         self.eval_episodes, self.physics, self.resume)  # fmt: skip
+        return imitate.train_base_policy(
+            self.demos, self.task, self.out, config, self.eval_episodes, self.physics, self.resume
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +93,12 @@ class Wrap:
 
     def declared(self) -> dict[str, Any]:
         """What the user says of the policy, as fields of its `Description`."""
-        return {"obs_horizon": self.obs_horizon, "action_low": (self.action_low,),
-                "action_high": (self.action_high,), "device": self.device}  # fmt: skip
+        return {
+            "obs_horizon": self.obs_horizon,
+            "action_low": (self.action_low,),
+            "action_high": (self.action_high,),
+            "device": self.device,
+        }
 
     def run(self) -> dict[str, Any]:
         """Tries it and writes."""
@@ -134,8 +139,9 @@ class Import:
         from pdjax.prepare import import_checkpoint, wrap
 
         play = wrap.Play(self.episodes, self.seed, self.physics)
-        return import_checkpoint.import_checkpoint(self.checkpoint, self.task, self.out, play,
-                                                   self.demos, self.ddim_steps)  # fmt: skip
+        return import_checkpoint.import_checkpoint(
+            self.checkpoint, self.task, self.out, play, self.demos, self.ddim_steps
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,8 +166,9 @@ class Screen:
         """Plays, draws and prints."""
         from pdjax.prepare import screen
 
-        return screen.screen_policy(self.base, self.task, self.out, self.episodes, self.seed,
-                                    self.physics)  # fmt: skip
+        return screen.screen_policy(
+            self.base, self.task, self.out, self.episodes, self.seed, self.physics
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +197,8 @@ class Export:
         from pdjax.output import tables
         from pdjax.runs import export
 
-        found = export.export_run(self.run_directory, self.out, self.episodes, self.seed,
-                                    self.physics)  # fmt: skip
+        found = export.export_run(
+            self.run_directory, self.out, self.episodes, self.seed, self.physics
+        )
         tables.show_exported(found)
         return found

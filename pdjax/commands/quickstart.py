@@ -49,8 +49,10 @@ def quickstart(out: Path, seed: int) -> dict[str, Any]:
     write_result(out, summary)
     plots.plot_learning_curve(out / "run", summary).replace(out / "learning_curve.png")
     tables.show_comparison(summary)
-    terminal.say(f"{summary['wall_s'] / 60:.1f} minutes; look at {out}/learning_curve.png"
-               + (f" and {video}" if video else ""))  # fmt: skip
+    terminal.say(
+        f"{summary['wall_s'] / 60:.1f} minutes; look at {out}/learning_curve.png"
+        + (f" and {video}" if video else "")
+    )
     return summary
 
 

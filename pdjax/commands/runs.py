@@ -77,8 +77,9 @@ class Train:
             terminal.say(f"written to {out}: members.json, and a run's directory of each")
             return {"members": found}
         tables.show_comparison(found[0])
-        terminal.say(f"written to {out}: result.json, learning_curve.png, residual/, metrics.jsonl,"
-                   " tb/")  # fmt: skip
+        terminal.say(
+            f"written to {out}: result.json, learning_curve.png, residual/, metrics.jsonl, tb/"
+        )
         return found[0]
 
 

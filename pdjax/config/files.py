@@ -28,8 +28,10 @@ def preset(name: str) -> Config:
       ConfigError: no such preset.
     """
     if name not in PRESETS:
-        raise ConfigError(f"unknown preset {name!r}; choose one of: {', '.join(PRESETS)}; or a"
-                          " config that comes with pdjax")  # fmt: skip
+        raise ConfigError(
+            f"unknown preset {name!r}; choose one of: {', '.join(PRESETS)}; or a"
+            " config that comes with pdjax"
+        )
     return schema.build(Config, schema.merge(dataclasses.asdict(Config()), PRESETS[name]))
 
 
@@ -47,8 +49,9 @@ def load(name_or_path: str, overrides: typing.Sequence[str] = ()) -> Config:
     """
     values = _read(name_or_path, overrides)
     if values.pop("members", None):
-        raise ConfigError(f"{name_or_path} has members, which only `pdjax train` takes; give a"
-                          " config without")  # fmt: skip
+        raise ConfigError(
+            f"{name_or_path} has members, which only `pdjax train` takes; give a config without"
+        )
     return _make(values)
 
 

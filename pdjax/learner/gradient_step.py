@@ -212,8 +212,9 @@ def _actor_step(
         "residual_magnitude": weighted_mean(magnitude, batch.weight),
         "actor_grad_norm": optax.tree.norm(grads),
     }
-    state = state._replace(actor=actor, actor_opt=actor_opt, log_temperature=new,
-                           temperature_opt=temperature_opt)  # fmt: skip
+    state = state._replace(
+        actor=actor, actor_opt=actor_opt, log_temperature=new, temperature_opt=temperature_opt
+    )
     return state, metrics
 
 

@@ -57,8 +57,9 @@ def check_file(path: Path, endings: tuple[str, ...]) -> None:
 
 def _probe(directory: Path) -> None:
     """Writes and removes an empty file where `directory` is, or in the nearest parent there is."""
-    nearest = next(folder for folder in (directory, *directory.absolute().parents)
-                   if folder.exists())  # fmt: skip
+    nearest = next(
+        folder for folder in (directory, *directory.absolute().parents) if folder.exists()
+    )
     probe = nearest / ".pdjax-probe"
     probe.touch()
     probe.unlink()

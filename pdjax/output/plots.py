@@ -9,8 +9,9 @@ import numpy as np
 from pdjax.output.records import read_metrics, read_records
 
 
-def plot_screening(path: Path, summary: Mapping[str, Any], steps: np.ndarray,
-                   success: np.ndarray) -> None:  # fmt: skip
+def plot_screening(
+    path: Path, summary: Mapping[str, Any], steps: np.ndarray, success: np.ndarray
+) -> None:
     """Draws success against residual_scale, and when the base alone succeeds.
 
     Args:
@@ -25,17 +26,27 @@ def plot_screening(path: Path, summary: Mapping[str, Any], steps: np.ndarray,
     y = np.array([summary["base_success"], *(scale["success"] for scale in scales)])
     low, high = np.array([summary["base_ci"], *(scale["ci"] for scale in scales)]).T
     left.errorbar(x, y, yerr=np.maximum([y - low, high - y], 0), marker="o", capsize=3)
-    left.axhline(summary["kept_success"], color="0.6", linestyle=":",
-                 label="what the recommended scale has to keep")  # fmt: skip
-    left.axvline(summary["residual_scale"], color="C2", linestyle="--",
-                 label=f"recommended: {summary['residual_scale']:g}")  # fmt: skip
+    left.axhline(
+        summary["kept_success"],
+        color="0.6",
+        linestyle=":",
+        label="what the recommended scale has to keep",
+    )
+    left.axvline(
+        summary["residual_scale"],
+        color="C2",
+        linestyle="--",
+        label=f"recommended: {summary['residual_scale']:g}",
+    )
     left.set(xlabel="scale of a random residual", ylabel="success_once", ylim=(-0.02, 1.02))
     left.legend(fontsize=8)
     bins = np.linspace(0, summary["time_limit"], 26)
-    right.hist(steps[success], bins=bins, color="C0",
-               label=f"success ({int(success.sum())} episodes)")  # fmt: skip
-    right.axvline(summary["time_limit"], color="C3",
-                  label=f"time limit ({summary['failures']} failures)")  # fmt: skip
+    right.hist(
+        steps[success], bins=bins, color="C0", label=f"success ({int(success.sum())} episodes)"
+    )
+    right.axvline(
+        summary["time_limit"], color="C3", label=f"time limit ({summary['failures']} failures)"
+    )
     right.set(xlabel="control steps to success, base alone", ylabel="episodes")
     right.legend(fontsize=8, loc="upper left")
     for axis in (left, right):
@@ -54,25 +65,44 @@ def plot_learning_curve(directory: Path, summary: Mapping[str, Any]) -> Path:
 
     evaluations, epochs = read_metrics(directory, "eval"), read_metrics(directory, "train")
     figure, axis = _subplots(figsize=(7.2, 4.4))
-    axis.plot([e["decision_steps"] for e in epochs], [e["train_success"] for e in epochs],
-              color="0.75", linewidth=1.2, label="while exploring (training episodes)")  # fmt: skip
-    axis.plot([e["decision_steps"] for e in evaluations], [e["success_once"] for e in evaluations],
-              color="C0", marker="o", markersize=4, label="refined, interim")  # fmt: skip
+    axis.plot(
+        [e["decision_steps"] for e in epochs],
+        [e["train_success"] for e in epochs],
+        color="0.75",
+        linewidth=1.2,
+        label="while exploring (training episodes)",
+    )
+    axis.plot(
+        [e["decision_steps"] for e in evaluations],
+        [e["success_once"] for e in evaluations],
+        color="C0",
+        marker="o",
+        markersize=4,
+        label="refined, interim",
+    )
     axis.axhline(summary["base_success"], color="C1", linestyle="--", label="base policy")
     if epochs:
         last = epochs[-1]["decision_steps"]
         (low, high), final = summary["refined_ci"], summary["refined_success"]
-        axis.errorbar([last], [final], yerr=[[final - low], [high - final]],
-                      color="C2", marker="D", capsize=4, linestyle="none",
-                      label=f"refined, final ({summary['episodes']} paired episodes)")  # fmt: skip
+        axis.errorbar(
+            [last],
+            [final],
+            yerr=[[final - low], [high - final]],
+            color="C2",
+            marker="D",
+            capsize=4,
+            linestyle="none",
+            label=f"refined, final ({summary['episodes']} paired episodes)",
+        )
         minutes = [e["wall_s"] / 60 for e in epochs]
         top = axis.secondary_xaxis("top", functions=_time_axis(epochs, minutes))
         ticks = MaxNLocator(6).tick_values(0, minutes[-1])
         top.set_xticks([tick for tick in ticks if tick <= minutes[-1]])  # others would pile up
         top.set_xlabel("training wall-clock (minutes)")
     axis.set(xlabel="decision steps", ylabel="success_once", ylim=(-0.02, 1.02))
-    axis.set_title(f"{summary['task']}, seed {summary['seed']}: gain {summary['gain']:+.1%}",
-                   fontsize=11)  # fmt: skip
+    axis.set_title(
+        f"{summary['task']}, seed {summary['seed']}: gain {summary['gain']:+.1%}", fontsize=11
+    )
     axis.grid(alpha=0.25)
     axis.legend(loc="lower right", fontsize=8)
     return _save(figure, directory / "learning_curve.png")
@@ -94,8 +124,14 @@ def plot_comparison(path: Path, task: str, groups: Sequence[Mapping[str, Any]]) 
             grid, mean, ends = group[name]
             axis.axhline(group["base"], color=color, linestyle="--", linewidth=1, alpha=0.7)
             marker = "o" if name == "decisions" else None  # where all runs were evaluated
-            axis.plot(grid, mean, color=color, marker=marker, markersize=3.5,
-                      label=f"{group['name']} ({_counted(group['runs'])})")  # fmt: skip
+            axis.plot(
+                grid,
+                mean,
+                color=color,
+                marker=marker,
+                markersize=3.5,
+                label=f"{group['name']} ({_counted(group['runs'])})",
+            )
             if ends is not None:
                 axis.fill_between(grid, *ends, color=color, alpha=0.18, linewidth=0)
         axis.set(xlabel=label, ylim=(-0.02, 1.02))
@@ -135,8 +171,11 @@ def plot_phases(path: Path, summary: Mapping[str, Any]) -> Path:
     bars = axis.barh([p["phase"] for p in phases], [p["seconds"] for p in phases], color="C0")
     axis.bar_label(bars, [f" {p['share']:.1%}" for p in phases], fontsize=8)
     axis.set(xlabel="seconds an epoch", xlim=(0, 1.15 * max(p["seconds"] for p in phases)))
-    axis.set_title(f"{summary['task']}, {summary['num_envs']} environments,"
-                   f" {summary['decisions_per_s']:,.0f} decisions/s", fontsize=11)  # fmt: skip
+    axis.set_title(
+        f"{summary['task']}, {summary['num_envs']} environments,"
+        f" {summary['decisions_per_s']:,.0f} decisions/s",
+        fontsize=11,
+    )
     axis.grid(alpha=0.25, axis="x")
     return _save(figure, path)
 
@@ -161,8 +200,13 @@ def plot_imitation(directory: Path, task: str) -> Path:
     evaluated = [r for r in records if "success_once" in r]
     if evaluated:
         right = axis.twinx()
-        right.plot([r["step"] for r in evaluated], [r["success_once"] for r in evaluated],
-                   color="C2", marker="o", markersize=4)  # fmt: skip
+        right.plot(
+            [r["step"] for r in evaluated],
+            [r["success_once"] for r in evaluated],
+            color="C2",
+            marker="o",
+            markersize=4,
+        )
         right.set(ylim=(-0.02, 1.02))
         right.set_ylabel("success_once in the simulator", color="C2")
     axis.grid(alpha=0.25)

@@ -13,8 +13,19 @@ from typing import Any
 
 import jax
 
-PACKAGES = ("pdjax", "jax", "jaxlib", "mujoco", "mujoco-mjx", "warp-lang", "flax", "optax",
-            "orbax-checkpoint", "brax", "numpy")  # fmt: skip
+PACKAGES = (
+    "pdjax",
+    "jax",
+    "jaxlib",
+    "mujoco",
+    "mujoco-mjx",
+    "warp-lang",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "brax",
+    "numpy",
+)
 
 
 def describe() -> dict[str, Any]:
@@ -45,8 +56,13 @@ def describe() -> dict[str, Any]:
 def commit(folder: Path) -> str | None:
     """The Git commit that a folder is at."""
     try:
-        done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True,
-                              text=True, check=False, cwd=folder)  # fmt: skip
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=folder,
+        )
     except OSError:  # no Git here
         return None
     return done.stdout.strip() or None

@@ -32,16 +32,20 @@ class MetricsLog:
         self._path = directory / "metrics.jsonl"
         drop_records(self._path, "decision_steps", begin)
         self.begin, self.wall_s = begin, wall_s(directory)
-        self._writer = SummaryWriter(str(directory / "tb"), purge_step=begin + 1,
-                                     write_to_disk=not console.quiet)  # fmt: skip
+        self._writer = SummaryWriter(
+            str(directory / "tb"), purge_step=begin + 1, write_to_disk=not console.quiet
+        )
         self._tracker = None if console.quiet else trackers.follow(directory, say)
 
     def write(self, group: str, step: int, values: Mapping[str, Any]) -> None:
         """Records values of a group (`train`, `eval`) at a number of decision steps."""
         numbers = plain(values)
         add_record(self._path, {"group": group, "decision_steps": step, **numbers})
-        scalars = {f"{group}/{name}": value for name, value in numbers.items()
-                   if isinstance(value, int | float) and not isinstance(value, bool)}  # fmt: skip
+        scalars = {
+            f"{group}/{name}": value
+            for name, value in numbers.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
         if self._tracker is not None:

@@ -22,9 +22,11 @@ def show_comparison(summary: Mapping[str, Any]) -> None:
         ["success_once", *(_rate(summary, name) for name in ("base", "refined"))],
         ["success_at_end", *(f"{summary[f'{n}_success_at_end']:.1%}" for n in ("base", "refined"))],
         ["control steps to success", steps("base"), steps("refined")],
-        ["smoothness (lower is smoother)",
-         *(f"{summary[f'{n}_smoothness']:.4f}" for n in ("base", "refined"))],
-    ]  # fmt: skip
+        [
+            "smoothness (lower is smoother)",
+            *(f"{summary[f'{n}_smoothness']:.4f}" for n in ("base", "refined")),
+        ],
+    ]
     title = f"{summary['task']}: {summary['episodes']} paired episodes, 95 % intervals"
     show_table(title, ["", "base policy", "refined"], rows)
     say(f"gain: {_gain(summary)}")
@@ -33,8 +35,10 @@ def show_comparison(summary: Mapping[str, Any]) -> None:
 def show_base(summary: Mapping[str, Any], before: str = "") -> None:
     """Prints success_once of a base policy alone, see `intervals.base_summary`."""
     low, high = summary["base_ci"]
-    say(f"{before}success_once {summary['base_success']:.1%} [{low:.1%}, {high:.1%}] over"
-        f" {summary['eval_episodes']} episodes")  # fmt: skip
+    say(
+        f"{before}success_once {summary['base_success']:.1%} [{low:.1%}, {high:.1%}] over"
+        f" {summary['eval_episodes']} episodes"
+    )
 
 
 def show_shifts(summaries: Sequence[Mapping[str, Any]]) -> None:
@@ -69,7 +73,7 @@ def show_groups(task: str, groups: Sequence[Mapping[str, Any]], threshold: float
         row(f"minutes to {threshold:.3g}", "{:.1f}", "minutes_to_threshold"),
         row("largest fall of a run", "{:.1%}", "largest_fall"),
         row("smoothness, base -> refined", "{:.4f} -> {:.4f}", *smoothness),
-    ]  # fmt: skip
+    ]
     title = f"{task}: interquartile means over finished runs, medians of times"
     names = [group["name"] for group in groups]
     if sum(map(len, names)) > HEADER:
@@ -86,8 +90,11 @@ def show_members(
     base = [_rate(first, "base"), "", f"{first['base_smoothness']:.4f}", ""]
     rows = [["base policy", *[""] * len(values[0]), *base]]
     for index, (own, summary) in enumerate(zip(values, summaries, strict=True)):
-        figures = [_rate(summary, "refined"), f"{summary['gain']:+.1%}",
-                   f"{summary['refined_smoothness']:.4f}"]  # fmt: skip
+        figures = [
+            _rate(summary, "refined"),
+            f"{summary['gain']:+.1%}",
+            f"{summary['refined_smoothness']:.4f}",
+        ]
         numbers = [f"{value:g}" for value in own.values()]
         rows.append([f"member_{index}", *numbers, *figures, f"{summary['decision_steps']:,}"])
     names = [name.split(".")[-1] for name in values[0]]
@@ -98,10 +105,12 @@ def show_members(
 def show_exported(found: Mapping[str, Any]) -> None:
     """Prints what became of an exported policy, see `export.export_run`."""
     low, high = found["ci"]
-    say(f"{found['policy']}: success_once {found['success']:.1%} [{low:.1%}, {high:.1%}] over"
+    say(
+        f"{found['policy']}: success_once {found['success']:.1%} [{low:.1%}, {high:.1%}] over"
         f" {found['episodes']} episodes, {found['run_success']:.1%} in the run; fail-safe above"
         f" {found['drift_limit']:.1%} far numbers, tripped in {found['trips']:,} of"
-        f" {found['decisions']:,} decisions")  # fmt: skip
+        f" {found['decisions']:,} decisions"
+    )
 
 
 def _rate(summary: Mapping[str, Any], name: str) -> str:
@@ -124,12 +133,24 @@ def show_settings(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> No
     extra = [name for name, value in plain.items() if any(row[name] != value for row in rows)]
     cells = []
     for row in rows:
-        cells.append([_tag(row["trials"]), *(_short(row["values"].get(name)) for name in names),
-                      _percent(row["base_success"]), _percent(row["success"], row["success_ci"]),
-                      _arrow(row["base_smoothness"], row["smoothness"]),
-                      *(_short(row[name]) for name in extra)])  # fmt: skip
-    header = ["trial", *(name.split(".")[-1] for name in names), "base", "refined", "smoothness",
-              *extra]  # fmt: skip
+        cells.append(
+            [
+                _tag(row["trials"]),
+                *(_short(row["values"].get(name)) for name in names),
+                _percent(row["base_success"]),
+                _percent(row["success"], row["success_ci"]),
+                _arrow(row["base_smoothness"], row["smoothness"]),
+                *(_short(row[name]) for name in extra),
+            ]
+        )
+    header = [
+        "trial",
+        *(name.split(".")[-1] for name in names),
+        "base",
+        "refined",
+        "smoothness",
+        *extra,
+    ]
     show_table("Success_once, the best first", header, cells)
 
 
@@ -164,8 +185,16 @@ def show_foreseen(names: Sequence[str], found: Mapping[str, Any]) -> None:
         first, timed = rows[0], rows[0]["hours"] is not None
         hours = f"{first['hours']:.2f}" if timed else "-"
         memory = f"{first['memory_bytes'] / 2**30:.2f}" if timed else "-"
-        cells.append([*values, str(len(rows)), str(first["members"]), f"{first['decisions']:,}",
-                      hours, memory])  # fmt: skip
+        cells.append(
+            [
+                *values,
+                str(len(rows)),
+                str(first["members"]),
+                f"{first['decisions']:,}",
+                hours,
+                memory,
+            ]
+        )
     header = [name.split(".")[-1] for name in names]
     title = f"{found['count']} trials; decisions, hours and memory of each, at most"
     show_table(title, [*header, "trials", "members", "decisions", "hours", "GiB"], cells)
@@ -175,8 +204,10 @@ def show_foreseen(names: Sequence[str], found: Mapping[str, Any]) -> None:
         at_once, part = found["at_once"], ""
         if any(row["hours"] is None for row in found["trials"]):
             part = " for those that were timed"
-        say(f"{found['hours']:.1f} hours one after another{part}, each timed alone on this machine;"
-            f" {at_once} at a time share it")  # fmt: skip
+        say(
+            f"{found['hours']:.1f} hours one after another{part}, each timed alone on this machine;"
+            f" {at_once} at a time share it"
+        )
 
 
 def _short(value: Any) -> str:

@@ -74,8 +74,10 @@ class ProgressBar:
         elif time.monotonic() - self._spoken >= PLAIN_EVERY or done >= self._total:
             self._spoken = time.monotonic()
             left = f", {(self._total - done) / rate:.0f} s left" if rate else ""
-            console.print(f"{self._label}: {done:,}/{self._total:,} {self._unit}, {shown}{left}"
-                          f"  {note}", soft_wrap=True)  # fmt: skip
+            console.print(
+                f"{self._label}: {done:,}/{self._total:,} {self._unit}, {shown}{left}  {note}",
+                soft_wrap=True,
+            )
 
     def close(self) -> None:
         """Leaves the last state on the screen."""
@@ -121,8 +123,10 @@ def emit_json(values: Mapping[str, Any]) -> None:
 def say_unsaved(problem: str) -> None:
     """Prints why a checkpoint could not be written, unless the problem is ""."""
     if problem:
-        say(f"a checkpoint could not be written ({problem}); training goes on, the one before is"
-            " kept")  # fmt: skip
+        say(
+            f"a checkpoint could not be written ({problem}); training goes on, the one before is"
+            " kept"
+        )
 
 
 def show_table(title: str, header: list[str], rows: list[list[str]], text: str = "") -> None:
@@ -137,8 +141,7 @@ def show_table(title: str, header: list[str], rows: list[list[str]], text: str =
     table = Table(title=title, title_justify="left", title_style="bold")
     for name in header:
         first = name == header[0]
-        table.add_column(name, justify="left" if first else "right", no_wrap=first,
-                         overflow="fold")  # fmt: skip
+        table.add_column(name, justify="left" if first else "right", no_wrap=first, overflow="fold")
     if text:
         table.add_column(text, ratio=1)
     for row in rows:

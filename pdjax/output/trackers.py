@@ -91,11 +91,15 @@ class _Wandb:
 
         mode: Any = os.environ.get("WANDB_MODE", "offline")
         self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", PROJECT), name=directory.name, mode=mode,
-            id=_known(directory, "wandb", lambda: uuid.uuid4().hex), resume="allow",
-            dir=str(directory), config=_read_config(directory),
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=directory.name,
+            mode=mode,
+            id=_known(directory, "wandb", lambda: uuid.uuid4().hex),
+            resume="allow",
+            dir=str(directory),
+            config=_read_config(directory),
             settings=wandb.Settings(silent=True, console="off"),
-        )  # fmt: skip
+        )
         # Not W&B's own steps, which cannot go back: a resumed run repeats some.
         self._run.define_metric("*", step_metric="decision_steps")
 

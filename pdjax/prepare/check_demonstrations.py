@@ -103,13 +103,15 @@ def _ranges(parts: tuple[tuple[str, int], ...], episodes: list[np.ndarray]) -> l
     names, rows, first = column_names(parts), [], 0
     for part, size in parts:
         columns = range(first, first + size)
-        rows.append({
-            "part": part,
-            "size": size,
-            "min": low[columns].min(),
-            "max": high[columns].max(),
-            "constant": [names[i] for i in columns if low[i] == high[i]],
-        })  # fmt: skip
+        rows.append(
+            {
+                "part": part,
+                "size": size,
+                "min": low[columns].min(),
+                "max": high[columns].max(),
+                "constant": [names[i] for i in columns if low[i] == high[i]],
+            }
+        )
         first += size
     return rows
 
@@ -136,8 +138,10 @@ def _verdict(summary: dict[str, Any]) -> str:
     """One line for people: whether the file is usable, and what the replay says of it."""
     said = [f"usable: {summary['episodes']} episodes of {summary['task']}"]
     if summary["clipped_action_share"]:
-        said.append(f"{summary['clipped_action_share']:.1%} of the action numbers were beyond"
-                    " [-1, 1] and are clipped, as the environment does")  # fmt: skip
+        said.append(
+            f"{summary['clipped_action_share']:.1%} of the action numbers were beyond"
+            " [-1, 1] and are clipped, as the environment does"
+        )
     rows = summary["replay"]
     if not rows:
         return "; ".join([*said, "nothing was replayed"])
@@ -146,11 +150,15 @@ def _verdict(summary: dict[str, Any]) -> str:
     if worst <= SAME:
         said.append("the replay is the recording")
     elif start > SAME:
-        said.append(f"replays start up to {start:.2g} away from the recording: other initial states"
-                    f" or another model; then they stray up to {worst:.2g}")  # fmt: skip
+        said.append(
+            f"replays start up to {start:.2g} away from the recording: other initial states"
+            f" or another model; then they stray up to {worst:.2g}"
+        )
     else:
-        said.append(f"replays stray up to {worst:.2g}: other physics, or actions that were not"
-                    " the executed ones")  # fmt: skip
+        said.append(
+            f"replays stray up to {worst:.2g}: other physics, or actions that were not"
+            " the executed ones"
+        )
     return "; ".join([*said, f"{won} of {len(rows)} replays succeed"])
 
 
@@ -158,14 +166,23 @@ def _show(summary: dict[str, Any]) -> None:
     rate, steps = summary["success_rate"], summary["steps"]
     told = "" if summary["success_from"] == "file" else " in replay"
     terminal.say(f"{summary['file']}: {summary['layout']} layout, task {summary['task']}")
-    terminal.say(f"{summary['episodes']} episodes of {steps['min']} / {steps['mean']:.0f} /"
-               f" {steps['max']} steps (min / mean / max), success"
-               f" {'unknown' if rate is None else f'{rate:.1%}{told}'}")  # fmt: skip
+    terminal.say(
+        f"{summary['episodes']} episodes of {steps['min']} / {steps['mean']:.0f} /"
+        f" {steps['max']} steps (min / mean / max), success"
+        f" {'unknown' if rate is None else f'{rate:.1%}{told}'}"
+    )
     header = ["part", "numbers", "min", "max", "constant"]
     for title in ("observation", "action"):
-        rows = [[row["part"], str(row["size"]), f"{row['min']:.3g}", f"{row['max']:.3g}",
-                 f"{len(row['constant'])}" if row["constant"] else ""]
-                for row in summary[title]]  # fmt: skip
+        rows = [
+            [
+                row["part"],
+                str(row["size"]),
+                f"{row['min']:.3g}",
+                f"{row['max']:.3g}",
+                f"{len(row['constant'])}" if row["constant"] else "",
+            ]
+            for row in summary[title]
+        ]
         terminal.show_table(f"{title}: ranges", header, rows)
     if summary["replay"]:
         _show_replay(summary["replay"])
@@ -176,9 +193,16 @@ def _show_replay(rows: list[dict[str, Any]]) -> None:
     words = {None: "?", True: "yes", False: "no"}
     header = ["episode", "steps", "success", "replayed", "start", "mean", "max", "largest in"]
     cells = [
-        [str(row["episode"]), str(row["steps"]), words[row["recorded_success"]],
-         words[row["replayed_success"]], f"{row['drift_at_start']:.2g}", f"{row['mean_drift']:.2g}",
-         f"{row['max_drift']:.2g}", row["max_drift_part"]]
+        [
+            str(row["episode"]),
+            str(row["steps"]),
+            words[row["recorded_success"]],
+            words[row["replayed_success"]],
+            f"{row['drift_at_start']:.2g}",
+            f"{row['mean_drift']:.2g}",
+            f"{row['max_drift']:.2g}",
+            row["max_drift_part"],
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     terminal.show_table("replay: |observation - recorded| at start, mean and max", header, cells)

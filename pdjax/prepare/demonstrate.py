@@ -52,9 +52,16 @@ def record_demonstrations(
         f"{out}: {episodes} episodes of {task}, {np.mean(lengths):.0f} control steps each;"
         f" the expert succeeded in {rate:.1%} of its attempts"
     )
-    return {"task": task, "file": str(out), "episodes": episodes, "expert_success": rate,
-            "mean_steps": np.mean(lengths), "seed": seed, "noise": noise,
-            "expert": expert or "scripted"}  # fmt: skip
+    return {
+        "task": task,
+        "file": str(out),
+        "episodes": episodes,
+        "expert_success": rate,
+        "mean_steps": np.mean(lengths),
+        "seed": seed,
+        "noise": noise,
+        "expert": expert or "scripted",
+    }
 
 
 def _load_expert(text: str, task: Task) -> Expert:

@@ -77,9 +77,15 @@ def train_base_policy(
     wall_s = time.monotonic() - start
     plots.plot_imitation(out, task)
     *_, trained = records.read_records(out / "imitation.jsonl")
-    summary: dict[str, Any] = {"task": task, "policy": str(out), "kind": config.kind,
-                               "episodes": len(found), "steps": trained["step"],
-                               "seed": config.seed, "wall_s": wall_s}  # fmt: skip
+    summary: dict[str, Any] = {
+        "task": task,
+        "policy": str(out),
+        "kind": config.kind,
+        "episodes": len(found),
+        "steps": trained["step"],
+        "seed": config.seed,
+        "wall_s": wall_s,
+    }
     if eval_episodes:
         success = base_success(env, best, eval_episodes)
         summary |= intervals.base_summary(int(success.sum()), eval_episodes)

@@ -108,8 +108,9 @@ def _difference(started: Mapping[str, Any], wanted: Mapping[str, Any], prefix: s
     return ""
 
 
-def finish(directory: Path, best: BasePolicy, last: BasePolicy | None, config: ImitationConfig,
-           task: str) -> None:  # fmt: skip
+def finish(
+    directory: Path, best: BasePolicy, last: BasePolicy | None, config: ImitationConfig, task: str
+) -> None:
     """Writes the policy, and the last parameters where they may be others; removes `training/`."""
     for name in ("params", "last"):  # left by a process that ended right here
         shutil.rmtree(directory / name, ignore_errors=True)

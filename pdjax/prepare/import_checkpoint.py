@@ -25,8 +25,14 @@ from pdjax_envs.demonstrations import store
 from pdjax_envs.task import Task
 
 
-def import_checkpoint(checkpoint: Path, task: str, out: Path, play: Play, demos: Path | None = None,
-                      ddim_steps: int = 0) -> dict[str, Any]:  # fmt: skip
+def import_checkpoint(
+    checkpoint: Path,
+    task: str,
+    out: Path,
+    play: Play,
+    demos: Path | None = None,
+    ddim_steps: int = 0,
+) -> dict[str, Any]:
     """Reads a checkpoint, tries it and writes the directory that `base_policy.path` takes.
 
     Args:
@@ -70,10 +76,14 @@ def read(checkpoint: Path, task: Task, ddim_steps: int = 0) -> Imported:
     importer = lerobot if checkpoint.is_dir() else policy_decorator
     found = importer.read(checkpoint, ddim_steps)
     if ddim_steps and found.kind != "diffusion":
-        raise ConfigError(f"--ddim-steps got {ddim_steps}, but {checkpoint} is {found.kind}, which"
-                          " denoises nothing; leave it out")  # fmt: skip
-    sizes = {"observation": (len(found.params["obs_mean"]), task.obs_dim),
-             "action": (found.act_dim, task.act_dim)}  # fmt: skip
+        raise ConfigError(
+            f"--ddim-steps got {ddim_steps}, but {checkpoint} is {found.kind}, which"
+            " denoises nothing; leave it out"
+        )
+    sizes = {
+        "observation": (len(found.params["obs_mean"]), task.obs_dim),
+        "action": (found.act_dim, task.act_dim),
+    }
     for name, (got, expected) in sizes.items():
         if got != expected:
             raise ConfigError(
@@ -92,23 +102,34 @@ def make_policy(found: Imported, task: Task) -> BasePolicy:
 def _adaptation(found: Imported, policy: BasePolicy, statistics=None) -> Adaptation:
     mean, std = statistics or (np.zeros(policy.obs_dim), np.ones(policy.obs_dim))
     std = np.maximum(std, imitation.STD_FLOOR)
-    return Adaptation(tuple(mean.tolist()), tuple(std.tolist()), found.action_scale,
-                      found.action_offset)  # fmt: skip
+    return Adaptation(
+        tuple(mean.tolist()), tuple(std.tolist()), found.action_scale, found.action_offset
+    )
 
 
-def _report(out: Path, found: Imported, policy: BasePolicy, where: str,
-            tried: tuple[int, int]) -> dict[str, Any]:  # fmt: skip
+def _report(
+    out: Path, found: Imported, policy: BasePolicy, where: str, tried: tuple[int, int]
+) -> dict[str, Any]:
     """Says and returns what was made."""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(policy.params)) - 2 * policy.obs_dim
     pred_horizon = getattr(found.shape, "pred_horizon", policy.act_horizon)
     steps = getattr(found.shape, "ddim_steps", 0)
-    terminal.say(f"{out}: {found.kind} policy of {found.origin}, {parameters:,} parameters,"
-               f" obs_horizon {policy.obs_horizon}, act_horizon {policy.act_horizon}, pred_horizon"
-               f" {pred_horizon}" + (f", {steps} DDIM steps" if steps else ""))  # fmt: skip
+    terminal.say(
+        f"{out}: {found.kind} policy of {found.origin}, {parameters:,} parameters,"
+        f" obs_horizon {policy.obs_horizon}, act_horizon {policy.act_horizon}, pred_horizon"
+        f" {pred_horizon}" + (f", {steps} DDIM steps" if steps else "")
+    )
     terminal.say(f"observation statistics for the learner come from {where}")
     success = intervals.base_summary(*tried)
     tables.show_base(success)
-    return {"policy": str(out), "kind": found.kind, "origin": found.origin,
-            "parameters": parameters, "obs_horizon": policy.obs_horizon,
-            "act_horizon": policy.act_horizon, "pred_horizon": pred_horizon,
-            "statistics": where, **success}  # fmt: skip
+    return {
+        "policy": str(out),
+        "kind": found.kind,
+        "origin": found.origin,
+        "parameters": parameters,
+        "obs_horizon": policy.obs_horizon,
+        "act_horizon": policy.act_horizon,
+        "pred_horizon": pred_horizon,
+        "statistics": where,
+        **success,
+    }

@@ -105,10 +105,13 @@ def screen(env: Env, base: BasePolicy, episodes: int, seed: int) -> Screening:
     summary = {"task": env.task.name, "episodes": episodes, "seed": seed}
     summary |= _describe(alone, env.task.episode_steps) | _room(actions, base.act_dim)
     summary["scales"] = [
-        {"residual_scale": scale, "success": count / episodes,
-         "ci": list(intervals.wilson(count, episodes))}
+        {
+            "residual_scale": scale,
+            "success": count / episodes,
+            "ci": list(intervals.wilson(count, episodes)),
+        }
         for scale, count in zip(SCALES, counts[1:], strict=True)
-    ]  # fmt: skip
+    ]
     summary |= recommend(counts[0], counts[1:], episodes, decisions)
     summary["verdict"], summary["reasons"] = judge(counts[0], counts[1:], episodes)
     return Screening(summary, alone.steps_to_success, alone.success_once)
@@ -134,8 +137,11 @@ def _describe(alone: Evaluation, limit: int) -> dict[str, Any]:
 def _room(actions: np.ndarray, act_dim: int) -> dict[str, Any]:
     """How often actions leave a residual no room: overall, and of the worst number."""
     near = (np.abs(actions.reshape(-1, act_dim)) > NEAR_BOUND).mean(axis=0)
-    return {"near_bounds": float(near.mean()), "near_bounds_worst": float(near.max()),
-            "worst_action_number": int(near.argmax())}  # fmt: skip
+    return {
+        "near_bounds": float(near.mean()),
+        "near_bounds_worst": float(near.max()),
+        "worst_action_number": int(near.argmax()),
+    }
 
 
 def recommend(base: int, scaled: list[int], episodes: int, decisions: int) -> dict[str, Any]:
@@ -149,16 +155,22 @@ def recommend(base: int, scaled: list[int], episodes: int, decisions: int) -> di
     """
 
     def largest(share: float) -> float | None:
-        kept = (scale for scale, count in zip(SCALES, scaled, strict=True)
-                if count and count >= share * base)  # fmt: skip
+        kept = (
+            scale
+            for scale, count in zip(SCALES, scaled, strict=True)
+            if count and count >= share * base
+        )
         return max(kept, default=None)
 
     scale = largest(KEEP) or SCALES[0]
     rate = (base + scaled[SCALES.index(scale)]) / 2 / episodes
     needed = EXAMPLES * decisions / max(rate, 1 / episodes)
-    return {"explorable_scale": largest(0.5), "residual_scale": scale,
-            "kept_success": KEEP * base / episodes,
-            "exploration_steps": ROUND_TO * math.ceil(needed / ROUND_TO)}  # fmt: skip
+    return {
+        "explorable_scale": largest(0.5),
+        "residual_scale": scale,
+        "kept_success": KEEP * base / episodes,
+        "exploration_steps": ROUND_TO * math.ceil(needed / ROUND_TO),
+    }
 
 
 def judge(base: int, scaled: list[int], episodes: int) -> tuple[str, list[str]]:
@@ -177,17 +189,22 @@ def judge(base: int, scaled: list[int], episodes: int) -> tuple[str, list[str]]:
         limits = f"below {HOPELESS:.0%}, and the interval below {HOPELESS_HIGH:.0%}"
         return IMPROVE, [f"{found}: {limits}; exploration would hardly meet a reward"]
     if not any(scaled):
-        return IMPROVE, [f"{found}, but under no random residual does it ever succeed;"
-                         " exploration would meet no reward"]  # fmt: skip
+        return IMPROVE, [
+            f"{found}, but under no random residual does it ever succeed;"
+            " exploration would meet no reward"
+        ]
     kept = [
         f"{scale:g}: {count / episodes:.0%}" for scale, count in zip(SCALES, scaled, strict=True)
     ]
-    return REFINE, [f"{found}: enough to learn from, and room above",
-                    f"success under random residuals, by scale: {', '.join(kept)}"]  # fmt: skip
+    return REFINE, [
+        f"{found}: enough to learn from, and room above",
+        f"success under random residuals, by scale: {', '.join(kept)}",
+    ]
 
 
-def screen_policy(path: Path, task: str, out: Path, episodes: int, seed: int,
-                  physics: str) -> dict[str, Any]:  # fmt: skip
+def screen_policy(
+    path: Path, task: str, out: Path, episodes: int, seed: int, physics: str
+) -> dict[str, Any]:
     """Screens a base policy's directory, draws a picture and prints what was found.
 
     Args:
@@ -222,9 +239,12 @@ def _command(summary: dict[str, Any]) -> str:
     fast += [name for name in names if name.startswith("fast/") and name.endswith("_diffusion")]
     suitable = [name for name in fast if configs.load(name).task.name == task]
     name = suitable[0] if suitable else "peg_fast"
-    values = {"base_policy.path": summary["policy"], "task.name": task,
-              "decorator.residual_scale": summary["residual_scale"],
-              "decorator.exploration_steps": summary["exploration_steps"]}  # fmt: skip
+    values = {
+        "base_policy.path": summary["policy"],
+        "task.name": task,
+        "decorator.residual_scale": summary["residual_scale"],
+        "decorator.exploration_steps": summary["exploration_steps"],
+    }
     config = configs.load(name)
     needed, epoch = OPENED * summary["exploration_steps"], config.train.decisions_per_epoch
     if config.train.total_decisions < needed:
@@ -243,14 +263,20 @@ def _show(summary: dict[str, Any]) -> None:
     terminal.show_table(title, ["random residual_scale", "success_once"], rows)
     if summary["steps_to_success_10_50_90"]:
         early, median, late = summary["steps_to_success_10_50_90"]
-        terminal.say(f"control steps to success: median {median:.0f}, 80 % within {early:.0f} to"
-                   f" {late:.0f}, of {summary['time_limit']}; {summary['late_successes']:.0%} of"
-                   " successes come in the last tenth")  # fmt: skip
-    terminal.say(f"{summary['failures']} episodes run into the time limit;"
-               f" {summary['undone']:.1%} succeed and undo it by the end")  # fmt: skip
-    terminal.say(f"{summary['near_bounds']:.1%} of action numbers lie within 0.05 of the bounds"
-               f" (number {summary['worst_action_number']}: {summary['near_bounds_worst']:.0%});"
-               " there a residual acts one way only")  # fmt: skip
+        terminal.say(
+            f"control steps to success: median {median:.0f}, 80 % within {early:.0f} to"
+            f" {late:.0f}, of {summary['time_limit']}; {summary['late_successes']:.0%} of"
+            " successes come in the last tenth"
+        )
+    terminal.say(
+        f"{summary['failures']} episodes run into the time limit;"
+        f" {summary['undone']:.1%} succeed and undo it by the end"
+    )
+    terminal.say(
+        f"{summary['near_bounds']:.1%} of action numbers lie within 0.05 of the bounds"
+        f" (number {summary['worst_action_number']}: {summary['near_bounds_worst']:.0%});"
+        " there a residual acts one way only"
+    )
     terminal.say(f"verdict: {summary['verdict']}", "bold")
     for reason in summary["reasons"]:
         terminal.say(f"  {reason}")

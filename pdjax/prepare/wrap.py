@@ -52,8 +52,9 @@ def wrap(source: str, task: str, out: Path, declared: dict[str, Any], play: Play
     base = assemble.assemble(parts, about)
     obs, actions, successes = try_aloud(env, base, play, (source, "mend the policy"))
     std = np.maximum(obs.std(axis=0), STD_FLOOR)
-    about = dataclasses.replace(about, obs_mean=tuple(obs.mean(axis=0).tolist()),
-                                obs_std=tuple(std.tolist()))  # fmt: skip
+    about = dataclasses.replace(
+        about, obs_mean=tuple(obs.mean(axis=0).tolist()), obs_std=tuple(std.tolist())
+    )
     new_directory(out)
     for name, path in files.items():
         (shutil.copytree if path.is_dir() else shutil.copyfile)(path, out / name)
@@ -80,10 +81,15 @@ def read_source(
     """
     path, dim, obs_horizon = Path(source), task.obs_dim, declared["obs_horizon"]
     about = Description(
-        kind="python", task=task.name, obs_dim=dim, act_dim=task.act_dim, act_horizon=1,
-        obs_mean=(0.0,) * dim, obs_std=(1.0,) * dim,
+        kind="python",
+        task=task.name,
+        obs_dim=dim,
+        act_dim=task.act_dim,
+        act_horizon=1,
+        obs_mean=(0.0,) * dim,
+        obs_std=(1.0,) * dim,
         **declared | {"obs_horizon": max(obs_horizon, 1)},
-    )  # fmt: skip
+    )
     about.validate()
     if path.suffix in SUFFIXES:
         about = dataclasses.replace(about, kind=SUFFIXES[path.suffix])
@@ -138,13 +144,23 @@ def _report(out: Path, about: Description, base: BasePolicy, tried: tuple) -> di
     crowded = float((np.abs(actions) >= 1).mean())
     found = intervals.base_summary(successes, episodes)
     way, microseconds = assemble.cost(base, episodes)
-    terminal.say(f"{out}: {about.kind} policy for {about.task}, obs_horizon {about.obs_horizon},"
-               f" act_horizon {about.act_horizon}, called {way},"
-               f" {microseconds:,.0f} us a call for {episodes} environments")  # fmt: skip
+    terminal.say(
+        f"{out}: {about.kind} policy for {about.task}, obs_horizon {about.obs_horizon},"
+        f" act_horizon {about.act_horizon}, called {way},"
+        f" {microseconds:,.0f} us a call for {episodes} environments"
+    )
     tables.show_base(found)
     if crowded > CROWDED:
         hint = "if its actions are not in [-1, 1], say so by --action-low and --action-high"
         terminal.say(f"{crowded:.0%} of its action numbers lie at or beyond the bounds; {hint}")
-    return {"policy": str(out), "task": about.task, "kind": about.kind, "called": way,
-            "obs_horizon": about.obs_horizon, "act_horizon": about.act_horizon,
-            "call_us": microseconds, **found, "at_bounds": crowded}  # fmt: skip
+    return {
+        "policy": str(out),
+        "task": about.task,
+        "kind": about.kind,
+        "called": way,
+        "obs_horizon": about.obs_horizon,
+        "act_horizon": about.act_horizon,
+        "call_us": microseconds,
+        **found,
+        "at_bounds": crowded,
+    }

@@ -82,8 +82,16 @@ def _decision_s(config: Config, num_envs: int) -> float:
       ConfigError: the config cannot have as many.
     """
     size = num_envs * max(1, config.train.decisions_per_round // num_envs)
-    run = build(changed(config, "train", num_envs=num_envs, decisions_per_round=size,
-                         decisions_per_epoch=size, updates_per_decision=1 / size))  # fmt: skip
+    run = build(
+        changed(
+            config,
+            "train",
+            num_envs=num_envs,
+            decisions_per_round=size,
+            decisions_per_epoch=size,
+            updates_per_decision=1 / size,
+        )
+    )
     phases = [phase for phase in rollout_phases(run, make_init(run)()) if phase.name != "physics"]
     return sum(time_phase(phase, repeats=2).seconds for phase in phases) / size
 

@@ -115,11 +115,16 @@ def rollout_phases(run: Run, state: TrainState) -> list[Phase]:
 
     phases = [
         Phase("base policy", act_as_base, (frozen, playing, (wobble, keys)), often, length),
-        Phase("residual", add_residual,
-              (state.sac.actor, frozen, playing, chunk, (wobble, keys)), often, length),
+        Phase(
+            "residual",
+            add_residual,
+            (state.sac.actor, frozen, playing, chunk, (wobble, keys)),
+            often,
+            length,
+        ),
         Phase("control steps", step_tasks, (frozen, playing, chunk, wobble), often, length),
         Phase("new episodes", start, (frozen, keys), often, length),
-    ]  # fmt: skip
+    ]
     if run.env.engine in registry.ENGINES:
         phases.append(_physics_phase(run, state, chunk, length, often))
     return phases
@@ -172,11 +177,24 @@ def learner_phases(run: Run, state: TrainState) -> list[Phase]:
     often = updates / length
     return [
         Phase("updates", learn, (state.sac, batch, state.hyperparams, keys), often, length),
-        Phase("replay: draw", draw_batches, (state, run.frozen, keys), often, length,
-              moved=2 * _nbytes(batch)),
-        Phase("replay: insert", insert, (state.replay, rows), 1, rounds, threads=True,
-              moved=2 * _nbytes(rows)),
-    ]  # fmt: skip
+        Phase(
+            "replay: draw",
+            draw_batches,
+            (state, run.frozen, keys),
+            often,
+            length,
+            moved=2 * _nbytes(batch),
+        ),
+        Phase(
+            "replay: insert",
+            insert,
+            (state.replay, rows),
+            1,
+            rounds,
+            threads=True,
+            moved=2 * _nbytes(rows),
+        ),
+    ]
 
 
 def _nbytes(tree: Any) -> int:

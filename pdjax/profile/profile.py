@@ -156,9 +156,12 @@ def _between_epochs(run: Run, steps: Steps, state: TrainState, repeats: int) -> 
 
 
 def _summarize(
-    run: Run, machine: rates.Machine, timings: dict[str, Timing], between: dict[str, float],
+    run: Run,
+    machine: rates.Machine,
+    timings: dict[str, Timing],
+    between: dict[str, float],
     epoch_s: float,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """What was measured, as JSON; shares are of an epoch with what belongs to it between two."""
     train = run.config.train
     whole = epoch_s + sum(between.values())
@@ -205,12 +208,19 @@ def _show(summary: dict[str, Any]) -> None:
 
     phases = sorted(summary["phases"], key=lambda phase: -phase["seconds"])
     rows = [
-        [p["phase"], f"{1e3 * p['seconds']:,.1f}", f"{p['share']:.1%}", share(p, "flops"),
-         share(p, "bytes")]
+        [
+            p["phase"],
+            f"{1e3 * p['seconds']:,.1f}",
+            f"{p['share']:.1%}",
+            share(p, "flops"),
+            share(p, "bytes"),
+        ]
         for p in phases
-    ]  # fmt: skip
-    title = (f"{summary['task']} on {summary['device']}, {summary['physics']} physics,"
-             f" {summary['num_envs']} environments")  # fmt: skip
+    ]
+    title = (
+        f"{summary['task']} on {summary['device']}, {summary['physics']} physics,"
+        f" {summary['num_envs']} environments"
+    )
     header = ["phase", "ms an epoch", "share", "of the machine's FLOP/s", "of its bytes/s"]
     terminal.show_table(title, header, rows)
     machine = summary["machine"]

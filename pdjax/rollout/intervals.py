@@ -53,8 +53,11 @@ def paired_gain(base: ArrayLike, refined: ArrayLike) -> tuple[float, tuple[float
 
 def base_summary(successes: int, episodes: int) -> dict[str, Any]:
     """A base policy's success_once alone, ready for JSON."""
-    return {"base_success": successes / episodes, "base_ci": list(wilson(successes, episodes)),
-            "eval_episodes": episodes}  # fmt: skip
+    return {
+        "base_success": successes / episodes,
+        "base_ci": list(wilson(successes, episodes)),
+        "eval_episodes": episodes,
+    }
 
 
 def figures(result: Evaluation) -> dict[str, float]:

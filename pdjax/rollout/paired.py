@@ -29,8 +29,11 @@ def make_assess(built: Run, stacked: bool = False):
     def assess_all(frozen, episodes, record, key, actors, scales):
         return jax.vmap(partial(assess, frozen, episodes, record, key))(actors, scales)
 
-    compiled = jax.jit(assess_all if stacked else assess, static_argnums=(1, 2),
-                       out_shardings=placement(built.mesh).key)  # fmt: skip
+    compiled = jax.jit(
+        assess_all if stacked else assess,
+        static_argnums=(1, 2),
+        out_shardings=placement(built.mesh).key,
+    )
 
     def on_host(actor, residual_scale, seed, episodes, record=False) -> Evaluation:
         key = jax.random.key(seed)

@@ -60,16 +60,22 @@ def compare_runs(directories: Sequence[Path], out: Path, threshold: float) -> di
     task, first = runs[0].settings["task.name"], runs[0].directory
     for run in runs:
         if (other := run.settings["task.name"]) != task:
-            raise ConfigError(f"{first} is a run of {task}, {run.directory} one of {other};"
-                              " compare runs of one task")  # fmt: skip
+            raise ConfigError(
+                f"{first} is a run of {task}, {run.directory} one of {other};"
+                " compare runs of one task"
+            )
     groups = group(runs)
     every = [members[0].settings for members in groups]
     apart, names = set_apart(every), name_groups(every)
-    found = [{"name": name, "settings": one} | figures(members, threshold)
-             for name, one, members in zip(names, apart, groups, strict=True)]  # fmt: skip
+    found = [
+        {"name": name, "settings": one} | figures(members, threshold)
+        for name, one, members in zip(names, apart, groups, strict=True)
+    ]
     tables.show_groups(task, found, threshold)
-    drawn = [{"name": name} | bands([run.curve for run in members])
-             for name, members in zip(names, groups, strict=True)]  # fmt: skip
+    drawn = [
+        {"name": name} | bands([run.curve for run in members])
+        for name, members in zip(names, groups, strict=True)
+    ]
     plots.plot_comparison(out, task, drawn)
     terminal.say(f"written {out}")
     return {"task": task, "threshold": threshold, "picture": str(out), "groups": found}
@@ -184,8 +190,9 @@ def figures(runs: Sequence[Read], threshold: float) -> dict[str, Any]:
     """
     finished = [run.result for run in runs if run.result]
     found: dict[str, Any] = {
-        "runs": [str(run.directory) for run in runs], "finished": len(finished)
-    }  # fmt: skip
+        "runs": [str(run.directory) for run in runs],
+        "finished": len(finished),
+    }
     for name in ("base_success", "refined_success", "base_smoothness", "refined_smoothness"):
         values = [result[name] for result in finished]
         found[name] = float(curves.iqm(values)) if values else None
@@ -217,5 +224,9 @@ def bands(found: Sequence[Sequence[curves.Point]]) -> dict[str, Any]:
         grid, values = curves.on_shared_grid(list(zip(x, scores, strict=True)))
         return grid, curves.iqm(values), curves.interval(values) if grid.size else None
 
-    return {"base": float(curves.iqm([y[0] for y in scores])), "runs": len(found),
-            "decisions": band(steps), "minutes": band(minutes)}  # fmt: skip
+    return {
+        "base": float(curves.iqm([y[0] for y in scores])),
+        "runs": len(found),
+        "decisions": band(steps),
+        "minutes": band(minutes),
+    }

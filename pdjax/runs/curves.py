@@ -53,9 +53,15 @@ def interval(values: ArrayLike) -> tuple[np.ndarray, np.ndarray] | None:
     if len(values) < 2:
         return None
     found = stats.bootstrap(
-        (values,), lambda drawn, axis: stats.trim_mean(drawn, CUT, axis=axis), axis=0,
-        vectorized=True, n_resamples=RESAMPLES, batch=500, method="percentile", rng=0,
-    )  # fmt: skip
+        (values,),
+        lambda drawn, axis: stats.trim_mean(drawn, CUT, axis=axis),
+        axis=0,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        batch=500,
+        method="percentile",
+        rng=0,
+    )
     return found.confidence_interval.low, found.confidence_interval.high
 
 

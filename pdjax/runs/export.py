@@ -55,8 +55,10 @@ def export_run(
 
     deployed = make_deployed(built.base, choose, scale, limit)
     exported.export_policy(deployed, out, env.task.name)
-    sizes = {name: getattr(deployed, name)
-             for name in ("obs_horizon", "obs_dim", "act_horizon", "act_dim")}  # fmt: skip
+    sizes = {
+        name: getattr(deployed, name)
+        for name in ("obs_horizon", "obs_dim", "act_horizon", "act_dim")
+    }
     text = HOW_TO.format(task=env.task.name, version=jax.__version__, drift_limit=limit, **sizes)
     (out / "README.md").write_text(text)
     refined = make_assess(built)(actor, scale, seed, episodes)
@@ -64,10 +66,15 @@ def export_run(
     played = make_base_play(env, written)(written.params, seed, episodes, record=True)
     decisions = episodes * -(-env.task.episode_steps // deployed.act_horizon)
     return {
-        "policy": str(out), "task": env.task.name, "run": str(directory), "episodes": episodes,
+        "policy": str(out),
+        "task": env.task.name,
+        "run": str(directory),
+        "episodes": episodes,
         "success": float(played.success_once.mean()),
         "ci": list(wilson(int(played.success_once.sum()), episodes)),
         "run_success": float(refined.success_once.mean()),
-        "drift_limit": limit, "drift_of_base": covered,
-        "trips": int(played.carry[0].sum()), "decisions": decisions,
-    }  # fmt: skip
+        "drift_limit": limit,
+        "drift_of_base": covered,
+        "trips": int(played.carry[0].sum()),
+        "decisions": decisions,
+    }

@@ -93,8 +93,10 @@ def _draw(backend: str, arguments: list[str], progress: Callable[[int], None]) -
         drawing = subprocess.Popen(
             [sys.executable, "-m", "pdjax.runs.video", *arguments],
             env=os.environ | {"MUJOCO_GL": backend, "JAX_PLATFORMS": "cpu"},
-            stdout=subprocess.PIPE, stderr=errors, text=True,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
         with drawing:
             for line in drawing.stdout or ():
                 if line.strip().isdigit():
@@ -127,10 +129,12 @@ def _main(episodes: Path, video: Path) -> None:
     overrides = {k.removeprefix("override/"): v for k, v in loaded.items() if "override/" in k}
     count = len({name.split("/")[0] for name in loaded if name.startswith("side")})
     sides = [
-        Side(str(loaded[f"side{i}/label"]),
-             *(loaded[f"side{i}/{name}"] for name in ("qpos", "steps", "success")))
+        Side(
+            str(loaded[f"side{i}/label"]),
+            *(loaded[f"side{i}/{name}"] for name in ("qpos", "steps", "success")),
+        )
         for i in range(count)
-    ]  # fmt: skip
+    ]
     compiled = task.make_visual_model()
     options: dict[str, Any] = {"fps": int(task.control_hz)}
     if video.suffix == ".mp4":

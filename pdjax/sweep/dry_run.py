@@ -41,14 +41,19 @@ def foresee(spec_path: Path) -> dict[str, Any]:
             if key not in timings:
                 timings[key] = _time(members)
             total = members[0].train.total_decisions
-            rows.append({"values": values, "members": len(members), "decisions": total}
-                        | timings[key])  # fmt: skip
+            rows.append(
+                {"values": values, "members": len(members), "decisions": total} | timings[key]
+            )
             bar.update(count)
     times = 1 if planned else settings.samples / len(drawn)
     at_once = settings.concurrent or max((os.cpu_count() or 1) // settings.cpus, 1)
     known = [row["hours"] for row in rows if row["hours"] is not None]
-    found = {"trials": rows, "count": round(times * len(rows)), "at_once": at_once,
-             "hours": times * sum(known)}  # fmt: skip
+    found = {
+        "trials": rows,
+        "count": round(times * len(rows)),
+        "at_once": at_once,
+        "hours": times * sum(known),
+    }
     tables.show_foreseen([dimension.key for dimension in spec.space], found)
     return found
 
@@ -62,8 +67,10 @@ def _program_key(members: Sequence[Config]) -> str:
 def _time(members: Sequence[Config]) -> dict[str, Any]:
     """Hours of a trial that learns from its first decision on, and its memory; or why not."""
     train = members[0].train
-    rounds = min(-(-TIMED // train.decisions_per_round),
-                 train.decisions_per_epoch // train.decisions_per_round)  # fmt: skip
+    rounds = min(
+        -(-TIMED // train.decisions_per_round),
+        train.decisions_per_epoch // train.decisions_per_round,
+    )
     train = dataclasses.replace(
         train, learning_starts=0, decisions_per_epoch=rounds * train.decisions_per_round
     )
@@ -83,7 +90,12 @@ def _time(members: Sequence[Config]) -> dict[str, Any]:
     if evaluation.interim_episodes:
         steps.assess_all(*arguments)
         played, _ = timed(steps.assess_all, *arguments)
-    epochs, evaluations = (train.total_decisions / every for every in
-                           (train.decisions_per_epoch, evaluation.interim_every))  # fmt: skip
-    return {"hours": (epochs * seconds + evaluations * played) / 3600,
-            "memory_bytes": max(plan.total for plan in plans), "note": ""}  # fmt: skip
+    epochs, evaluations = (
+        train.total_decisions / every
+        for every in (train.decisions_per_epoch, evaluation.interim_every)
+    )
+    return {
+        "hours": (epochs * seconds + evaluations * played) / 3600,
+        "memory_bytes": max(plan.total for plan in plans),
+        "note": "",
+    }

@@ -43,16 +43,22 @@ def write(out: Path) -> dict[str, Any]:
     spec = sweep_spec.read(out / "sweep.yaml")
     found = sorted((_trial(spec, directory) for directory in _directories(out)), key=_rank)
     if all(row["success"] is None for row in found):
-        raise ConfigError(f"no trial of {out} has been evaluated yet; wait for the first, or see"
-                          " trials/ID/log.txt")  # fmt: skip
+        raise ConfigError(
+            f"no trial of {out} has been evaluated yet; wait for the first, or see"
+            " trials/ID/log.txt"
+        )
     names = [dimension.key for dimension in spec.space]
     if len(spec.settings.config) > 1:
         names.insert(0, "config")
     apart = [name for name in names if name != "seed"]
     settings = _settings(apart, found)
     tables.show_settings(apart, settings)
-    summary: dict[str, Any] = {"trials": found, "settings": settings, "files": [],
-                               "importance": _importance(spec, found)}  # fmt: skip
+    summary: dict[str, Any] = {
+        "trials": found,
+        "settings": settings,
+        "files": [],
+        "importance": _importance(spec, found),
+    }
     _write_tables(out, names, found, summary["files"])
     _draw(out, settings, summary)
     _write_best(out, spec, settings, summary["files"])
@@ -77,19 +83,24 @@ def _settings(names: Sequence[str], trials: list[dict[str, Any]]) -> list[dict[s
         status = rows[0]["status"] if len(rows) == 1 else f"{done} of {len(rows)}"
         successes = [success for row in rows for success in row["successes"]]
         ends = curves.interval(successes)
-        found.append({
-            "values": {name: rows[0]["values"].get(name) for name in names},
-            "task": rows[0]["task"], "trials": [row["trial"] for row in rows],
-            "status": "finished" if done == len(rows) else status,
-            "restarts": sum(max(row["starts"] - 1, 0) for row in rows),
-            "runs": [run for row in rows for run in row["runs"]],
-            "success": _mean(successes),
-            "success_ci": None if ends is None else [float(end) for end in ends],
-            **{name: _mean([row[name] for row in rows if row[name] is not None])
-               for name in ("base_success", "smoothness", "base_smoothness")},
-            "decisions": max(row["decisions"] for row in rows),
-            "minutes": max(row["minutes"] for row in rows),
-        })  # fmt: skip
+        found.append(
+            {
+                "values": {name: rows[0]["values"].get(name) for name in names},
+                "task": rows[0]["task"],
+                "trials": [row["trial"] for row in rows],
+                "status": "finished" if done == len(rows) else status,
+                "restarts": sum(max(row["starts"] - 1, 0) for row in rows),
+                "runs": [run for row in rows for run in row["runs"]],
+                "success": _mean(successes),
+                "success_ci": None if ends is None else [float(end) for end in ends],
+                **{
+                    name: _mean([row[name] for row in rows if row[name] is not None])
+                    for name in ("base_success", "smoothness", "base_smoothness")
+                },
+                "decisions": max(row["decisions"] for row in rows),
+                "minutes": max(row["minutes"] for row in rows),
+            }
+        )
     return sorted(found, key=_rank)
 
 
@@ -103,8 +114,11 @@ def _trial(spec: sweep_spec.Spec, directory: Path) -> dict[str, Any]:
     runs = [path.parent for path in sorted(places)]
     by_run = {str(run): records.read_metrics(run, "eval") for run in runs}
     known = [curve for curve in by_run.values() if curve]
-    results = [json.loads((run / "result.json").read_text()) for run in runs
-               if (run / "result.json").is_file()]  # fmt: skip
+    results = [
+        json.loads((run / "result.json").read_text())
+        for run in runs
+        if (run / "result.json").is_file()
+    ]
     finished = bool(results) and len(results) == len(runs)
     ended = directory / "status.txt"
     status = ended.read_text().strip() if ended.is_file() else "unfinished"
@@ -118,9 +132,13 @@ def _trial(spec: sweep_spec.Spec, directory: Path) -> dict[str, Any]:
         "members": len(runs),
         "runs": [run for run, curve in by_run.items() if curve],
         "successes": [],
-        "success": None, "base_success": None, "smoothness": None, "base_smoothness": None,
-        "decisions": 0, "minutes": 0.0,
-    }  # fmt: skip
+        "success": None,
+        "base_success": None,
+        "smoothness": None,
+        "base_smoothness": None,
+        "decisions": 0,
+        "minutes": 0.0,
+    }
     if not known:
         return row
     last = [curve[-1] for curve in known]
@@ -148,10 +166,15 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _write_tables(out: Path, names: list[str], found: list[dict[str, Any]], files: list) -> None:
-    flat = [{name: row["values"].get(name) for name in names}
-            | {name: value for name, value in row.items()
-               if name not in ("values", "runs", "successes")}
-            for row in found]  # fmt: skip
+    flat = [
+        {name: row["values"].get(name) for name in names}
+        | {
+            name: value
+            for name, value in row.items()
+            if name not in ("values", "runs", "successes")
+        }
+        for row in found
+    ]
     (out / "trials.json").write_text(json.dumps(flat, indent=2) + "\n")
     files.append("trials.json")
     try:
@@ -198,8 +221,9 @@ def _draw(out: Path, settings: list[dict[str, Any]], summary: dict[str, Any]) ->
         plots.plot_comparison(path, task, bands)
         summary["files"].append(path.name)
     if summary["importance"]:
-        plots.plot_importance(out / "importance.png", "Which keys set good trials apart",
-                              summary["importance"])  # fmt: skip
+        plots.plot_importance(
+            out / "importance.png", "Which keys set good trials apart", summary["importance"]
+        )
         summary["files"].append("importance.png")
 
 
@@ -221,8 +245,9 @@ def _importance(spec: sweep_spec.Spec, found: list[dict[str, Any]]) -> dict[str,
     ranges = {key: _distribution(optuna, [row["values"][key] for row in rows]) for key in varied}
     for row in rows:
         params = {key: _plain(row["values"][key]) for key in varied}
-        study.add_trial(optuna.trial.create_trial(params=params, distributions=ranges,
-                                                  value=row["success"]))  # fmt: skip
+        study.add_trial(
+            optuna.trial.create_trial(params=params, distributions=ranges, value=row["success"])
+        )
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.5)
     found_shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return {key: float(share) for key, share in found_shares.items()}

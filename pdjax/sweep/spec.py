@@ -118,8 +118,10 @@ def read(path: Path) -> Spec:
         raise ConfigError(f"space got {space!r}, expected keys of a config with a range each")
     spec = Spec(settings, tuple(_dimension(*item) for item in space.items()), members)
     if not spec.space and len(settings.config) == 1:
-        raise ConfigError(f"sweep {path} has an empty space and one config: nothing to sweep;"
-                          " train it with `pdjax train`")  # fmt: skip
+        raise ConfigError(
+            f"sweep {path} has an empty space and one config: nothing to sweep;"
+            " train it with `pdjax train`"
+        )
     _judge_search(spec)
     for values in _corners(spec):
         make_members(spec, values)
@@ -220,11 +222,14 @@ def _judge_search(spec: Spec) -> None:
     search = spec.settings.search
     for key, kind, _ in spec.space:
         if search == "grid" and kind != "grid":
-            raise ConfigError(f"space of {key} is {kind}, which search: grid cannot enumerate; take"
-                              " search: random or optuna, or list values")  # fmt: skip
+            raise ConfigError(
+                f"space of {key} is {kind}, which search: grid cannot enumerate; take"
+                " search: random or optuna, or list values"
+            )
         if search == "optuna" and kind == "grid":
-            raise ConfigError(f"space of {key} is a grid, which search: optuna does not walk; say"
-                              " choice")  # fmt: skip
+            raise ConfigError(
+                f"space of {key} is a grid, which search: optuna does not walk; say choice"
+            )
 
 
 def _corners(spec: Spec) -> list[dict[str, Any]]:

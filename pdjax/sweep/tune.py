@@ -51,8 +51,10 @@ def sweep(spec_path: Path, out: Path, address: str = "", resume: bool = False) -
     tune = _import_tune(spec.settings)
     begun = resume and (out / "sweep.yaml").is_file()
     if begun and (out / "sweep.yaml").read_text() != spec_path.read_text():
-        raise ConfigError(f"cannot resume {out}: its sweep.yaml is not {spec_path}; give the same"
-                          " file, or choose another --out")  # fmt: skip
+        raise ConfigError(
+            f"cannot resume {out}: its sweep.yaml is not {spec_path}; give the same"
+            " file, or choose another --out"
+        )
     if not begun:
         check_directory(out)
     with _cluster(address, spec.settings) as where:
@@ -160,37 +162,47 @@ def _make_tuner(tune: Any, spec: Spec, out: Path) -> Any:
         tune.with_parameters(_trial, job=job), tune.PlacementGroupFactory([needed])
     )
     if tune.Tuner.can_restore(str(out / RAY)):
-        return tune.Tuner.restore(str(out / RAY), trainable, resume_unfinished=True,
-                                  resume_errored=True)  # fmt: skip
+        return tune.Tuner.restore(
+            str(out / RAY), trainable, resume_unfinished=True, resume_errored=True
+        )
     planned = sweep_spec.trials(spec)
     scheduler = None
     if settings.asha_grace:
         # ASHA ends at max_t, which must come after the final evaluation: that is the last report.
         budget = sweep_spec.make_members(spec, sweep_spec.example(spec))[0].train.total_decisions
         scheduler = tune.schedulers.ASHAScheduler(
-            time_attr="decisions", grace_period=settings.asha_grace, max_t=10 * budget,
+            time_attr="decisions",
+            grace_period=settings.asha_grace,
+            max_t=10 * budget,
             reduction_factor=settings.asha_reduction,
-        )  # fmt: skip
+        )
     return tune.Tuner(
         trainable,
         param_space=_param_space(tune, spec),
         tune_config=tune.TuneConfig(
-            metric=METRIC, mode="max", num_samples=1 if planned else settings.samples,
-            search_alg=_search(tune, spec), scheduler=scheduler,
+            metric=METRIC,
+            mode="max",
+            num_samples=1 if planned else settings.samples,
+            search_alg=_search(tune, spec),
+            scheduler=scheduler,
             max_concurrent_trials=settings.concurrent or None,
         ),
         run_config=tune.RunConfig(
-            name=RAY, storage_path=str(out), verbose=0,
+            name=RAY,
+            storage_path=str(out),
+            verbose=0,
             failure_config=tune.FailureConfig(max_failures=settings.restarts),
             callbacks=[_make_progress(tune, len(planned) if planned else settings.samples, out)],
         ),
-    )  # fmt: skip
+    )
 
 
 def _param_space(tune: Any, spec: Spec) -> dict[str, Any]:
     make = {"grid": tune.grid_search, "choice": tune.choice}
-    space = {d.key: make[d.kind](d.values) if d.kind in make else getattr(tune, d.kind)(*d.values)
-             for d in spec.space}  # fmt: skip
+    space = {
+        d.key: make[d.kind](d.values) if d.kind in make else getattr(tune, d.kind)(*d.values)
+        for d in spec.space
+    }
     names = list(spec.settings.config)
     every = tune.grid_search if spec.settings.search == "grid" else tune.choice
     return {"config": every(names)} | space
@@ -234,8 +246,12 @@ def _trial(values: Mapping[str, Any], job: Mapping[str, str]) -> None:
         members = sweep_spec.make_members(spec, values)
         results = run.run_members(members, directory / "run", resume=True, watch=watch)
     found = [result.summary for result in results]
-    tune.report({METRIC: sum(one["refined_success"] for one in found) / len(found),
-                 "decisions": max(one["decision_steps"] for one in found)})  # fmt: skip
+    tune.report(
+        {
+            METRIC: sum(one["refined_success"] for one in found) / len(found),
+            "decisions": max(one["decision_steps"] for one in found),
+        }
+    )
 
 
 def _make_progress(tune: Any, total: int, out: Path) -> Any:

@@ -42,8 +42,9 @@ def prepare(
     train_epoch = built.trainer.train_epoch
     if stacked:
         train_epoch = jax.vmap(train_epoch, (None, 0))
-    epoch = jax.jit(train_epoch, donate_argnums=1, in_shardings=(None, there),
-                    out_shardings=(there, whole))  # fmt: skip
+    epoch = jax.jit(
+        train_epoch, donate_argnums=1, in_shardings=(None, there), out_shardings=(there, whole)
+    )
     state, evaluation = jax.eval_shape(init), _evaluation(built)
     like = _with_places(state, placement(built.mesh))
     if stacked:
@@ -71,8 +72,9 @@ def _with_places(state: TrainState, there: TrainState) -> TrainState:
     """Shapes of a training state that also say where each array lives."""
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        state, jax.tree.broadcast(there, state),
-    )  # fmt: skip
+        state,
+        jax.tree.broadcast(there, state),
+    )
 
 
 def _several(count: int, shapes: Any) -> Any:

@@ -81,14 +81,17 @@ def _decisions(base: BasePolicy, trajectory: Trajectory) -> tuple[Any, np.ndarra
     Its base_action is still to be filled in, and residual_action is the chunk that was executed.
     """
     if trajectory.success is None:
-        raise ConfigError("train.demos has episodes without success flags; `pdjax data check` tells"
-                          " which files have them")  # fmt: skip
+        raise ConfigError(
+            "train.demos has episodes without success flags; `pdjax data check` tells"
+            " which files have them"
+        )
     success = np.asarray(trajectory.success, bool)
     steps = int(np.argmax(success)) + 1 if success.any() else len(success)
     done = trajectory.actions if trajectory.executed is None else trajectory.executed
     begin = np.arange(0, steps, base.act_horizon)
-    histories, chunks = training_windows(trajectory.obs, done[:steps], base.obs_horizon,
-                                         base.act_horizon, from_now=True)  # fmt: skip
+    histories, chunks = training_windows(
+        trajectory.obs, done[:steps], base.obs_horizon, base.act_horizon, from_now=True
+    )
     count = len(begin)
     executed: Any = np.zeros((count + 1, base.act_horizon * base.act_dim), np.float32)
     executed[:-1] = chunks[begin].reshape(count, -1)

@@ -146,8 +146,12 @@ def make_trainer(
         return state, metrics
 
     def draw_stored(frozen: Frozen, state: TrainState, key: Key) -> Batch:
-        draw = partial(sample, n_step=config.sac.n_step, gamma=state.hyperparams.gamma,
-                       reward_offset=state.hyperparams.reward_offset)  # fmt: skip
+        draw = partial(
+            sample,
+            n_step=config.sac.n_step,
+            gamma=state.hyperparams.gamma,
+            reward_offset=state.hyperparams.reward_offset,
+        )
         from_demos = round(config.train.demo_share * config.sac.batch_size)
         if not from_demos:
             return draw(state.replay, key, config.sac.batch_size)

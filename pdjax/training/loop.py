@@ -44,8 +44,10 @@ def refine(members: Sequence[Member], steps: Steps, watch: Watch | None = None) 
     config = members[0].config
     total, every = config.train.total_decisions, config.checkpoint.every
     several = len(members) > 1
-    runs = [Refinement(member, steps, index, f"member {index}: " if several else "")
-            for index, member in enumerate(members)]  # fmt: skip
+    runs = [
+        Refinement(member, steps, index, f"member {index}: " if several else "")
+        for index, member in enumerate(members)
+    ]
     done = _resume(runs)
     with (
         ExitStack() as files,

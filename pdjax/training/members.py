@@ -92,8 +92,10 @@ def check(members: Sequence[Config]) -> None:
                 )
         for other in range(number):
             if members[other] == member:
-                raise ConfigError(f"members {other} and {number} are the same run; change a value"
-                                  " of either, such as its seed")  # fmt: skip
+                raise ConfigError(
+                    f"members {other} and {number} are the same run; change a value"
+                    " of either, such as its seed"
+                )
 
 
 def varied(members: Sequence[Config]) -> list[dict[str, Any]]:

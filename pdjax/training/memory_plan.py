@@ -85,10 +85,14 @@ def make_plans(
         "base policy and model": _bytes(frozen._replace(demos=()), whole),
         "demonstrations": _bytes(frozen.demos, whole),
     }
-    held = saved | there | {
-        "working memory of an epoch": working,
-        "evaluation": _bytes(evaluation, whole),
-    }  # fmt: skip
+    held = (
+        saved
+        | there
+        | {
+            "working memory of an epoch": working,
+            "evaluation": _bytes(evaluation, whole),
+        }
+    )
     numbers, flags = sum(saved[name] for name in NUMBERS.values()), saved[FLAGS]
     size, state_size, taken = len(mesh.local_devices), sum(saved.values()), sum(there.values())
     if jax.default_backend() == "cpu":
@@ -101,11 +105,18 @@ def make_plans(
         )
         free = None if free is None else free + size * taken
         rings = size * (1 + copies)
-        return [Plan("memory", held, size * copies * state_size, rings * numbers, rings * flags,
-                     free)]  # fmt: skip
+        return [
+            Plan("memory", held, size * copies * state_size, rings * numbers, rings * flags, free)
+        ]
     copies = size * 2 * WRITERS  # on the host, and that encoded
-    host = Plan("the host's memory", {OTHERS: PROGRAMS}, copies * state_size, copies * numbers,
-                copies * flags, free_memory.free_memory())  # fmt: skip
+    host = Plan(
+        "the host's memory",
+        {OTHERS: PROGRAMS},
+        copies * state_size,
+        copies * numbers,
+        copies * flags,
+        free_memory.free_memory(),
+    )
     free = int(gib * 2**30) if gib else _free_on(mesh, taken)
     return [Plan("memory on each device", held, 0, numbers, flags, free), host]
 
@@ -117,8 +128,14 @@ def _saved_parts(state: TrainState, mesh: Mesh) -> dict[str, int]:
     ring = {name: _bytes(leaf, there.replay.storage) for name, leaf in storage._asdict().items()}
     sac = {name: _bytes(tree, there.sac) for name, tree in state.sac._asdict().items()}
     best = sac["actor"]
-    counters = (state.hyperparams, state.decision_steps, state.control_steps, state.key,
-                state.replay.cursor, state.replay.size)  # fmt: skip
+    counters = (
+        state.hyperparams,
+        state.decision_steps,
+        state.control_steps,
+        state.key,
+        state.replay.cursor,
+        state.replay.size,
+    )
     moments = sum(sac.pop(name) for name in MOMENTS)
     return {
         **{part: ring.pop(name) for name, part in NUMBERS.items()},
@@ -201,8 +218,10 @@ def show(plans: list[Plan]) -> None:
         rows = [[name, text(size)] for name, size in plan.held.items() if size]
         rows += [["all the while", text(plan.held_bytes)]]
         if plan.saving:
-            rows += [["besides, while checkpoints are written, at most", text(plan.saving)],
-                     ["at most", text(plan.total)]]  # fmt: skip
+            rows += [
+                ["besides, while checkpoints are written, at most", text(plan.saving)],
+                ["at most", text(plan.total)],
+            ]
         rows += [["free", "unknown" if plan.free is None else text(max(plan.free, 0))]]
         terminal.show_table(f"{plan.name} of this run", ["part", "size"], rows)
 
@@ -211,12 +230,18 @@ def summarize(plans: list[Plan], config: Config) -> dict[str, Any]:
     """The plans in bytes, and the largest replay in decisions, for `--json`."""
     return {
         "plans": [
-            {"memory": plan.name, "held": plan.held, "held_bytes": plan.held_bytes,
-             "saving_bytes": plan.saving, "total_bytes": plan.total, "free_bytes": plan.free}
+            {
+                "memory": plan.name,
+                "held": plan.held,
+                "held_bytes": plan.held_bytes,
+                "saving_bytes": plan.saving,
+                "total_bytes": plan.total,
+                "free_bytes": plan.free,
+            }
             for plan in plans
         ],
         "largest_replay_capacity": {d: largest_capacity(plans, config, d) for d in WIDTHS},
-    }  # fmt: skip
+    }
 
 
 def text(size: int) -> str:

@@ -99,8 +99,10 @@ def run_members(
         processes.by_writer(partial(check_directory, directory))
     places = [Member(config, directory / f"member_{index}") for index, config in enumerate(members)]
     results = _run(places, resume, memory_gib, watch)
-    rows = [{"directory": result.directory.name, "set": values, "result": result.summary}
-            for values, result in zip(varied(members), results, strict=True)]  # fmt: skip
+    rows = [
+        {"directory": result.directory.name, "set": values, "result": result.summary}
+        for values, result in zip(varied(members), results, strict=True)
+    ]
     processes.by_writer(partial(write_json, directory / "members.json", rows))
     return results
 
@@ -131,8 +133,9 @@ def _run(
     if assemble.is_foreign(base):
         num_envs = config.train.num_envs
         way, microseconds = assemble.cost(built.base, num_envs)
-        terminal.say(f"base policy called {way}: {microseconds:,.0f} us a call for {num_envs}"
-                   " environments")  # fmt: skip
+        terminal.say(
+            f"base policy called {way}: {microseconds:,.0f} us a call for {num_envs} environments"
+        )
     before = time.monotonic() - start
     ends = refine(members, steps, watch)
     start = time.monotonic()
@@ -140,8 +143,10 @@ def _run(
         residual = member.directory / "residual"  # there already where a run ended right here
         processes.by_writer(partial(shutil.rmtree, residual, ignore_errors=True))
         checkpoint.save(residual, end.best_actor)
-    refined = [(end.best_actor, member.config.decorator.residual_scale)
-               for member, end in zip(members, ends, strict=True)]  # fmt: skip
+    refined = [
+        (end.best_actor, member.config.decorator.residual_scale)
+        for member, end in zip(members, ends, strict=True)
+    ]
     compared = compare(built, refined, config.eval.episodes, config.eval.seed)
     for member, end, summary in zip(members, ends, compared, strict=True):
         state, trained = end.state, records.wall_s(member.directory)  # however often interrupted
@@ -169,8 +174,11 @@ def _survey(members: Sequence[Member], resume: bool) -> tuple[list[Member], int]
     new = [member for member, is_begun in zip(members, begun, strict=True) if not is_begun]
     for member in new:
         processes.by_writer(partial(check_directory, member.directory))
-    finished = [member for member, is_begun in zip(members, begun, strict=True)
-                if is_begun and (member.directory / "result.json").is_file()]  # fmt: skip
+    finished = [
+        member
+        for member, is_begun in zip(members, begun, strict=True)
+        if is_begun and (member.directory / "result.json").is_file()
+    ]
     return new, len(finished)
 
 
@@ -205,8 +213,10 @@ def _is_begun(config: Config, directory: Path) -> bool:
 def _check_shared(directory: Path) -> None:
     """Checks that a run directory, made by one process, is there for all."""
     if not (directory / "config.yaml").is_file():
-        raise ConfigError(f"cannot see {directory}, which process 0 made; all processes must share"
-                          " the folder of --out")  # fmt: skip
+        raise ConfigError(
+            f"cannot see {directory}, which process 0 made; all processes must share"
+            " the folder of --out"
+        )
 
 
 def _begin(config: Config, directory: Path) -> None:

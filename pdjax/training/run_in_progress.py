@@ -237,8 +237,12 @@ class Refinement:
 
     def _audit(self, verdict: guard.Verdict, action: guard.Action) -> None:
         """Writes down what was found and what is done about it."""
-        record = {"decision_steps": self.done, "wall_s": time.monotonic() - self._start,
-                  "done": action, **verdict._asdict()}  # fmt: skip
+        record = {
+            "decision_steps": self.done,
+            "wall_s": time.monotonic() - self._start,
+            "done": action,
+            **verdict._asdict(),
+        }
         records.add_record(self.directory / "audit.jsonl", record)
         found = plain(verdict.numbers)
         terminal.say(f"{self._label}guard: {verdict.rule} {found}: {action}")
@@ -248,8 +252,10 @@ class Refinement:
         now = self.progress.state
         step, state, _ = self._best.restore(self._steps.like)
         state = self._steps.init(self.index) if step < 0 else state
-        halved = {name: 0.5 * getattr(now.hyperparams, name)
-                  for name in ("actor_lr", "critic_lr", "temperature_lr")}  # fmt: skip
+        halved = {
+            name: 0.5 * getattr(now.hyperparams, name)
+            for name in ("actor_lr", "critic_lr", "temperature_lr")
+        }
         rollbacks = np.int32(self.progress.rollbacks + 1)
         state = state._replace(
             key=jax.random.fold_in(state.key, rollbacks),  # what went wrong must not come again

@@ -224,8 +224,15 @@ def test_a_broken_description_is_refused(policy_directory, text):
 def test_a_directory_from_before_there_were_kinds_is_read(toy, policy_directory):
     path = policy_directory / "policy.json"
     description = json.loads(path.read_text())
-    known = {"obs_horizon", "act_horizon", "pred_horizon", "hidden", "blocks", "ddim_steps",
-             "prediction"}  # fmt: skip
+    known = {
+        "obs_horizon",
+        "act_horizon",
+        "pred_horizon",
+        "hidden",
+        "blocks",
+        "ddim_steps",
+        "prediction",
+    }
     shape = description["imitation"]["policy"]
     description["imitation"]["policy"] = {name: shape[name] for name in known}
     del description["imitation"]["eval_every"], description["imitation"]["interim_episodes"]

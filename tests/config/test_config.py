@@ -203,15 +203,24 @@ PUBLISHED = {  # policy_decorator README.md: residual_scale, exploration_steps, 
 
 def test_suites_hold_eight_tasks_with_two_kinds_of_base_policies():
     families = {
-        "AdroitDoor", "AdroitHammer", "AdroitPen", "AdroitRelocate", "PegInsertionSide",
-        "StackCube", "TurnFaucet", "PushChair",
-    }  # fmt: skip
+        "AdroitDoor",
+        "AdroitHammer",
+        "AdroitPen",
+        "AdroitRelocate",
+        "PegInsertionSide",
+        "StackCube",
+        "TurnFaucet",
+        "PushChair",
+    }
     for suite in ("paper", "fast"):
         names = [name for name in configs.configs() if name.startswith(f"{suite}/")]
         found = [configs.load(name) for name in names]
         for kind in ("diffusion", "bet"):
-            tasks = {config.task.name.removesuffix("HeldOut") for name, config
-                     in zip(names, found, strict=True) if name.endswith(f"_{kind}")}  # fmt: skip
+            tasks = {
+                config.task.name.removesuffix("HeldOut")
+                for name, config in zip(names, found, strict=True)
+                if name.endswith(f"_{kind}")
+            }
             assert tasks == families
         swept = schema.read_yaml(configs.suites()[suite], "sweep", "")["config"]
         assert sorted(swept) == sorted(names)

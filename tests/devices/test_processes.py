@@ -51,18 +51,35 @@ def by_environment(index, port):
 
 
 def by_slurm(index, port):
-    found = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2",
-             "SLURM_PROCID": str(index), "SLURM_LOCALID": str(index),
-             "JAX_COORDINATOR_PORT": str(port)}  # fmt: skip
+    found = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_NODELIST": "127.0.0.1",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(index),
+        "SLURM_LOCALID": str(index),
+        "JAX_COORDINATOR_PORT": str(port),
+    }
     return ["--coordinator", "auto"], found
 
 
 def start(folder, out, index=None, way=([], {}), *more):
     """One process of a run, or the only one."""
     name = f"{out}_{index}"
-    command = [sys.executable, "-c", PROGRAM, str(folder / f"{name}.npz"), "train", "peg_fast",
-               "--out", str(folder / out), "--set", f"base_policy.path={folder / 'base'}",
-               *SHORT, "eval.episodes=5", *more]  # fmt: skip
+    command = [
+        sys.executable,
+        "-c",
+        PROGRAM,
+        str(folder / f"{name}.npz"),
+        "train",
+        "peg_fast",
+        "--out",
+        str(folder / out),
+        "--set",
+        f"base_policy.path={folder / 'base'}",
+        *SHORT,
+        "eval.episodes=5",
+        *more,
+    ]
     flags, variables = way
     log = (folder / f"{name}.log").open("w")
     return subprocess.Popen(command + flags, stdout=log, stderr=log, env=os.environ | variables)

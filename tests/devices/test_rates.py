@@ -36,8 +36,9 @@ def test_operations_are_those_of_the_products(function, expected):
 def test_a_convolution_is_a_product_for_each_place():
     def convolve(x):  # (batch 2, length 9, 4 channels) by (3, 4, 6): 7 places
         dims = ("NWC", "WIO", "NWC")
-        return jax.lax.conv_general_dilated(x, jnp.ones((3, 4, 6)), (1,), "VALID",
-                                            dimension_numbers=dims)  # fmt: skip
+        return jax.lax.conv_general_dilated(
+            x, jnp.ones((3, 4, 6)), (1,), "VALID", dimension_numbers=dims
+        )
 
     assert rates.count_flops(convolve, jnp.ones((2, 9, 4))) == 2 * (2 * 7 * 6) * (3 * 4)
 

@@ -290,8 +290,11 @@ def test_a_playground_environment_equals_stepping_playground_itself():
     done = subprocess.run(
         [sys.executable, str(Path(__file__))],
         env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -340,13 +343,18 @@ def test_braxs_own_sac_trains_on_an_adroit_task(monkeypatch):
     seen = []
     env = ours.make("AdroitDoor", "native", "dense")
     train.train(
-        env, num_timesteps=10_000, episode_length=200, num_envs=16, num_eval_envs=16,
-        batch_size=64, min_replay_size=512, normalize_observations=True, num_evals=2,
+        env,
+        num_timesteps=10_000,
+        episode_length=200,
+        num_envs=16,
+        num_eval_envs=16,
+        batch_size=64,
+        min_replay_size=512,
+        normalize_observations=True,
+        num_evals=2,
         progress_fn=lambda steps, metrics: seen.append((steps, metrics)),
-        network_factory=functools.partial(
-            networks.make_sac_networks, hidden_layer_sizes=(64, 64)
-        ),
-    )  # fmt: skip
+        network_factory=functools.partial(networks.make_sac_networks, hidden_layer_sizes=(64, 64)),
+    )
     steps, metrics = seen[-1]
     assert len(seen) == 2 and steps >= 10_000
     assert {"training/critic_loss", "training/actor_loss", "eval/episode_reward"} <= set(metrics)

@@ -146,8 +146,9 @@ def test_an_episode_goes_on_from_its_state(played):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, saved)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
-        restored.episode, played.state.episode,
-    )  # fmt: skip
+        restored.episode,
+        played.state.episode,
+    )
     # Derived fields may be a substep old, and positions move by centimetres in one.
     np.testing.assert_allclose(obs, played.obs[-1], atol=0.05)
 
@@ -196,7 +197,10 @@ def test_the_other_engines_keep_to_it(physics):
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-n", "0", str(Path(__file__))],
         env={**os.environ, "PDJAX_TEST_PHYSICS": physics, "JAX_PLATFORMS": "cpu"},
-        capture_output=True, text=True, timeout=3600, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=3600,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-3000:]
     assert " passed" in done.stdout

@@ -93,9 +93,11 @@ def test_derived_values_are_what_mujoco_derives(name, shift):
         bodies = [theirs.body(body).id for body in env.task.objects]
         rows = row_ids(theirs, "dof_M0", env.task.scene.override_rows["dof_M0"])
         for field, where in (
-            ("body_subtreemass", bodies), ("body_invweight0", bodies),
-            ("dof_M0", rows), ("dof_invweight0", rows),
-        ):  # fmt: skip
+            ("body_subtreemass", bodies),
+            ("body_invweight0", bodies),
+            ("dof_M0", rows),
+            ("dof_invweight0", rows),
+        ):
             found, expected = getattr(ours, field)[where], getattr(theirs, field)[where]
             np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=field)
 
@@ -148,9 +150,13 @@ def test_objects_grow_in_all_directions_and_stay_in_place(name):
     factors = sizes[1][:, 0, 0] / sizes[0][:, 0, 0]
     assert np.ptp(factors) > 0.15
     for field, names, power in (
-        ("geom_size", shapes, 1), ("geom_pos", shapes, 1), ("geom_rbound", shapes, 1),
-        ("body_ipos", bodies, 1), ("body_mass", bodies, 3), ("body_inertia", bodies, 5),
-    ):  # fmt: skip
+        ("geom_size", shapes, 1),
+        ("geom_pos", shapes, 1),
+        ("geom_rbound", shapes, 1),
+        ("body_ipos", bodies, 1),
+        ("body_mass", bodies, 3),
+        ("body_inertia", bodies, 5),
+    ):
         old, new = values_of(plain, before, field, names), values_of(other, after, field, names)
         scale = factors.reshape(-1, *[1] * (old.ndim - 1)) ** power
         np.testing.assert_allclose(new, old * scale, rtol=1e-5, atol=1e-9, err_msg=field)
@@ -230,10 +236,12 @@ def test_a_resized_peg_keeps_its_clearance():
     names = ("wall_left", "wall_right")
     size = values_of(other, after, "geom_size", names)[:, :, 1]
     pos = values_of(other, after, "geom_pos", names)[:, :, 1]
-    np.testing.assert_allclose(pos[:, 0] - size[:, 0], params.hole_offset[:, 0]
-                               + params.hole_half_width, atol=1e-6)  # fmt: skip
-    np.testing.assert_allclose(pos[:, 1] + size[:, 1], params.hole_offset[:, 0]
-                               - params.hole_half_width, atol=1e-6)  # fmt: skip
+    np.testing.assert_allclose(
+        pos[:, 0] - size[:, 0], params.hole_offset[:, 0] + params.hole_half_width, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        pos[:, 1] + size[:, 1], params.hole_offset[:, 0] - params.hole_half_width, atol=1e-6
+    )
     np.testing.assert_allclose(pos[:, 0] + size[:, 0], params.peg_half_length, atol=1e-6)  # outside
     bound = values_of(other, after, "geom_rbound", names)
     largest = np.linalg.norm(values_of(other, after, "geom_size", names), axis=-1)

@@ -255,8 +255,9 @@ def test_bfloat16_rounds_as_hand_numbers_say(key):
 def test_bfloat16_stays_within_its_bound_and_samples_float32(key):
     rows = make_rows(0, 40)
     noise = np.random.default_rng(0).uniform(-1, 1, (3, 40, 3, 2)).astype(np.float32)
-    rows = rows._replace(obs=3 + 0.1 * noise[0, ..., :1], base_action=noise[1],
-                         residual_action=noise[2])  # fmt: skip
+    rows = rows._replace(
+        obs=3 + 0.1 * noise[0, ..., :1], base_action=noise[1], residual_action=noise[2]
+    )
     drawn = {}
     for dtype in ("float32", "bfloat16"):
         state, packing = packed_ring(dtype, rows, mean=3.0, std=0.05)
@@ -269,8 +270,13 @@ def test_bfloat16_stays_within_its_bound_and_samples_float32(key):
     exact, rounded = drawn["float32"], drawn["bfloat16"]
     for name in ("reward", "discount", "weight"):
         np.testing.assert_array_equal(getattr(exact, name), getattr(rounded, name))
-    for name, centre in (("obs", 3.0), ("next_obs", 3.0), ("base_action", 0.0),
-                         ("residual_action", 0.0), ("next_base_action", 0.0)):  # fmt: skip
+    for name, centre in (
+        ("obs", 3.0),
+        ("next_obs", 3.0),
+        ("base_action", 0.0),
+        ("residual_action", 0.0),
+        ("next_base_action", 0.0),
+    ):
         value, error = getattr(exact, name), getattr(rounded, name) - getattr(exact, name)
         # half a step of 8 bits, and what float32 itself rounds while whitening
         assert np.all(np.abs(error) <= 2.0**-8 * np.abs(value - centre) + 1e-6), name

@@ -100,13 +100,23 @@ def test_updates_equal_reference(critic_input, actor_input, layer_norm, num_crit
 
 def test_updates_equal_reference_with_every_penalty_limit_and_a_subset_of_critics():
     config = dataclasses.replace(
-        SMALL, num_critics=4, min_of=2, residual_penalty=0.7, penalty_half_life=2.0,
-        final_penalty=0.1, smoothness_penalty=30.0,
-    )  # fmt: skip
+        SMALL,
+        num_critics=4,
+        min_of=2,
+        residual_penalty=0.7,
+        penalty_half_life=2.0,
+        final_penalty=0.1,
+        smoothness_penalty=30.0,
+    )
     limits = (1.0, 0.5, 0.0625)
-    settings = {"critic_input": "sum", "actor_input": "obs", "limits": np.array(limits),
-                "residual_penalties": (0.7, 0.1 + 0.6 / 2**0.5, 0.4), "smoothness_penalty": 30.0,
-                "follows_mean": True}  # fmt: skip
+    settings = {
+        "critic_input": "sum",
+        "actor_input": "obs",
+        "limits": np.array(limits),
+        "residual_penalties": (0.7, 0.1 + 0.6 / 2**0.5, 0.4),
+        "smoothness_penalty": 30.0,
+        "follows_mean": True,
+    }
     compare_with_reference(config, DecoratorConfig(0.3, residual_limits=limits), settings)
 
 

@@ -11,9 +11,14 @@ from pdjax.config.schema import ConfigError
 from pdjax.output import paths, plots, records, terminal
 
 SUMMARY = {
-    "task": "Point", "seed": 0, "episodes": 50, "base_success": 0.4, "refined_success": 0.9,
-    "refined_ci": [0.79, 0.96], "gain": 0.5,
-}  # fmt: skip
+    "task": "Point",
+    "seed": 0,
+    "episodes": 50,
+    "base_success": 0.4,
+    "refined_success": 0.9,
+    "refined_ci": [0.79, 0.96],
+    "gain": 0.5,
+}
 
 
 def strict(text):

@@ -164,15 +164,32 @@ def test_an_initial_state_that_does_not_fit_is_refused(point, state, message):
 def test_a_file_whose_sizes_fit_no_task_asks_for_one(tmp_path):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["traj_0/obs"], file["traj_0/actions"] = jnp.zeros((3, 4)), jnp.zeros((2, 1))
-    with pytest.raises(DataError, match="observations of 4 and actions of 1 numbers, which fit no"
-                                        " task; pass --task"):  # fmt: skip
+    with pytest.raises(
+        DataError,
+        match="observations of 4 and actions of 1 numbers, which fit no task; pass --task",
+    ):
         check(tmp_path / "x.h5")
 
 
 def test_the_command_prints_tables_a_verdict_and_one_json_object(capsys, tmp_path):
     path = str(tmp_path / "x.h5")
-    assert cli.main(["demos", "PegInsertionSide", "--episodes", "4", "--out", path,
-                     "--physics", "native", "--seed", "3"]) == 0  # fmt: skip
+    assert (
+        cli.main(
+            [
+                "demos",
+                "PegInsertionSide",
+                "--episodes",
+                "4",
+                "--out",
+                path,
+                "--physics",
+                "native",
+                "--seed",
+                "3",
+            ]
+        )
+        == 0
+    )
     capsys.readouterr()
     assert cli.main(["data", "check", path, "--replay", "2", "--physics", "native", "--json"]) == 0
     captured = capsys.readouterr()

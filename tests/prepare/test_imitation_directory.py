@@ -16,9 +16,10 @@ from tests.probe import make_point_env
 
 SHAPES = {
     "mlp": {"mlp": {"hidden": [8], "act_horizon": 2}},
-    "bet": {"bet": {"obs_horizon": 2, "bins": 2, "layers": 1, "heads": 1, "width": 8,
-                    "readout": 8}},
-}  # fmt: skip
+    "bet": {
+        "bet": {"obs_horizon": 2, "bins": 2, "layers": 1, "heads": 1, "width": 8, "readout": 8}
+    },
+}
 
 
 def config_of(kind, **changes):
@@ -79,8 +80,12 @@ def test_a_resumed_training_equals_one_in_a_go_bit_for_bit(tmp_path, monkeypatch
         whole, parts = (read(tmp_path / run, folder) for run in ("whole", "parts"))
         jax.tree.map(np.testing.assert_array_equal, whole, parts)
     assert {path.name for path in (tmp_path / "parts").iterdir()} == {
-        *names, "params", "last", "learning_curve.png", "result.json",
-    }  # fmt: skip
+        *names,
+        "params",
+        "last",
+        "learning_curve.png",
+        "result.json",
+    }
 
 
 def read(directory, folder):
@@ -121,8 +126,12 @@ def test_without_evaluation_the_last_is_kept_as_by_plain_training(tmp_path, poin
     assert task == "Point"
     jax.tree.map(np.testing.assert_array_equal, plain.params, loaded.params)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "params", "policy.json", "imitation.jsonl", "learning_curve.png", "result.json",
-    }  # fmt: skip
+        "params",
+        "policy.json",
+        "imitation.jsonl",
+        "learning_curve.png",
+        "result.json",
+    }
 
 
 def test_what_cannot_be_resumed_is_refused_and_left_alone(tmp_path, monkeypatch, point):

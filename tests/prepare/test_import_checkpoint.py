@@ -32,22 +32,50 @@ from tests import torch_policies as nets  # noqa: E402
 
 OBS, ACT = 3, 1  # of the point on a line
 UNET = {"dims": (16, 32), "step_dim": 8}
-ARGS = {"obs_horizon": 2, "act_horizon": 4, "pred_horizon": 8, "unet_dims": [16, 32],
-        "n_groups": 8, "diffusion_step_embed_dim": 8}  # fmt: skip
+ARGS = {
+    "obs_horizon": 2,
+    "act_horizon": 4,
+    "pred_horizon": 8,
+    "unet_dims": [16, 32],
+    "n_groups": 8,
+    "diffusion_step_embed_dim": 8,
+}
 BET_ARGS = {"context_window": 4, "n_clusters": 3, "n_layers": 2, "n_heads": 2, "n_embedding": 8}
 DIFFUSION = {
-    "type": "diffusion", "n_obs_steps": 2, "n_action_steps": 4, "horizon": 8,
-    "down_dims": [16, 32], "kernel_size": 5, "n_groups": 8, "diffusion_step_embed_dim": 8,
-    "use_film_scale_modulation": True, "noise_scheduler_type": "DDIM", "num_inference_steps": 5,
-    "num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2",
-    "prediction_type": "epsilon", "clip_sample": True, "clip_sample_range": 1.0,
-}  # fmt: skip
+    "type": "diffusion",
+    "n_obs_steps": 2,
+    "n_action_steps": 4,
+    "horizon": 8,
+    "down_dims": [16, 32],
+    "kernel_size": 5,
+    "n_groups": 8,
+    "diffusion_step_embed_dim": 8,
+    "use_film_scale_modulation": True,
+    "noise_scheduler_type": "DDIM",
+    "num_inference_steps": 5,
+    "num_train_timesteps": 100,
+    "beta_schedule": "squaredcos_cap_v2",
+    "prediction_type": "epsilon",
+    "clip_sample": True,
+    "clip_sample_range": 1.0,
+}
 ACT_CONFIG = {
-    "type": "act", "n_obs_steps": 1, "n_action_steps": 4, "chunk_size": 6, "pre_norm": False,
-    "dim_model": 8, "n_heads": 2, "dim_feedforward": 16, "feedforward_activation": "relu",
-    "n_encoder_layers": 2, "n_decoder_layers": 1, "latent_dim": 4, "dropout": 0.1,
-    "kl_weight": 10.0, "temporal_ensemble_coeff": None,
-}  # fmt: skip
+    "type": "act",
+    "n_obs_steps": 1,
+    "n_action_steps": 4,
+    "chunk_size": 6,
+    "pre_norm": False,
+    "dim_model": 8,
+    "n_heads": 2,
+    "dim_feedforward": 16,
+    "feedforward_activation": "relu",
+    "n_encoder_layers": 2,
+    "n_decoder_layers": 1,
+    "latent_dim": 4,
+    "dropout": 0.1,
+    "kl_weight": 10.0,
+    "temporal_ensemble_coeff": None,
+}
 
 
 def write_reference(folder, state, args, name="ema_agent"):
@@ -91,10 +119,11 @@ def write_lerobot(folder, config, state, stats, modes=None, beside=True):
     kinds = dict(zip(parts, ("STATE", "ENV")))
     features = {name: {"type": kinds[name], "shape": [size]} for name, size in parts.items()}
     config = {
-        **config, "input_features": features,
+        **config,
+        "input_features": features,
         "output_features": {"action": {"type": "ACTION", "shape": [ACT]}},
         "normalization_mapping": modes or dict.fromkeys(("STATE", "ENV", "ACTION"), "MIN_MAX"),
-    }  # fmt: skip
+    }
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     if beside:
@@ -104,8 +133,10 @@ def write_lerobot(folder, config, state, stats, modes=None, beside=True):
         ):
             name = end if end.endswith("normalizer") else end + "izer"
             safetensors.save_file(stats, folder / f"{name}_processor.safetensors")
-        steps = [{"registry_name": "rename_observations_processor"},
-                 {"registry_name": "normalizer_processor"}]  # fmt: skip
+        steps = [
+            {"registry_name": "rename_observations_processor"},
+            {"registry_name": "normalizer_processor"},
+        ]
         (folder / "policy_preprocessor.json").write_text(json.dumps({"steps": steps}))
     else:
         for key, value in stats.items():
@@ -170,8 +201,9 @@ def history_of(horizon, seed=0):
 
 
 def decide(base, history, seed=0):
-    return base.apply(base.params, base.init_carry(jax.random.key(1)), jnp.asarray(history),
-                      jax.random.key(seed))[0]  # fmt: skip
+    return base.apply(
+        base.params, base.init_carry(jax.random.key(1)), jnp.asarray(history), jax.random.key(seed)
+    )[0]
 
 
 def compare_levels(found, unet):
@@ -182,8 +214,12 @@ def compare_levels(found, unet):
     for level in (0, 13, 50, 99):
         with torch.no_grad():
             expected = unet(torch.from_numpy(noisy), level, torch.from_numpy(cond)).numpy()
-        ours = denoiser.apply(found.params["denoiser"], jnp.asarray(noisy).reshape(3, -1),
-                              jnp.full(3, level), jnp.asarray(cond))  # fmt: skip
+        ours = denoiser.apply(
+            found.params["denoiser"],
+            jnp.asarray(noisy).reshape(3, -1),
+            jnp.full(3, level),
+            jnp.asarray(cond),
+        )
         np.testing.assert_allclose(ours.reshape(expected.shape), expected, atol=1e-5)
 
 
@@ -236,8 +272,9 @@ def test_the_reference_bet(tmp_path):
 @pytest.mark.parametrize(("scales", "beside"), [(True, True), (False, False)])
 def test_lerobot_diffusion(scales, beside, tmp_path):
     unet, stats = make_unet(lerobot=True, scales=scales), make_stats()
-    folder = lerobot_diffusion(tmp_path / "run", stats, unet, beside=beside,
-                               use_film_scale_modulation=scales)  # fmt: skip
+    folder = lerobot_diffusion(
+        tmp_path / "run", stats, unet, beside=beside, use_film_scale_modulation=scales
+    )
     found = torch_checkpoints_lerobot.read(folder)
     assert found.shape.ddim_steps == 5
     compare_levels(found, unet)
@@ -321,8 +358,12 @@ def point(monkeypatch, tmp_path):
 
 
 GOOD = ["--task", "Point", "--out", "new", "--episodes", "3"]
-WRITERS = {"unet": reference_unet, "bet": reference_bet, "lerobot": lerobot_diffusion,
-           "act": lerobot_act}  # fmt: skip
+WRITERS = {
+    "unet": reference_unet,
+    "bet": reference_bet,
+    "lerobot": lerobot_diffusion,
+    "act": lerobot_act,
+}
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -18,12 +18,29 @@ from pdjax.training.compiled import prepare
 from pdjax_envs import registry
 from tests.probe import make_constant_policy, make_point_env
 
-TINY = ["task.name=Point", "base_policy.path=base", "train.num_envs=4",
-        "train.decisions_per_round=16", "train.decisions_per_epoch=64", "sac.batch_size=32",
-        "sac.hidden=[16]", "eval.interim_episodes=8",
-        "train.updates_per_decision=0.25"]  # fmt: skip
-NAMES = {"base policy", "residual", "control steps", "new episodes", "updates", "replay: draw",
-         "replay: insert", "evaluation", "checkpoint", "records"}  # fmt: skip
+TINY = [
+    "task.name=Point",
+    "base_policy.path=base",
+    "train.num_envs=4",
+    "train.decisions_per_round=16",
+    "train.decisions_per_epoch=64",
+    "sac.batch_size=32",
+    "sac.hidden=[16]",
+    "eval.interim_episodes=8",
+    "train.updates_per_decision=0.25",
+]
+NAMES = {
+    "base policy",
+    "residual",
+    "control steps",
+    "new episodes",
+    "updates",
+    "replay: draw",
+    "replay: insert",
+    "evaluation",
+    "checkpoint",
+    "records",
+}
 
 
 @pytest.fixture
@@ -40,8 +57,11 @@ def test_a_profile_names_every_phase_and_its_share(here, capsys):
     assert cli.main([*argv, "--json", "--set", *TINY]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {phase["phase"] for phase in found["phases"]} == NAMES
-    between = sum(phase["seconds"] for phase in found["phases"] if phase["phase"] in
-                  ("evaluation", "checkpoint", "records"))  # fmt: skip
+    between = sum(
+        phase["seconds"]
+        for phase in found["phases"]
+        if phase["phase"] in ("evaluation", "checkpoint", "records")
+    )
     whole = found["epoch_s"] + between
     assert found["decisions_per_s"] == pytest.approx(64 / whole)
     assert found["gradient_steps_per_s"] == pytest.approx(16 / whole)

@@ -129,8 +129,9 @@ def test_executed_actions_stay_within_residual_scale_of_the_base():
     result = evaluate(env, base, lambda obs, a: jnp.ones_like(a), 0.2, record=True)
     moved = np.diff(result.qpos[..., 0], axis=0) / SPEED
     np.testing.assert_allclose(moved, 0.5, atol=1e-5)
-    clipped = evaluate(env, make_constant_policy(0.95), lambda o, a: jnp.ones_like(a), 0.2,
-                       record=True)  # fmt: skip
+    clipped = evaluate(
+        env, make_constant_policy(0.95), lambda o, a: jnp.ones_like(a), 0.2, record=True
+    )
     np.testing.assert_allclose(np.diff(clipped.qpos[..., 0], axis=0) / SPEED, 1.0, atol=1e-5)
 
 
@@ -213,8 +214,12 @@ def test_another_reward_than_success():
 def test_actions_out_of_range_are_clipped_and_counted():
     env = make_point_env(episode_steps=8)
     state, _ = env.reset(env.model, jax.random.key(0))
-    for action, moved, bad in ((1.0, 0.1, False), (1.5, 0.1, True), (-jnp.inf, -0.1, True),
-                               (jnp.nan, 0.0, True)):  # fmt: skip
+    for action, moved, bad in (
+        (1.0, 0.1, False),
+        (1.5, 0.1, True),
+        (-jnp.inf, -0.1, True),
+        (jnp.nan, 0.0, True),
+    ):
         after, out = env.step(env.model, state, jnp.array([action]))
         np.testing.assert_allclose(after.physics.qpos - state.physics.qpos, moved, atol=1e-7)
         assert out.bad_action == bad

@@ -31,13 +31,23 @@ def write_run(directory, scores, overrides=(), refined=None, minute=1.0, about=N
     lines = [{"group": "train", "decision_steps": 50, "wall_s": 1.0, "train_success": 1.0}]
     for index, score in enumerate(scores):
         wall_s = 60 * minute * (index + 0.5)
-        lines.append({"group": "eval", "decision_steps": 100 * index, "wall_s": wall_s,
-                      "success_once": score})  # fmt: skip
+        lines.append(
+            {
+                "group": "eval",
+                "decision_steps": 100 * index,
+                "wall_s": wall_s,
+                "success_once": score,
+            }
+        )
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (directory / "metrics.jsonl").write_text(text + '{"group": "eval", "deci')  # being written
     if refined is not None:
-        result = {"base_success": 0.5, "refined_success": refined, "base_smoothness": 0.3,
-                  "refined_smoothness": 0.1 * refined}  # fmt: skip
+        result = {
+            "base_success": 0.5,
+            "refined_success": refined,
+            "base_smoothness": 0.3,
+            "refined_smoothness": 0.1 * refined,
+        }
         (directory / "result.json").write_text(json.dumps(result))
     return directory
 
@@ -124,8 +134,9 @@ def test_base_policies_whose_chunks_have_other_lengths_are_apart(folder):
     groups = comparison.group([comparison.read(run) for run in runs])
     assert [[run.directory.name for run in group] for group in groups] == [["a"], ["b", "d"], ["c"]]
     assert comparison.name_groups([group[0].settings for group in groups[:2]]) == [
-        "base_policy.act_horizon=4", "base_policy.act_horizon=1",
-    ]  # fmt: skip
+        "base_policy.act_horizon=4",
+        "base_policy.act_horizon=1",
+    ]
 
 
 def test_what_is_drawn_is_the_mean_on_a_shared_grid(six):
@@ -174,24 +185,33 @@ def preset(name, **changes):
         ([of([]), of([], "bet")], ["base_policy=mlp", "base_policy=bet"]),
         (
             [of([]), of(["task.shift=mass"]), of(["sac.hidden=[8]"])],
-            ['task.shift="" sac.hidden=[256, 256]', "task.shift=mass sac.hidden=[256, 256]",
-             'task.shift="" sac.hidden=[8]'],
+            [
+                'task.shift="" sac.hidden=[256, 256]',
+                "task.shift=mass sac.hidden=[256, 256]",
+                'task.shift="" sac.hidden=[8]',
+            ],
         ),
         ([preset("pd"), preset("dawn")], ["preset=pd", "preset=dawn"]),
         ([preset("pd"), preset("dawn", gamma=0.5)], ["preset=pd", "preset=dawn sac.gamma=0.5"]),
         ([preset("pd"), preset("dawn", gamma=0.5, n_step=7)], ["preset=pd", "preset=dawn +2 more"]),
         (
-            [preset("dawn"), preset("resfit"), preset("resfit", gamma=0.5, tau=0.5, n_step=7,
-                                                      num_critics=3)],
-            ["preset=dawn", "preset=resfit",
-             "preset=resfit sac.gamma=0.5 sac.tau=0.5 sac.num_critics=3 +1 more"],
+            [
+                preset("dawn"),
+                preset("resfit"),
+                preset("resfit", gamma=0.5, tau=0.5, n_step=7, num_critics=3),
+            ],
+            [
+                "preset=dawn",
+                "preset=resfit",
+                "preset=resfit sac.gamma=0.5 sac.tau=0.5 sac.num_critics=3 +1 more",
+            ],
         ),
         (  # all from one preset, which is not the first, and which they need not be told apart by
             [preset("fast"), preset("fast", gamma=0.5, tau=0.5, num_critics=3, n_step=7)],
             ["preset=fast", "sac.gamma=0.5 sac.tau=0.5 sac.num_critics=3 +1 more"],
         ),
     ],
-)  # fmt: skip
+)
 def test_a_name_is_what_sets_a_group_apart(groups, names):
     assert comparison.name_groups(groups) == names
 

@@ -27,12 +27,25 @@ from pdjax_envs import registry
 from tests.probe import make_constant_policy, make_point_env
 
 EPISODE_STEPS, LIMIT = 12, 0.05
-TINY = ["task.name=Point", "base_policy.path=base", "train.num_envs=4",
-        "train.decisions_per_round=16", "train.decisions_per_epoch=128",
-        "train.total_decisions=1024", "train.learning_starts=64", "sac.batch_size=32",
-        "sac.hidden=[16]", "sac.residual_penalty=0", "sac.head_gain=1", "eval.episodes=64",
-        "eval.interim_episodes=32", "eval.interim_every=512", "train.updates_per_decision=0.5",
-        "decorator.exploration_steps=0", "decorator.residual_scale=0.5"]  # fmt: skip
+TINY = [
+    "task.name=Point",
+    "base_policy.path=base",
+    "train.num_envs=4",
+    "train.decisions_per_round=16",
+    "train.decisions_per_epoch=128",
+    "train.total_decisions=1024",
+    "train.learning_starts=64",
+    "sac.batch_size=32",
+    "sac.hidden=[16]",
+    "sac.residual_penalty=0",
+    "sac.head_gain=1",
+    "eval.episodes=64",
+    "eval.interim_episodes=32",
+    "eval.interim_every=512",
+    "train.updates_per_decision=0.5",
+    "decorator.exploration_steps=0",
+    "decorator.residual_scale=0.5",
+]
 
 
 def make(name="Point", physics="auto", reward="success", terminate_on_success=True, shift=""):
@@ -221,8 +234,9 @@ def test_its_readme_works_where_there_is_no_pdjax(here):
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     block = "import sys; sys.modules['pdjax'] = sys.modules['pdjax_envs'] = None\n"
     check = "\nprint(chunk.shape, trips.shape, 'orbax' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", block + code + check], cwd="deployed",
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", block + code + check], cwd="deployed", capture_output=True, text=True
+    )
     assert done.stdout.split("\n")[0] == "(1, 2, 1) (1,) False", done.stderr
 
 
@@ -266,8 +280,7 @@ def test_a_limit_is_the_guards_above_what_the_base_itself_does(here, run, monkey
     # numbers in those observations, so one third and the guard's 5 % are let through.
     built, actor = run
     narrow = built.base._replace(obs_std=jnp.array([1.0, 1.0, 0.3]))
-    monkeypatch.setattr(evaluate, "load_run",
-                        lambda *_: (built._replace(base=narrow), actor))  # fmt: skip
+    monkeypatch.setattr(evaluate, "load_run", lambda *_: (built._replace(base=narrow), actor))
     found = finished.export_run(Path("run"), Path("narrow"), 8, 0)
     assert found["drift_of_base"] == pytest.approx(1 / 3)
     assert found["drift_limit"] == pytest.approx(1 / 3 + built.config.guard.drift)

@@ -38,11 +38,18 @@ def write_trial(out, spec, name, values, scores, *, refined=None, status="", sta
                 numbers = {"success_once": score, "smoothness": 0.1, "wall_s": 60.0 * step}
                 log.write("eval", 1_000 * step, numbers)
         if refined is not None:
-            write_result(run, {
-                "task": config.task.name, "seed": config.seed, "base_success": 0.5,
-                "refined_success": refined[index], "base_smoothness": 0.2,
-                "refined_smoothness": 0.1, "decision_steps": 2_000,
-            })  # fmt: skip
+            write_result(
+                run,
+                {
+                    "task": config.task.name,
+                    "seed": config.seed,
+                    "base_success": 0.5,
+                    "refined_success": refined[index],
+                    "base_smoothness": 0.2,
+                    "refined_smoothness": 0.1,
+                    "decision_steps": 2_000,
+                },
+            )
 
 
 @pytest.fixture(autouse=True)
@@ -56,13 +63,23 @@ def seeds(tmp_path):
     out = tmp_path / "sweep"
     space = {"sac.tau": [0.01, 0.02], "seed": [0, 1]}
     spec = write_sweep(out, config=["peg_fast", "door_fast"], space=space)
-    ends = {("peg_fast", 0.01): (0.8, 0.9), ("peg_fast", 0.02): (0.9, 0.94),
-            ("door_fast", 0.01): (0.99, 0.97), ("door_fast", 0.02): (1.0, None)}  # fmt: skip
+    ends = {
+        ("peg_fast", 0.01): (0.8, 0.9),
+        ("peg_fast", 0.02): (0.9, 0.94),
+        ("door_fast", 0.01): (0.99, 0.97),
+        ("door_fast", 0.02): (1.0, None),
+    }
     for number, ((config, tau), refined) in enumerate(ends.items()):
         for seed, end in enumerate(refined):
             values = {"config": config, "sac.tau": tau, "seed": seed}
-            write_trial(out, spec, f"t_{number}{seed}", values, [[0.5, 0.7, end or 0.6]],
-                        refined=None if end is None else [end])  # fmt: skip
+            write_trial(
+                out,
+                spec,
+                f"t_{number}{seed}",
+                values,
+                [[0.5, 0.7, end or 0.6]],
+                refined=None if end is None else [end],
+            )
     return out
 
 
@@ -71,16 +88,20 @@ def test_seeds_are_one_setting_and_tasks_are_told_apart(seeds, capsys):
     assert len(found["trials"]) == 8 and len(found["settings"]) == 4
     rows = [(row["task"], row["values"]["sac.tau"], row["status"]) for row in found["settings"]]
     assert rows == [
-        ("AdroitDoor", 0.01, "finished"), ("AdroitDoor", 0.02, "1 of 2"),
-        ("PegInsertionSide", 0.02, "finished"), ("PegInsertionSide", 0.01, "finished"),
-    ]  # fmt: skip
+        ("AdroitDoor", 0.01, "finished"),
+        ("AdroitDoor", 0.02, "1 of 2"),
+        ("PegInsertionSide", 0.02, "finished"),
+        ("PegInsertionSide", 0.01, "finished"),
+    ]
     peg = found["settings"][2]
     assert peg["success"] == pytest.approx(0.92) and peg["success_ci"] == pytest.approx([0.9, 0.94])
     assert peg["base_success"] == 0.5 and peg["smoothness"] == 0.1 and len(peg["runs"]) == 2
     said = capsys.readouterr().err
     assert "2 trials" in said and "92.0% [90%, 94%]" in said and "0.2 -> 0.1" in said
-    best = {task: configs.load(str(seeds / f"best_{task}.yaml"))
-            for task in ("AdroitDoor", "PegInsertionSide")}  # fmt: skip
+    best = {
+        task: configs.load(str(seeds / f"best_{task}.yaml"))
+        for task in ("AdroitDoor", "PegInsertionSide")
+    }
     assert best["AdroitDoor"].sac.tau == 0.01 and best["PegInsertionSide"].sac.tau == 0.02
     for name in ("curves_AdroitDoor.png", "curves_PegInsertionSide.png", "trials.parquet"):
         assert (seeds / name).stat().st_size > 0
@@ -90,21 +111,44 @@ def test_seeds_are_one_setting_and_tasks_are_told_apart(seeds, capsys):
 
 def test_members_early_ends_failures_and_losses_are_told(tmp_path, capsys):
     out = tmp_path / "sweep"
-    spec = write_sweep(out, config="peg_fast", members=2, search="random", samples=4,
-                       space={"sac.tau": {"uniform": [0.01, 0.1]}})  # fmt: skip
-    write_trial(out, spec, "t_0", {"config": "peg_fast", "sac.tau": 0.02},
-                [[0.5, 0.9], [0.5, 0.8]], refined=[0.9, 0.8], starts=3)  # fmt: skip
-    write_trial(out, spec, "t_1", {"config": "peg_fast", "sac.tau": 0.03},
-                [[0.5, 0.95], [0.5, 0.96]], status="ended early")  # fmt: skip
-    write_trial(out, spec, "t_2", {"config": "peg_fast", "sac.tau": 0.04},
-                [[], []], status="failed")  # fmt: skip
+    spec = write_sweep(
+        out,
+        config="peg_fast",
+        members=2,
+        search="random",
+        samples=4,
+        space={"sac.tau": {"uniform": [0.01, 0.1]}},
+    )
+    write_trial(
+        out,
+        spec,
+        "t_0",
+        {"config": "peg_fast", "sac.tau": 0.02},
+        [[0.5, 0.9], [0.5, 0.8]],
+        refined=[0.9, 0.8],
+        starts=3,
+    )
+    write_trial(
+        out,
+        spec,
+        "t_1",
+        {"config": "peg_fast", "sac.tau": 0.03},
+        [[0.5, 0.95], [0.5, 0.96]],
+        status="ended early",
+    )
+    write_trial(
+        out, spec, "t_2", {"config": "peg_fast", "sac.tau": 0.04}, [[], []], status="failed"
+    )
     write_trial(out, spec, "t_3", {"config": "peg_fast", "sac.tau": 0.05}, [[0.5], [0.5]])
     found = report.write(out)
     rows = {row["trial"]: row for row in found["trials"]}
     assert [row["trial"] for row in found["trials"]] == ["t_0", "t_1", "t_3", "t_2"]
     assert [rows[f"t_{i}"]["status"] for i in range(4)] == [
-        "finished", "ended early", "failed", "unfinished",
-    ]  # fmt: skip
+        "finished",
+        "ended early",
+        "failed",
+        "unfinished",
+    ]
     assert rows["t_0"]["starts"] == 3 and rows["t_0"]["members"] == 2
     assert rows["t_0"]["success"] == pytest.approx(0.85) and rows["t_2"]["success"] is None
     assert configs.load(str(out / "best.yaml")).sac.tau == 0.02

@@ -20,11 +20,19 @@ from pdjax.sweep.spec import Dimension
 from tests.commands.test_cli import make_base_policy
 
 SHORT = [
-    "train.num_envs=4", "train.decisions_per_round=16", "train.decisions_per_epoch=64",
-    "train.total_decisions=256", "train.learning_starts=16", "train.replay_capacity=2000",
-    "eval.episodes=4", "eval.interim_episodes=4", "eval.interim_every=64", "checkpoint.every=64",
-    "sac.hidden=[8]", "sac.batch_size=16",
-]  # fmt: skip
+    "train.num_envs=4",
+    "train.decisions_per_round=16",
+    "train.decisions_per_epoch=64",
+    "train.total_decisions=256",
+    "train.learning_starts=16",
+    "train.replay_capacity=2000",
+    "eval.episodes=4",
+    "eval.interim_episodes=4",
+    "eval.interim_every=64",
+    "checkpoint.every=64",
+    "sac.hidden=[8]",
+    "sac.batch_size=16",
+]
 
 
 def write(path, **values):
@@ -33,10 +41,13 @@ def write(path, **values):
 
 
 def test_every_value_of_a_grid_is_a_trial(tmp_path):
-    spec = sweep_spec.read(write(
-        tmp_path / "s.yaml", config=["peg_fast", "door_fast"],
-        space={"sac.gamma": [0.9, 0.95], "sac.actor_lr": {"grid": ["1e-4", 0.001, 0.01]}},
-    ))  # fmt: skip
+    spec = sweep_spec.read(
+        write(
+            tmp_path / "s.yaml",
+            config=["peg_fast", "door_fast"],
+            space={"sac.gamma": [0.9, 0.95], "sac.actor_lr": {"grid": ["1e-4", 0.001, 0.01]}},
+        )
+    )
     trials = sweep_spec.trials(spec)
     assert len(trials) == 12 and len({json.dumps(trial) for trial in trials}) == 12
     assert trials[0] == {"config": "peg_fast", "sac.gamma": 0.9, "sac.actor_lr": 1e-4}
@@ -45,10 +56,17 @@ def test_every_value_of_a_grid_is_a_trial(tmp_path):
 
 
 def test_members_and_settings_reach_every_trial(tmp_path):
-    spec = sweep_spec.read(write(
-        tmp_path / "s.yaml", config="peg_fast", set="seed=3", members=2, search="random",
-        samples=5, space={"sac.n_step": {"randint": [1, 4]}, "sac.tau": {"uniform": ["1e-3", 0.1]}},
-    ))  # fmt: skip
+    spec = sweep_spec.read(
+        write(
+            tmp_path / "s.yaml",
+            config="peg_fast",
+            set="seed=3",
+            members=2,
+            search="random",
+            samples=5,
+            space={"sac.n_step": {"randint": [1, 4]}, "sac.tau": {"uniform": ["1e-3", 0.1]}},
+        )
+    )
     assert sweep_spec.trials(spec) is None
     assert spec.space[1] == Dimension("sac.tau", "uniform", [1e-3, 0.1])
     values = {"config": "peg_fast", "sac.n_step": 3, "sac.tau": 0.05}
@@ -149,10 +167,11 @@ def test_a_sweep_whose_worker_is_killed_ends_with_all_trials(tmp_path):
     pytest.importorskip("ray", reason="sweeps need pdjax[sweep]")
     make_base_policy(tmp_path / "base")
     spec = write(
-        tmp_path / "s.yaml", config="peg_fast",
+        tmp_path / "s.yaml",
+        config="peg_fast",
         set=[f"base_policy.path={tmp_path / 'base'}", *SHORT],
         space={"decorator.residual_scale": [0.1, 0.2, 0.3], "sac.gamma": [0.9, 0.95]},
-    )  # fmt: skip
+    )
     out = tmp_path / "out"
     command = [
         sys.executable,

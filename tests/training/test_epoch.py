@@ -20,9 +20,13 @@ from tests.probe import make_constant_policy, make_point_env
 def small_config(**train):
     config = preset("fast")
     settings = {
-        "num_envs": 8, "decisions_per_round": 16, "decisions_per_epoch": 64, "learning_starts": 64,
-        "updates_per_decision": 0.25, "replay_capacity": 4096,
-    }  # fmt: skip
+        "num_envs": 8,
+        "decisions_per_round": 16,
+        "decisions_per_epoch": 64,
+        "learning_starts": 64,
+        "updates_per_decision": 0.25,
+        "replay_capacity": 4096,
+    }
     return dataclasses.replace(
         config,
         sac=dataclasses.replace(

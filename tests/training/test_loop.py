@@ -151,8 +151,9 @@ def test_a_signal_saves_and_stops(config, steps, whole, tmp_path, number):
     assert same(refine(config, steps, tmp_path), whole[0])
 
 
-def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(config, steps, whole, tmp_path,
-                                                                  monkeypatch, capsys):  # fmt: skip
+def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(
+    config, steps, whole, tmp_path, monkeypatch, capsys
+):
     def full(self, step, tree, wait=False):
         return "No space left on device"
 

@@ -17,12 +17,23 @@ from tests.training.test_loop import EPOCH, TOTAL, failing, make_steps, records,
 
 # what every sweepable number is in one of the members, if not as in the config
 OTHERS = {
-    "seed": 5, "decorator.residual_scale": 0.4, "decorator.exploration_steps": 64, "sac.gamma": 0.9,
-    "sac.tau": 0.05, "sac.actor_lr": 2e-3, "sac.critic_lr": 3e-3, "sac.temperature_lr": 4e-3,
-    "sac.initial_temperature": 0.5, "sac.target_entropy_scale": 0.25, "sac.actor_average": 0.9,
-    "sac.residual_penalty": 1.0, "sac.penalty_half_life": 8.0, "sac.final_penalty": 0.1,
-    "sac.smoothness_penalty": 2.0, "sac.reward_offset": -0.5,
-}  # fmt: skip
+    "seed": 5,
+    "decorator.residual_scale": 0.4,
+    "decorator.exploration_steps": 64,
+    "sac.gamma": 0.9,
+    "sac.tau": 0.05,
+    "sac.actor_lr": 2e-3,
+    "sac.critic_lr": 3e-3,
+    "sac.temperature_lr": 4e-3,
+    "sac.initial_temperature": 0.5,
+    "sac.target_entropy_scale": 0.25,
+    "sac.actor_average": 0.9,
+    "sac.residual_penalty": 1.0,
+    "sac.penalty_half_life": 8.0,
+    "sac.final_penalty": 0.1,
+    "sac.smoothness_penalty": 2.0,
+    "sac.reward_offset": -0.5,
+}
 
 
 def with_value(config, name, value):
@@ -198,7 +209,7 @@ def test_who_is_lost_by_hand():
         (["sac.smoothness_penalty: [0, 1]"], "differ in whether sac.smoothness_penalty is 0"),
         (["seed: [1, 2, 1]"], "members 0 and 2 are the same run"),
     ],
-)  # fmt: skip
+)
 def test_members_that_cannot_be(lines, words, tmp_path):
     path = tmp_path / "members.yaml"
     path.write_text("preset: fast\nmembers:\n" + "".join(f"  {line}\n" for line in lines))

@@ -19,16 +19,20 @@ from pdjax_envs.demonstrations.trajectory import DataError
 from pdjax_envs.task import Expert, Task
 
 _SCALE_FLOOR = 1e-8  # added to in_scale; mjrl `fc_network.py`, `forward`
-_ALLOWED = pickles.NUMPY | pickles.TORCH | {
-    "mjrl.policies.gaussian_mlp.MLP",
-    "mjrl.utils.fc_network.FCNetwork",
-    "torch.nn.backends.thnn._get_thnn_function_backend",
-    "torch.nn.modules.container.ModuleList",
-    "torch.nn.modules.linear.Linear",
-    "torch._C._VariableFunctions",
-    "collections.OrderedDict",
-    "builtins.getattr",  # a record like the rest: it is never called
-}  # fmt: skip
+_ALLOWED = (
+    pickles.NUMPY
+    | pickles.TORCH
+    | {
+        "mjrl.policies.gaussian_mlp.MLP",
+        "mjrl.utils.fc_network.FCNetwork",
+        "torch.nn.backends.thnn._get_thnn_function_backend",
+        "torch.nn.modules.container.ModuleList",
+        "torch.nn.modules.linear.Linear",
+        "torch._C._VariableFunctions",
+        "collections.OrderedDict",
+        "builtins.getattr",  # a record like the rest: it is never called
+    }
+)
 _ARRAYS = ("in_shift", "in_scale", "out_shift", "out_scale", "log_std")
 
 
@@ -114,13 +118,25 @@ def read(path: Path) -> Policy:
         policy = Policy(tuple(layers), *(arrays[name] for name in _ARRAYS))
         _check(policy)
     except pickles.Forbidden as error:
-        raise DataError(f"{path} is a pickle that names {error}, which no DAPG policy needs;"
-                        " nothing of it was run") from None  # fmt: skip
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, EOFError, zipfile.BadZipFile,
-            pickles.Damaged) as error:  # fmt: skip
+        raise DataError(
+            f"{path} is a pickle that names {error}, which no DAPG policy needs;"
+            " nothing of it was run"
+        ) from None
+    except (
+        OSError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        EOFError,
+        zipfile.BadZipFile,
+        pickles.Damaged,
+    ) as error:
         reason = " ".join(f"{type(error).__name__} {error}".split())[:120]
-        raise DataError(f"{path} is not a readable DAPG policy ({reason}); expected an mjrl pickle"
-                        " or an .npz with w0, b0, ...; fetch it again") from None  # fmt: skip
+        raise DataError(
+            f"{path} is not a readable DAPG policy ({reason}); expected an mjrl pickle"
+            " or an .npz with w0, b0, ...; fetch it again"
+        ) from None
     return policy
 
 

@@ -89,8 +89,15 @@ def make_task() -> Task:
         palm, handle = places(physics)
         qpos = physics.qpos
         door = qpos[HINGE]
-        parts = [qpos[1:-2], qpos[LATCH], door, palm, handle, palm - handle,
-                 jnp.where(door > 1, 1.0, -1.0)]  # fmt: skip
+        parts = [
+            qpos[1:-2],
+            qpos[LATCH],
+            door,
+            palm,
+            handle,
+            palm - handle,
+            jnp.where(door > 1, 1.0, -1.0),
+        ]
         return jnp.hstack(parts)
 
     def dense_reward(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:

@@ -44,10 +44,12 @@ MEANINGS = {
 def sample_start(key: jax.Array) -> Start:
     """Ball and target somewhere in their boxes, the hand at rest (`reset_model`)."""
     ball_key, target_key = jax.random.split(key)
-    ball = jax.random.uniform(ball_key, (2,), minval=jnp.array(BALL_LOW),
-                              maxval=jnp.array(BALL_HIGH))  # fmt: skip
-    target = jax.random.uniform(target_key, (3,), minval=jnp.array(TARGET_LOW),
-                                maxval=jnp.array(TARGET_HIGH))  # fmt: skip
+    ball = jax.random.uniform(
+        ball_key, (2,), minval=jnp.array(BALL_LOW), maxval=jnp.array(BALL_HIGH)
+    )
+    target = jax.random.uniform(
+        target_key, (3,), minval=jnp.array(TARGET_LOW), maxval=jnp.array(TARGET_HIGH)
+    )
     return make_start({"obj_pos": jnp.append(ball, BALL_HEIGHT), "target_pos": target})
 
 

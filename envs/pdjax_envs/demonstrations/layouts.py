@@ -73,8 +73,15 @@ def load(path: Path) -> Recording:
             f"{path} is a pickle that names {error}, which demonstrations do not need; nothing of"
             " it was run; expected DAPG's list of episodes"
         ) from None
-    except (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError,
-            pickles.Damaged) as error:  # fmt: skip
+    except (
+        OSError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        pickles.Damaged,
+    ) as error:
         raise DataError(
             f"{path} is not a readable demonstration file ({_first_line(error)}); it may be cut"
             " short: write it again with `pdjax demos`, or fetch it again"
@@ -199,8 +206,15 @@ def _load_minari(path: Path, groups: Mapping[int, Any]) -> Recording:
             success = success[1:]  # the first is the reset's
         actions, clipped = _clip(actions)
         rewards = _optional(group, "rewards")
-        trajectory = Trajectory(obs, actions, success, _no_states(obs), rewards=rewards,
-                                init_state=state or None, clipped=clipped)  # fmt: skip
+        trajectory = Trajectory(
+            obs,
+            actions,
+            success,
+            _no_states(obs),
+            rewards=rewards,
+            init_state=state or None,
+            clipped=clipped,
+        )
         episodes.append((where, trajectory))
     return Recording("Minari", episodes)
 
@@ -219,8 +233,15 @@ def _load_d4rl(path: Path, file: h5py.File) -> Recording:
     )
     timeouts, infos = _optional(file, "timeouts"), file.get("infos")
     success = _success_flags(infos)
-    _same_length(str(path), actions, observations=obs, rewards=rewards, terminals=terminals,
-                 timeouts=timeouts, success=success)  # fmt: skip
+    _same_length(
+        str(path),
+        actions,
+        observations=obs,
+        rewards=rewards,
+        terminals=terminals,
+        timeouts=timeouts,
+        success=success,
+    )
     ends = terminals.astype(bool) if timeouts is None else (terminals + timeouts).astype(bool)
     bounds = np.unique(np.concatenate([[0], np.flatnonzero(ends) + 1, [len(actions)]]))
     states = _d4rl_states(infos, len(actions))
@@ -249,8 +270,10 @@ def _load_dapg(path: Path) -> Recording:
     episodes = []
     for index, episode in enumerate(content):
         where = f"{path}:episode_{index}"
-        found = {name: _pickled(episode[name]) if name in episode else None
-                 for name in ("observations", "actions", "rewards")}  # fmt: skip
+        found = {
+            name: _pickled(episode[name]) if name in episode else None
+            for name in ("observations", "actions", "rewards")
+        }
         obs, actions, rewards = _required(found, where, "DAPG's layout")
         _same_length(where, actions, observations=obs, rewards=rewards)
         state = episode.get("init_state_dict", {})
@@ -266,8 +289,9 @@ def _pickled(value: Any) -> np.ndarray:
 def _same_length(where: str, actions: np.ndarray, **columns: np.ndarray | None) -> None:
     for name, values in columns.items():
         if values is not None and len(values) != len(actions):
-            raise DataError(f"{where} has {len(values)} {name} for {len(actions)} actions, expected"
-                            " as many")  # fmt: skip
+            raise DataError(
+                f"{where} has {len(values)} {name} for {len(actions)} actions, expected as many"
+            )
 
 
 def _without_last_action(
@@ -280,5 +304,12 @@ def _without_last_action(
     """An episode whose last action led to an observation that the file does not hold."""
     actions, clipped = _clip(actions[:-1])
     success = None if success is None else success[:-1]
-    return Trajectory(obs, actions, success, _no_states(obs), rewards=rewards[:-1],
-                      init_state=init_state or None, clipped=clipped)  # fmt: skip
+    return Trajectory(
+        obs,
+        actions,
+        success,
+        _no_states(obs),
+        rewards=rewards[:-1],
+        init_state=init_state or None,
+        clipped=clipped,
+    )

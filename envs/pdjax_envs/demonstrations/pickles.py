@@ -19,9 +19,12 @@ NUMPY = frozenset(
     for name in ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")
 ) | {"numpy.ndarray", "numpy.dtype"}
 TORCH = frozenset(
-    {"torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter",
-     "torch.storage._load_from_bytes"}
-)  # fmt: skip
+    {
+        "torch._utils._rebuild_tensor_v2",
+        "torch._utils._rebuild_parameter",
+        "torch.storage._load_from_bytes",
+    }
+)
 _STORAGES = {"torch.FloatStorage": "<f4", "torch.DoubleStorage": "<f8"}
 _TORCH_PICKLES = 3  # magic number, protocol and sizes of types stand before a storage's own pickle
 
@@ -61,8 +64,9 @@ class _Unpickler(pickle.Unpickler):
         full = f"{module}.{name}"
         if full not in self._allowed:
             raise Forbidden(full)
-        return dict if full == "collections.OrderedDict" else type("Named", (Record,),
-                                                                  {"named": full})  # fmt: skip
+        return (
+            dict if full == "collections.OrderedDict" else type("Named", (Record,), {"named": full})
+        )
 
     def persistent_load(self, pid: Any) -> Any:
         return pid

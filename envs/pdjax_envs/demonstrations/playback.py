@@ -71,8 +71,10 @@ def make_start(task: Task, trajectory: Trajectory) -> Start:
         start = task.make_start(state)
         sizes = [jax.tree.map(jnp.shape, start), jax.tree.map(jnp.shape, expected)]
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise DataError(f"an initial state is not one of {task.name}: {type(error).__name__}"
-                        f" {error}; expected what its environment writes") from None  # fmt: skip
+        raise DataError(
+            f"an initial state is not one of {task.name}: {type(error).__name__}"
+            f" {error}; expected what its environment writes"
+        ) from None
     if sizes[0] != sizes[1]:
         raise DataError(
             f"an initial state has sizes {sizes[0]}, expected {sizes[1]} for {task.name}"

@@ -42,8 +42,10 @@ def record(
     if expert is None and task.expert is not None:
         expert = task.expert()
     if expert is None:
-        raise DataError(f"task {task.name} has no scripted expert; bring your own demonstrations or"
-                        " pass --expert dapg:FILE")  # fmt: skip
+        raise DataError(
+            f"task {task.name} has no scripted expert; bring your own demonstrations or"
+            " pass --expert dapg:FILE"
+        )
     width = min(64, max(8, episodes))
     attempt = jax.jit(_make_attempt(env, expert, noise))
     trajectories, tried, won = [], 0, 0

@@ -117,8 +117,9 @@ def judge(path: Path, recording: Recording, task: Task) -> list[Trajectory]:
     """
     named = recording.task
     if named not in (None, task.name) and registry.family(named) != task.family:
-        raise DataError(f"{path} holds demonstrations of {named}, expected {task.name};"
-                        " pass --task")  # fmt: skip
+        raise DataError(
+            f"{path} holds demonstrations of {named}, expected {task.name}; pass --task"
+        )
     if recording.control_mode not in (None, task.control_mode):
         raise DataError(
             f"{path} holds actions of control mode {recording.control_mode}, expected"

@@ -60,15 +60,20 @@ def check(trajectory: Trajectory, task: Task, where: str, obs_name: str = "obs")
     """
     obs, actions = trajectory.obs, trajectory.actions
     if obs.ndim != 2 or obs.shape[1] != task.obs_dim:
-        raise DataError(f"{where}/{obs_name} has shape {obs.shape}, expected"
-                        f" (T + 1, {task.obs_dim}) for {task.name}")  # fmt: skip
+        raise DataError(
+            f"{where}/{obs_name} has shape {obs.shape}, expected"
+            f" (T + 1, {task.obs_dim}) for {task.name}"
+        )
     if actions.ndim != 2 or actions.shape[1] != task.act_dim:
-        raise DataError(f"{where}/actions has shape {actions.shape}, expected (T, {task.act_dim})"
-                        f" for {task.name}")  # fmt: skip
+        raise DataError(
+            f"{where}/actions has shape {actions.shape}, expected (T, {task.act_dim})"
+            f" for {task.name}"
+        )
     steps = len(actions)
     if steps == 0 or len(obs) != steps + 1:
-        raise DataError(f"{where} has {len(obs)} observations for {steps} actions, expected T + 1"
-                        " for T >= 1")  # fmt: skip
+        raise DataError(
+            f"{where} has {len(obs)} observations for {steps} actions, expected T + 1 for T >= 1"
+        )
     for name, values, parts in (
         (obs_name, obs, task.observation),
         ("actions", actions, task.action),
@@ -76,11 +81,15 @@ def check(trajectory: Trajectory, task: Task, where: str, obs_name: str = "obs")
         if not np.isfinite(values).all():
             step, column = np.argwhere(~np.isfinite(values))[0]
             part = column_names(parts)[column]
-            raise DataError(f"{where} holds NaN or infinite numbers; drop the episode (the first is"
-                            f" in {name}, step {step}, {part})")  # fmt: skip
+            raise DataError(
+                f"{where} holds NaN or infinite numbers; drop the episode (the first is"
+                f" in {name}, step {step}, {part})"
+            )
     if np.abs(actions).max() > 1 + ACTION_SLACK:
-        raise DataError(f"{where}/actions reach {np.abs(actions).max():.3g}, expected [-1, 1];"
-                        " normalise the actions")  # fmt: skip
+        raise DataError(
+            f"{where}/actions reach {np.abs(actions).max():.3g}, expected [-1, 1];"
+            " normalise the actions"
+        )
     for name, values, shape in (
         ("success", trajectory.success, (steps,)),
         ("rewards", trajectory.rewards, (steps,)),

@@ -88,8 +88,15 @@ _BASE_GEOMS = (
     *(f"chair_leg{index}" for index in range(LEGS)),
     *(f"chair_caster{index}" for index in range(LEGS)),
 )
-_SEAT_GEOMS = ("chair_seat", "chair_back", "chair_spine", "chair_pad_left", "chair_pad_right",
-               "chair_post_left", "chair_post_right")  # fmt: skip
+_SEAT_GEOMS = (
+    "chair_seat",
+    "chair_back",
+    "chair_spine",
+    "chair_pad_left",
+    "chair_pad_right",
+    "chair_post_left",
+    "chair_post_right",
+)
 _GEOMS, _BODIES = (*_BASE_GEOMS, *_SEAT_GEOMS), ("chair", "chair_seat")
 _JOINTS = ("chair_joint", "chair_seat_joint")
 OVERRIDE_ROWS = {
@@ -136,13 +143,27 @@ def add_chair(spec: mujoco.MjSpec, chair: Chair) -> None:
 
 def _add_base(body: mujoco.MjsBody, chair: Chair) -> None:
     hub = -chair.height + 2 * chair.caster_radius + 0.04  # m, from the seat's underside
-    _add_capsule(body, "chair_column", ((0, 0, -0.03), (0, 0, hub)), 0.025,
-                 mass=_COLUMN * chair.base_mass, rgba=_METAL, **_TOUCHED)  # fmt: skip
+    _add_capsule(
+        body,
+        "chair_column",
+        ((0, 0, -0.03), (0, 0, hub)),
+        0.025,
+        mass=_COLUMN * chair.base_mass,
+        rgba=_METAL,
+        **_TOUCHED,
+    )
     for index in range(LEGS):
         angle = 2 * np.pi * index / LEGS
         x, y = chair.base_radius * np.cos(angle), chair.base_radius * np.sin(angle)
-        _add_capsule(body, f"chair_leg{index}", ((0, 0, hub), (x, y, hub - 0.03)), 0.018,
-                     mass=_LEG * chair.base_mass, rgba=_METAL, **_TOUCHED)  # fmt: skip
+        _add_capsule(
+            body,
+            f"chair_leg{index}",
+            ((0, 0, hub), (x, y, hub - 0.03)),
+            0.018,
+            mass=_LEG * chair.base_mass,
+            rgba=_METAL,
+            **_TOUCHED,
+        )
         body.add_geom(
             name=f"chair_caster{index}",
             type=mujoco.mjtGeom.mjGEOM_SPHERE,
@@ -160,17 +181,28 @@ def _add_base(body: mujoco.MjsBody, chair: Chair) -> None:
 def _add_seat(body: mujoco.MjsBody, chair: Chair) -> None:
     depth, width, thick = chair[1:4]
     mass, box = chair.seat_mass, mujoco.mjtGeom.mjGEOM_BOX
-    body.add_geom(name="chair_seat", type=box, pos=(0, 0, thick), size=(depth, width, thick),
-                  mass=_SEAT * mass, rgba=_CLOTH,
-                  **_FALLING)  # fmt: skip
+    body.add_geom(
+        name="chair_seat",
+        type=box,
+        pos=(0, 0, thick),
+        size=(depth, width, thick),
+        mass=_SEAT * mass,
+        rgba=_CLOTH,
+        **_FALLING,
+    )
     # The back leans about the rear edge of the cushion, 8 cm above it.
     lean = np.array([-np.sin(chair.back_tilt), 0, np.cos(chair.back_tilt)])
     foot = np.array([0.02 - depth, 0, 2 * thick])
-    body.add_geom(name="chair_back", type=box, pos=foot + (0.08 + chair.back_height / 2) * lean,
-                  quat=(np.cos(chair.back_tilt / 2), 0, -np.sin(chair.back_tilt / 2), 0),
-                  size=(0.025, chair.back_half_width, chair.back_height / 2),
-                  mass=_BACK * mass, rgba=_CLOTH,
-                  **_FALLING)  # fmt: skip
+    body.add_geom(
+        name="chair_back",
+        type=box,
+        pos=foot + (0.08 + chair.back_height / 2) * lean,
+        quat=(np.cos(chair.back_tilt / 2), 0, -np.sin(chair.back_tilt / 2), 0),
+        size=(0.025, chair.back_half_width, chair.back_height / 2),
+        mass=_BACK * mass,
+        rgba=_CLOTH,
+        **_FALLING,
+    )
     behind = np.array([-0.03, 0, 0])
     ends = (foot + behind - [0, 0, thick], foot + behind + (0.08 + chair.back_height / 2) * lean)
     _add_capsule(body, "chair_spine", ends, 0.018, mass=_SPINE * mass, rgba=_METAL, **_TOUCHED)
@@ -182,15 +214,22 @@ def _add_seat(body: mujoco.MjsBody, chair: Chair) -> None:
         if not chair.arm_height:  # hidden in the cushion, so that all chairs have the same shapes
             pad = post = ((-0.05, sign * 0.05, thick), (0.05, sign * 0.05, thick))
             radii = (0.01, 0.01)
-        _add_capsule(body, f"chair_pad_{side}", pad, radii[0], mass=_PAD * mass, rgba=_PLASTIC,
-                     **_FALLING)  # fmt: skip
-        _add_capsule(body, f"chair_post_{side}", post, radii[1], mass=_POST * mass, rgba=_METAL,
-                     **_TOUCHED)  # fmt: skip
+        _add_capsule(
+            body, f"chair_pad_{side}", pad, radii[0], mass=_PAD * mass, rgba=_PLASTIC, **_FALLING
+        )
+        _add_capsule(
+            body, f"chair_post_{side}", post, radii[1], mass=_POST * mass, rgba=_METAL, **_TOUCHED
+        )
 
 
 def _add_capsule(body: mujoco.MjsBody, name: str, ends, radius: float, **kinds) -> None:
-    body.add_geom(name=name, type=mujoco.mjtGeom.mjGEOM_CAPSULE, fromto=np.concatenate(ends),
-                  size=(radius, 0, 0), **kinds)  # fmt: skip
+    body.add_geom(
+        name=name,
+        type=mujoco.mjtGeom.mjGEOM_CAPSULE,
+        fromto=np.concatenate(ends),
+        size=(radius, 0, 0),
+        **kinds,
+    )
 
 
 def prepare(model: mujoco.MjModel) -> None:
@@ -241,8 +280,10 @@ def compiled_rows(chair: Chair) -> dict[str, np.ndarray]:
     for field, names in OVERRIDE_ROWS.items():
         values = getattr(model, field)
         # The chair's bodies, joints and degrees of freedom are the model's only ones.
-        index = [model.geom(name).id for name in names] if field.startswith("geom") else slice(
-            1 if field.startswith("body") else 0, None
-        )  # fmt: skip
+        index = (
+            [model.geom(name).id for name in names]
+            if field.startswith("geom")
+            else slice(1 if field.startswith("body") else 0, None)
+        )
         rows[field] = np.array(values[index], np.float32)
     return rows

@@ -172,16 +172,20 @@ def _walls(outer, inner, center, xp):
 def sample_start(key: jax.Array) -> Start:
     """Draws sizes, places and the robot's noise (mani_skill2 `_load_actors`, `_initialize_*`)."""
     keys = iter(jax.random.split(key, 8))
-    half_length = jax.random.uniform(next(keys), (), minval=PEG_HALF_LENGTH[0],
-                                     maxval=PEG_HALF_LENGTH[1])  # fmt: skip
-    half_width = jax.random.uniform(next(keys), (), minval=PEG_HALF_WIDTH[0],
-                                    maxval=PEG_HALF_WIDTH[1])  # fmt: skip
+    half_length = jax.random.uniform(
+        next(keys), (), minval=PEG_HALF_LENGTH[0], maxval=PEG_HALF_LENGTH[1]
+    )
+    half_width = jax.random.uniform(
+        next(keys), (), minval=PEG_HALF_WIDTH[0], maxval=PEG_HALF_WIDTH[1]
+    )
     center = 0.5 * (half_length - half_width) * jax.random.uniform(next(keys), (2,), minval=-1.0)
-    peg_xy = jax.random.uniform(next(keys), (2,), minval=jnp.array(PEG_XY[0]),
-                                maxval=jnp.array(PEG_XY[1]))  # fmt: skip
+    peg_xy = jax.random.uniform(
+        next(keys), (2,), minval=jnp.array(PEG_XY[0]), maxval=jnp.array(PEG_XY[1])
+    )
     peg_yaw = np.pi / 2 + PEG_YAW_SPREAD * jax.random.uniform(next(keys), (), minval=-1.0)
-    box_xy = jax.random.uniform(next(keys), (2,), minval=jnp.array(BOX_XY[0]),
-                                maxval=jnp.array(BOX_XY[1]))  # fmt: skip
+    box_xy = jax.random.uniform(
+        next(keys), (2,), minval=jnp.array(BOX_XY[0]), maxval=jnp.array(BOX_XY[1])
+    )
     box_yaw = np.pi / 2 + BOX_YAW_SPREAD * jax.random.uniform(next(keys), (), minval=-1.0)
     robot = tabletop.sample_robot(next(keys), REST_ARM)
 

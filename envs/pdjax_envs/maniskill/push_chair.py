@@ -138,8 +138,16 @@ def sample_start(key: jax.Array, kinds: tuple[int, ...] = chairs.TRAINING) -> St
     )
     height = jnp.asarray(chairs.heights())[chair]
     arm = jnp.asarray(mobile_panda.START_ARM)
-    parts = [robot_xy, jnp.stack([turn, jnp.float32(mobile_panda.START_LIFT)]), arm, arm,
-             chair_xy, height[None], quat_about_z(facing - seat), seat[None]]  # fmt: skip
+    parts = [
+        robot_xy,
+        jnp.stack([turn, jnp.float32(mobile_panda.START_LIFT)]),
+        arm,
+        arm,
+        chair_xy,
+        height[None],
+        quat_about_z(facing - seat),
+        seat[None],
+    ]
     qpos = jnp.concatenate(parts)
     return make_start({"qpos": qpos, "qvel": jnp.zeros(NUM_VEL), **params._asdict()})
 

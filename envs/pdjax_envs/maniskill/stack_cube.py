@@ -217,8 +217,12 @@ def features(obs: jax.Array) -> jax.Array:
     """
     to_a, a_to_b = obs[46:49], obs[52:55]
     place = a_to_b + jnp.array([0.0, 0.0, 2 * HALF_SIZE])
-    parts = [-to_a / 0.02, -place / 0.02, (obs[7:8] - HALF_SIZE) / 0.01,
-             (obs[34:35] - HALF_SIZE) / 0.02]  # fmt: skip
+    parts = [
+        -to_a / 0.02,
+        -place / 0.02,
+        (obs[7:8] - HALF_SIZE) / 0.01,
+        (obs[34:35] - HALF_SIZE) / 0.02,
+    ]
     return jnp.clip(jnp.concatenate(parts), -3.0, 3.0)
 
 

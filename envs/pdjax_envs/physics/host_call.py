@@ -63,42 +63,74 @@ def call(
 
 
 class _Version(ctypes.Structure):
-    _fields_ = [("struct_size", ctypes.c_size_t), ("extension_start", ctypes.c_void_p),
-                ("major", ctypes.c_int), ("minor", ctypes.c_int)]  # fmt: skip
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("extension_start", ctypes.c_void_p),
+        ("major", ctypes.c_int),
+        ("minor", ctypes.c_int),
+    ]
 
 
 class _Metadata(ctypes.Structure):
-    _fields_ = [("struct_size", ctypes.c_size_t), ("version", _Version),
-                ("traits", ctypes.c_uint32)]  # fmt: skip
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("version", _Version),
+        ("traits", ctypes.c_uint32),
+    ]
 
 
 class _Extension(ctypes.Structure):
-    _fields_ = [("struct_size", ctypes.c_size_t), ("type", ctypes.c_int),
-                ("next", ctypes.c_void_p), ("metadata", ctypes.POINTER(_Metadata))]  # fmt: skip
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("type", ctypes.c_int),
+        ("next", ctypes.c_void_p),
+        ("metadata", ctypes.POINTER(_Metadata)),
+    ]
 
 
 class _Buffers(ctypes.Structure):
-    _fields_ = [("struct_size", ctypes.c_size_t), ("extension_start", ctypes.c_void_p),
-                ("size", ctypes.c_int64), ("types", ctypes.c_void_p),
-                ("items", ctypes.POINTER(ctypes.c_void_p))]  # fmt: skip
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("extension_start", ctypes.c_void_p),
+        ("size", ctypes.c_int64),
+        ("types", ctypes.c_void_p),
+        ("items", ctypes.POINTER(ctypes.c_void_p)),
+    ]
 
 
 class _Attributes(ctypes.Structure):
-    _fields_ = [("struct_size", ctypes.c_size_t), ("extension_start", ctypes.c_void_p),
-                ("size", ctypes.c_int64), ("types", ctypes.c_void_p), ("names", ctypes.c_void_p),
-                ("items", ctypes.POINTER(ctypes.c_void_p))]  # fmt: skip
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("extension_start", ctypes.c_void_p),
+        ("size", ctypes.c_int64),
+        ("types", ctypes.c_void_p),
+        ("names", ctypes.c_void_p),
+        ("items", ctypes.POINTER(ctypes.c_void_p)),
+    ]
 
 
 class _CallFrame(ctypes.Structure):
-    _fields_ = [("struct_size", ctypes.c_size_t), ("extension_start", ctypes.POINTER(_Extension)),
-                ("api", ctypes.c_void_p), ("context", ctypes.c_void_p), ("stage", ctypes.c_int),
-                ("args", _Buffers), ("rets", _Buffers), ("attrs", _Attributes)]  # fmt: skip
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("extension_start", ctypes.POINTER(_Extension)),
+        ("api", ctypes.c_void_p),
+        ("context", ctypes.c_void_p),
+        ("stage", ctypes.c_int),
+        ("args", _Buffers),
+        ("rets", _Buffers),
+        ("attrs", _Attributes),
+    ]
 
 
 class _Buffer(ctypes.Structure):
-    _fields_ = [("struct_size", ctypes.c_size_t), ("extension_start", ctypes.c_void_p),
-                ("dtype", ctypes.c_int), ("data", ctypes.c_void_p), ("rank", ctypes.c_int64),
-                ("dims", ctypes.POINTER(ctypes.c_int64))]  # fmt: skip
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("extension_start", ctypes.c_void_p),
+        ("dtype", ctypes.c_int),
+        ("data", ctypes.c_void_p),
+        ("rank", ctypes.c_int64),
+        ("dims", ctypes.POINTER(ctypes.c_int64)),
+    ]
 
 
 class _Scalar(ctypes.Structure):
@@ -106,8 +138,12 @@ class _Scalar(ctypes.Structure):
 
 
 class _ErrorArguments(ctypes.Structure):
-    _fields_ = [("struct_size", ctypes.c_size_t), ("extension_start", ctypes.c_void_p),
-                ("message", ctypes.c_char_p), ("code", ctypes.c_int)]  # fmt: skip
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("extension_start", ctypes.c_void_p),
+        ("message", ctypes.c_char_p),
+        ("code", ctypes.c_int),
+    ]
 
 
 _ErrorCreate = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(_ErrorArguments))
@@ -146,8 +182,9 @@ def _handle(pointer: Any) -> int | None:
         key = _Scalar.from_address(frame.attrs.items[0]).value[0]
         _functions[key](_arrays(frame.args), _arrays(frame.rets))
     except BaseException:  # an interruption too: nothing may pass through C
-        arguments = _ErrorArguments(ctypes.sizeof(_ErrorArguments), None,
-                                    traceback.format_exc().encode(), _INTERNAL)  # fmt: skip
+        arguments = _ErrorArguments(
+            ctypes.sizeof(_ErrorArguments), None, traceback.format_exc().encode(), _INTERNAL
+        )
         create: Any = ctypes.c_void_p.from_address(frame.api + _ERROR_CREATE).value
         return _ErrorCreate(create)(ctypes.byref(arguments))
     return None

@@ -201,8 +201,15 @@ class _Host:
         scene = self._scene
         model = np.empty(mujoco.mj_sizeModel(scene.model), np.uint8)
         mujoco.mj_saveModel(scene.model, None, model)
-        rest = (n_substeps, dict(scene.override_rows), scene.fields, scene.fresh_fields,
-                self._threads, _real().__name__, mujoco.__version__)  # fmt: skip
+        rest = (
+            n_substeps,
+            dict(scene.override_rows),
+            scene.fields,
+            scene.fresh_fields,
+            self._threads,
+            _real().__name__,
+            mujoco.__version__,
+        )
         arrays = (model, *(scene.ctrl_scale or ()))
         parts = [repr(rest).encode(), *(array.tobytes() for array in arrays)]
         return int.from_bytes(hashlib.sha256(b"".join(parts)).digest()[:8], "little") >> 1

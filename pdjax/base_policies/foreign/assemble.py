@@ -148,8 +148,9 @@ def _of_torch(module: Any, obs_shape: tuple[int, int], device: str) -> Parts:
         torchax = importlib.import_module("torchax")
         params, function = torchax.extract_jax(module.eval())
         apply = lambda params, carry, obs_history, key: (  # noqa: E731
-            function(params, (obs_history[None],))[0], carry
-        )  # fmt: skip
+            function(params, (obs_history[None],))[0],
+            carry,
+        )
         policy = types.SimpleNamespace(init_carry=lambda key: (), apply=apply, params=params)
         return _in_program(policy, obs_shape)
     except Exception:  # not there, not for this torch, or an operation that it lacks
@@ -191,9 +192,17 @@ def assemble(parts: Parts, about: Description, act_horizon: int = 0) -> BasePoli
             chunk = 2 * (chunk - low) / (high - low) - 1
         return jnp.clip(chunk, -1.0, 1.0), carry
 
-    return BasePolicy(parts.init_carry, apply, parts.params, about.obs_dim, about.act_dim,
-                      about.obs_horizon, steps, jnp.asarray(about.obs_mean, jnp.float32),
-                      jnp.asarray(about.obs_std, jnp.float32))  # fmt: skip
+    return BasePolicy(
+        parts.init_carry,
+        apply,
+        parts.params,
+        about.obs_dim,
+        about.act_dim,
+        about.obs_horizon,
+        steps,
+        jnp.asarray(about.obs_mean, jnp.float32),
+        jnp.asarray(about.obs_std, jnp.float32),
+    )
 
 
 def through_host(base: BasePolicy) -> bool:

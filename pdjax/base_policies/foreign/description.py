@@ -80,8 +80,11 @@ def read(directory: Path) -> Description:
       ConfigError: it is missing, lacks a field, or a value cannot be.
     """
     values, path = peek(directory), directory / FILE
-    required = [field.name for field in dataclasses.fields(Description)
-                if field.default is dataclasses.MISSING]  # fmt: skip
+    required = [
+        field.name
+        for field in dataclasses.fields(Description)
+        if field.default is dataclasses.MISSING
+    ]
     if lacking := [name for name in required if name not in values]:
         raise ConfigError(
             f"{path} lacks {', '.join(lacking)}; write the directory with `pdjax wrap`"

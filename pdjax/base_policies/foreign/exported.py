@@ -43,8 +43,9 @@ class Loaded(NamedTuple):
     chunk_shape: tuple[int, ...]
 
 
-def export_policy(base: BasePolicy, directory: Path, task: str,
-                  platforms: tuple[str, ...] = PLATFORMS) -> None:  # fmt: skip
+def export_policy(
+    base: BasePolicy, directory: Path, task: str, platforms: tuple[str, ...] = PLATFORMS
+) -> None:
     """Writes any JAX policy as a directory that `base_policy.path` takes.
 
     The number of environments stays open: one artefact serves all.
@@ -98,11 +99,19 @@ def export_policy(base: BasePolicy, directory: Path, task: str,
         (directory / name).write_bytes(content)
     if params:
         checkpoint.save(directory / PARAMS, tuple(params))
-    description.write(directory, Description(
-        kind="export", task=task, obs_dim=base.obs_dim, act_dim=base.act_dim,
-        obs_horizon=base.obs_horizon, act_horizon=base.act_horizon,
-        obs_mean=tuple(map(float, base.obs_mean)), obs_std=tuple(map(float, base.obs_std)),
-    ))  # fmt: skip
+    description.write(
+        directory,
+        Description(
+            kind="export",
+            task=task,
+            obs_dim=base.obs_dim,
+            act_dim=base.act_dim,
+            obs_horizon=base.obs_horizon,
+            act_horizon=base.act_horizon,
+            obs_mean=tuple(map(float, base.obs_mean)),
+            obs_std=tuple(map(float, base.obs_std)),
+        ),
+    )
 
 
 def load(path: Path) -> Loaded:
@@ -126,8 +135,10 @@ def load(path: Path) -> Loaded:
     obs = arguments[0] if len(arguments) == 1 else arguments[2]
     shape, dtype = getattr(obs, "shape", ()), getattr(obs, "dtype", None)
     if len(shape) != 3 or dtype != jnp.float32:
-        raise ConfigError(f"{path} takes obs_history of shape {shape} and type {dtype}, expected"
-                          " (n, obs_horizon, obs_dim) of float32")  # fmt: skip
+        raise ConfigError(
+            f"{path} takes obs_history of shape {shape} and type {dtype}, expected"
+            " (n, obs_horizon, obs_dim) of float32"
+        )
     if not export.is_symbolic_dim(shape[0]):
         raise ConfigError(
             f"{path} takes a batch of {shape[0]} only; export it with a symbolic first dimension"

@@ -167,5 +167,6 @@ def _as_jax(function: Callable[..., list[np.ndarray]], results: list[jax.ShapeDt
     # As in `pdjax_envs.physics.native`: on a CPU the host reads and writes XLA's buffers itself.
     if jax.default_backend() == "cpu":
         return buffer_callback(in_place, results, vmap_method="broadcast_all")
-    return lambda *inputs: jax.pure_callback(by_value, results, *inputs,
-                                             vmap_method="broadcast_all")  # fmt: skip
+    return lambda *inputs: jax.pure_callback(
+        by_value, results, *inputs, vmap_method="broadcast_all"
+    )

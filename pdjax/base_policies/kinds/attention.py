@@ -18,8 +18,9 @@ class Keys:
         if self._key is None or self._rate == 0:
             return x
         self._used += 1
-        kept = jax.random.bernoulli(jax.random.fold_in(self._key, self._used), 1 - self._rate,
-                                    x.shape)  # fmt: skip
+        kept = jax.random.bernoulli(
+            jax.random.fold_in(self._key, self._used), 1 - self._rate, x.shape
+        )
         return jnp.where(kept, x / (1 - self._rate), 0)
 
 

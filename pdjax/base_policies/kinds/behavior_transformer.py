@@ -79,8 +79,9 @@ class _Transformer(nnx.Module):
 def _linear(inward: int, outward: int, rngs: nnx.Rngs, depth: int = 0, use_bias: bool = True):
     """GPT-2's start: normal of 0.02, less on the `2 depth` ways back into the residual stream."""
     std = 0.02 / (2 * depth) ** 0.5 if depth else 0.02
-    return nnx.Linear(inward, outward, kernel_init=nnx.initializers.normal(std), use_bias=use_bias,
-                      rngs=rngs)  # fmt: skip
+    return nnx.Linear(
+        inward, outward, kernel_init=nnx.initializers.normal(std), use_bias=use_bias, rngs=rngs
+    )
 
 
 def fit_bins(actions: Array, bins: int, key: Key) -> Array:
@@ -144,8 +145,9 @@ def focal_loss(logits: Array, target: Array, gamma: float) -> Array:
     return -((1 - jnp.exp(log_p)) ** gamma) * log_p
 
 
-def loss(prediction: Prediction, actions: Array, centers: Array,
-         config: BehaviorTransformerConfig) -> Array:  # fmt: skip
+def loss(
+    prediction: Prediction, actions: Array, centers: Array, config: BehaviorTransformerConfig
+) -> Array:
     """Focal loss of the bins + offset_weight * squared error of the true bin's offset.
 
     Args:

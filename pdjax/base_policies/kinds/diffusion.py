@@ -158,8 +158,9 @@ def ddim_sample(denoiser: Denoiser, params: Params, cond: Array, noise: Array, s
     return jnp.clip(chunk, -1, 1)
 
 
-def make_policy(config: DiffusionConfig, act_dim: int, params: Params, obs_mean: Array,
-                obs_std: Array) -> BasePolicy:  # fmt: skip
+def make_policy(
+    config: DiffusionConfig, act_dim: int, params: Params, obs_mean: Array, obs_std: Array
+) -> BasePolicy:
     """A trained diffusion policy as a `BasePolicy`; it keeps no state between decisions."""
     denoiser = make_denoiser(len(obs_mean), act_dim, config)
 
@@ -188,8 +189,9 @@ def make_trainable(config: DiffusionConfig, obs_dim: int, act_dim: int) -> Train
         return loss(denoiser, params["denoiser"], flat, key)
 
     def finish(params: Params) -> BasePolicy:
-        return make_policy(config, act_dim, params["denoiser"], params["obs_mean"],
-                           params["obs_std"])  # fmt: skip
+        return make_policy(
+            config, act_dim, params["denoiser"], params["obs_mean"], params["obs_std"]
+        )
 
     return TrainablePolicy(
         obs_horizon=config.obs_horizon,

@@ -49,8 +49,9 @@ def abstract_params(kind: TrainablePolicy, obs_dim: int, act_dim: int) -> Params
     """Shapes of the parameters that `kind.make_policy` takes, as `jax.ShapeDtypeStruct`."""
 
     def untrained(key: Key) -> Params:
-        nothing = Windows(jnp.zeros((1, kind.obs_horizon, obs_dim)),
-                          jnp.zeros((1, kind.pred_horizon, act_dim)))  # fmt: skip
+        nothing = Windows(
+            jnp.zeros((1, kind.obs_horizon, obs_dim)), jnp.zeros((1, kind.pred_horizon, act_dim))
+        )
         trained, fixed = kind.init(key, nothing)
         return trained | fixed | {"obs_mean": jnp.zeros(obs_dim), "obs_std": jnp.ones(obs_dim)}
 

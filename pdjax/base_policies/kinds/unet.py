@@ -75,10 +75,13 @@ class UNet(nnx.Module):
 
         last = len(dims) - 2
         self.down = nnx.List(
-            level(dims[i], dims[i + 1], _Conv(3, dims[i + 1], dims[i + 1], rngs, stride=2)
-                  if i < last else None)
+            level(
+                dims[i],
+                dims[i + 1],
+                _Conv(3, dims[i + 1], dims[i + 1], rngs, stride=2) if i < last else None,
+            )
             for i in range(last + 1)
-        )  # fmt: skip
+        )
         self.middle = level(dims[-1], dims[-1], None)
         self.up = nnx.List(
             level(2 * dims[i + 1], dims[i], _Up(dims[i], rngs)) for i in range(last, 0, -1)

@@ -32,11 +32,20 @@ from pdjax.types import Params
 
 PARTS = ("observation.state", "observation.environment_state")  # in this order in an observation
 # What each mode of normalisation needs: two statistics, and whether they are ends of a range.
-MODES = {"MEAN_STD": ("mean", "std", False), "MIN_MAX": ("min", "max", True),
-         "QUANTILES": ("q01", "q99", True), "QUANTILE10": ("q10", "q90", True)}  # fmt: skip
+MODES = {
+    "MEAN_STD": ("mean", "std", False),
+    "MIN_MAX": ("min", "max", True),
+    "QUANTILES": ("q01", "q99", True),
+    "QUANTILE10": ("q10", "q90", True),
+}
 BUFFERS = ("normalize_inputs.buffer_", "normalize_targets.buffer_", "unnormalize_outputs.buffer_")
-STEPS = {"rename_observations_processor", "to_batch_processor", "device_processor",
-         "normalizer_processor", "unnormalizer_processor"}  # fmt: skip
+STEPS = {
+    "rename_observations_processor",
+    "to_batch_processor",
+    "device_processor",
+    "normalizer_processor",
+    "unnormalizer_processor",
+}
 DDIM_STEPS = 10  # where the checkpoint samples by DDPM: the noise levels of Diffusion Policy's DDIM
 
 
@@ -91,8 +100,10 @@ class _Source(NamedTuple):
 
     def learned_from(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Mean and standard deviation of the observations trained on, where they are there."""
-        both = [[(f"{name}.{which}", count) for name, count in self.parts.items()]
-                for which in ("mean", "std")]  # fmt: skip
+        both = [
+            [(f"{name}.{which}", count) for name, count in self.parts.items()]
+            for which in ("mean", "std")
+        ]
         if any(key not in self.stats for side in both for key, _ in side):
             return None
         mean, std = (np.concatenate([self._statistic(*each) for each in side]) for side in both)
@@ -140,13 +151,17 @@ def _features(path: Path, config: dict[str, Any]) -> tuple[dict[str, int], int]:
             " checkpoint to LeRobot's present format first"
         ) from None
     if images := [name for name, (kind, _) in inputs.items() if kind == "VISUAL"]:
-        raise ConfigError(f"{path}: the policy reads images ({', '.join(images)}); pdjax imports"
-                          " policies that read numbers only")  # fmt: skip
+        raise ConfigError(
+            f"{path}: the policy reads images ({', '.join(images)}); pdjax imports"
+            " policies that read numbers only"
+        )
     sizes = [(name, shape) for name, (_, shape) in inputs.items()] + list(outputs.items())
     for name, shape in sizes:
         if name not in (*PARTS, "action") or len(shape) != 1 or not isinstance(shape[0], int):
-            raise ConfigError(f"{path}: {name} has shape {shape}, expected one axis of"
-                              f" {', '.join(PARTS)} or action")  # fmt: skip
+            raise ConfigError(
+                f"{path}: {name} has shape {shape}, expected one axis of"
+                f" {', '.join(PARTS)} or action"
+            )
     parts = {name: inputs[name][1][0] for name in PARTS if name in inputs}
     if not parts or "action" not in outputs:
         raise ConfigError(f"{path} names no {'action' if parts else PARTS[0]} among its features")
@@ -190,18 +205,38 @@ def _expect(source: _Source, wanted: dict[str, Any]) -> None:
 
 
 def _diffusion(source: _Source, weights: Weights, own: Params, steps: int) -> Imported:
-    _expect(source, {"num_train_timesteps": NOISE_STEPS, "beta_schedule": "squaredcos_cap_v2",
-                     "clip_sample": True, "clip_sample_range": 1.0})  # fmt: skip
-    names = {"obs_horizon": "n_obs_steps", "act_horizon": "n_action_steps",
-             "pred_horizon": "horizon", "prediction": "prediction_type", "unet_dims": "down_dims",
-             "unet_kernel": "kernel_size", "unet_groups": "n_groups",
-             "unet_step_dim": "diffusion_step_embed_dim",
-             "unet_scale": "use_film_scale_modulation"}  # fmt: skip
+    _expect(
+        source,
+        {
+            "num_train_timesteps": NOISE_STEPS,
+            "beta_schedule": "squaredcos_cap_v2",
+            "clip_sample": True,
+            "clip_sample_range": 1.0,
+        },
+    )
+    names = {
+        "obs_horizon": "n_obs_steps",
+        "act_horizon": "n_action_steps",
+        "pred_horizon": "horizon",
+        "prediction": "prediction_type",
+        "unet_dims": "down_dims",
+        "unet_kernel": "kernel_size",
+        "unet_groups": "n_groups",
+        "unet_step_dim": "diffusion_step_embed_dim",
+        "unet_scale": "use_film_scale_modulation",
+    }
     sampler = source.config.get("noise_scheduler_type", "DDPM")
     if not steps and sampler == "DDIM":
         steps = source.config.get("num_inference_steps") or NOISE_STEPS
-    shape = shape_from(DiffusionConfig, source.config, names, source.path, denoiser="unet",
-                       ddim_steps=steps or DDIM_STEPS, unet_final_groups=FINAL_GROUPS)  # fmt: skip
+    shape = shape_from(
+        DiffusionConfig,
+        source.config,
+        names,
+        source.path,
+        denoiser="unet",
+        ddim_steps=steps or DDIM_STEPS,
+        unet_final_groups=FINAL_GROUPS,
+    )
     kind = diffusion.make_trainable(shape, len(own["obs_mean"]), source.act_dim)
     like = abstract_params(kind, len(own["obs_mean"]), source.act_dim)
 
@@ -210,22 +245,44 @@ def _diffusion(source: _Source, weights: Weights, own: Params, steps: int) -> Im
 
     params = fit(weights, {"denoiser": like["denoiser"]}, key_of) | own
     offset, scale = source.normalisation("action", source.act_dim)
-    return Imported("diffusion", shape, params, source.act_dim, tuple(scale.tolist()),
-                    tuple(offset.tolist()), source.learned_from(),
-                    f"LeRobot, which samples by {sampler}")  # fmt: skip
+    return Imported(
+        "diffusion",
+        shape,
+        params,
+        source.act_dim,
+        tuple(scale.tolist()),
+        tuple(offset.tolist()),
+        source.learned_from(),
+        f"LeRobot, which samples by {sampler}",
+    )
 
 
 def _act(source: _Source, weights: Weights, own: Params) -> Imported:
     _expect(source, {"pre_norm": False, "feedforward_activation": "relu", "n_obs_steps": 1})
-    names = {"act_horizon": "n_action_steps", "pred_horizon": "chunk_size",
-             "encoder_layers": "n_encoder_layers", "decoder_layers": "n_decoder_layers",
-             "heads": "n_heads", "width": "dim_model", "feedforward": "dim_feedforward",
-             "latent_dim": "latent_dim", "dropout": "dropout",
-             "kl_weight": "kl_weight"}  # fmt: skip
+    names = {
+        "act_horizon": "n_action_steps",
+        "pred_horizon": "chunk_size",
+        "encoder_layers": "n_encoder_layers",
+        "decoder_layers": "n_decoder_layers",
+        "heads": "n_heads",
+        "width": "dim_model",
+        "feedforward": "dim_feedforward",
+        "latent_dim": "latent_dim",
+        "dropout": "dropout",
+        "kl_weight": "kl_weight",
+    }
     decay = source.config.get("temporal_ensemble_coeff")
     ensemble = {} if decay is None else {"temporal_ensemble": True, "ensemble_decay": decay}
-    shape = shape_from(ActConfig, source.config, names, source.path, style=False,
-                       decoder_norm=True, obs_tokens=len(source.parts), **ensemble)  # fmt: skip
+    shape = shape_from(
+        ActConfig,
+        source.config,
+        names,
+        source.path,
+        style=False,
+        decoder_norm=True,
+        obs_tokens=len(source.parts),
+        **ensemble,
+    )
     kind = act.make_trainable(shape, len(own["obs_mean"]), source.act_dim)
     like = abstract_params(kind, len(own["obs_mean"]), source.act_dim)
     for key in [key for key in weights.arrays if key.startswith("model.vae_encoder")]:
@@ -237,8 +294,9 @@ def _act(source: _Source, weights: Weights, own: Params) -> Imported:
     offset, scale = source.normalisation("action", source.act_dim)
     out = params["act"]["out"]
     out["kernel"], out["bias"] = out["kernel"] * scale, out["bias"] * scale + offset
-    return Imported("act", shape, params | own, source.act_dim, (1.0,), (0.0,),
-                    source.learned_from(), "LeRobot")  # fmt: skip
+    return Imported(
+        "act", shape, params | own, source.act_dim, (1.0,), (0.0,), source.learned_from(), "LeRobot"
+    )
 
 
 def _join_embeddings(source: _Source, weights: Weights, width: int) -> None:
@@ -269,12 +327,21 @@ def _part_attention(weights: Weights, shape: ActConfig) -> None:
             weights.arrays[f"{module}.{name}.bias"] = b
 
 
-_OF_ACT = {"embed_latent": "model.encoder_latent_input_proj", "embed_obs": "embed_obs",
-           "places": "model.encoder_1d_feature_pos_embed.weight",
-           "queries": "model.decoder_pos_embed.weight", "decoder_norm": "model.decoder.norm",
-           "out": "model.action_head"}  # fmt: skip
-_OF_ENCODER = {"attend": "self_attn", "norm_attend": "norm1", "inner": "linear1",
-               "outer": "linear2", "norm": "norm2"}  # fmt: skip
+_OF_ACT = {
+    "embed_latent": "model.encoder_latent_input_proj",
+    "embed_obs": "embed_obs",
+    "places": "model.encoder_1d_feature_pos_embed.weight",
+    "queries": "model.decoder_pos_embed.weight",
+    "decoder_norm": "model.decoder.norm",
+    "out": "model.action_head",
+}
+_OF_ENCODER = {
+    "attend": "self_attn",
+    "norm_attend": "norm1",
+    "inner": "linear1",
+    "outer": "linear2",
+    "norm": "norm2",
+}
 _OF_DECODER = _OF_ENCODER | {"look": "multihead_attn", "norm_look": "norm2", "norm": "norm3"}
 
 

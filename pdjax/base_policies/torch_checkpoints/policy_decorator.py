@@ -72,12 +72,24 @@ def _read_args(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _diffusion(weights: Weights, args: dict[str, Any], args_path: Path, steps: int) -> Imported:
-    names = {"obs_horizon": "obs_horizon", "act_horizon": "act_horizon",
-             "pred_horizon": "pred_horizon", "unet_dims": "unet_dims", "unet_groups": "n_groups",
-             "unet_step_dim": "diffusion_step_embed_dim"}  # fmt: skip
-    shape = shape_from(DiffusionConfig, args, names, args_path, denoiser="unet",
-                       prediction="epsilon", ddim_steps=steps,
-                       unet_final_groups=FINAL_GROUPS)  # fmt: skip
+    names = {
+        "obs_horizon": "obs_horizon",
+        "act_horizon": "act_horizon",
+        "pred_horizon": "pred_horizon",
+        "unet_dims": "unet_dims",
+        "unet_groups": "n_groups",
+        "unet_step_dim": "diffusion_step_embed_dim",
+    }
+    shape = shape_from(
+        DiffusionConfig,
+        args,
+        names,
+        args_path,
+        denoiser="unet",
+        prediction="epsilon",
+        ddim_steps=steps,
+        unet_final_groups=FINAL_GROUPS,
+    )
     key = (
         f"{UNET}mid_modules.0.cond_encoder.1.weight"  # (2 width, step_dim + obs_horizon * obs_dim)
     )
@@ -94,8 +106,13 @@ def _diffusion(weights: Weights, args: dict[str, Any], args_path: Path, steps: i
 
 
 def _behavior_transformer(weights: Weights, args: dict[str, Any], args_path: Path) -> Imported:
-    names = {"obs_horizon": "context_window", "bins": "n_clusters", "layers": "n_layers",
-             "heads": "n_heads", "width": "n_embedding"}  # fmt: skip
+    names = {
+        "obs_horizon": "context_window",
+        "bins": "n_clusters",
+        "layers": "n_layers",
+        "heads": "n_heads",
+        "width": "n_embedding",
+    }
     readout = weights.shape_of("net._gpt_model.lm_head.weight", 2)[0]
     shape = shape_from(BehaviorTransformerConfig, args, names, args_path, readout=readout)
     for layer in range(shape.layers):  # the causal mask is a buffer there
@@ -106,10 +123,21 @@ def _behavior_transformer(weights: Weights, args: dict[str, Any], args_path: Pat
     return _imported("bet", shape, weights, kind, (obs_dim, act_dim))
 
 
-_OF_BLOCK = {"norm_1": "ln_1", "attend_in": "attn.c_attn", "attend_out": "attn.c_proj",
-             "norm_2": "ln_2", "inner": "mlp.c_fc", "outer": "mlp.c_proj"}  # fmt: skip
-_OF_BET = {"embed": f"{GPT}wte", "positions": f"{GPT}wpe.weight", "norm": f"{GPT}ln_f",
-           "readout": "net._gpt_model.lm_head", "head": "net._map_to_cbet_preds.0"}  # fmt: skip
+_OF_BLOCK = {
+    "norm_1": "ln_1",
+    "attend_in": "attn.c_attn",
+    "attend_out": "attn.c_proj",
+    "norm_2": "ln_2",
+    "inner": "mlp.c_fc",
+    "outer": "mlp.c_proj",
+}
+_OF_BET = {
+    "embed": f"{GPT}wte",
+    "positions": f"{GPT}wpe.weight",
+    "norm": f"{GPT}ln_f",
+    "readout": "net._gpt_model.lm_head",
+    "head": "net._map_to_cbet_preds.0",
+}
 
 
 def _key(names: tuple[str, ...]) -> str:
@@ -124,8 +152,9 @@ def _key(names: tuple[str, ...]) -> str:
     return _OF_BET[inner[0]]
 
 
-def _imported(kind: str, shape: PolicyConfig, weights: Weights, policy: TrainablePolicy,
-              dims: tuple[int, int]) -> Imported:  # fmt: skip
+def _imported(
+    kind: str, shape: PolicyConfig, weights: Weights, policy: TrainablePolicy, dims: tuple[int, int]
+) -> Imported:
     obs_dim, act_dim = dims
     like: Params = abstract_params(policy, obs_dim, act_dim)
     raw = {"obs_mean": jnp.zeros(obs_dim), "obs_std": jnp.ones(obs_dim)}

@@ -50,10 +50,17 @@ NUMPY_CODE = """
 def about(kind="python", **changes):
     return description.Description(
         **{
-            "kind": kind, "task": "Point", "obs_dim": OBS, "act_dim": ACT, "obs_horizon": HORIZON,
-            "act_horizon": CHUNK, "obs_mean": (0.0,) * OBS, "obs_std": (1.0,) * OBS,
-        } | changes
-    )  # fmt: skip
+            "kind": kind,
+            "task": "Point",
+            "obs_dim": OBS,
+            "act_dim": ACT,
+            "obs_horizon": HORIZON,
+            "act_horizon": CHUNK,
+            "obs_mean": (0.0,) * OBS,
+            "obs_std": (1.0,) * OBS,
+        }
+        | changes
+    )
 
 
 def assembled(policy, **changes):
@@ -156,8 +163,9 @@ def test_every_kind_gives_the_hand_computed_actions(kind, num_envs, tmp_path, po
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_refining_works_with_every_kind_and_leaves_it_alone(kind, tmp_path, point, monkeypatch,
-                                                            capsys):  # fmt: skip
+def test_refining_works_with_every_kind_and_leaves_it_alone(
+    kind, tmp_path, point, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     assert wrap(source_of(kind, tmp_path), "base", "--obs-horizon", "2") == 0
     files = lambda folder: {  # noqa: E731
@@ -165,11 +173,20 @@ def test_refining_works_with_every_kind_and_leaves_it_alone(kind, tmp_path, poin
     }
     before = files(Path("base"))
     params = jax.device_get(assemble.load(Path("base"))[0].params)
-    small = ["task.name=Point", "base_policy.path=base", "train.num_envs=4",
-             "train.decisions_per_round=16", "train.decisions_per_epoch=128",
-             "train.total_decisions=256", "train.learning_starts=64", "sac.batch_size=16",
-             "sac.hidden=[8]", "eval.episodes=4", "eval.interim_episodes=0",
-             "decorator.residual_scale=0.9"]  # fmt: skip
+    small = [
+        "task.name=Point",
+        "base_policy.path=base",
+        "train.num_envs=4",
+        "train.decisions_per_round=16",
+        "train.decisions_per_epoch=128",
+        "train.total_decisions=256",
+        "train.learning_starts=64",
+        "sac.batch_size=16",
+        "sac.hidden=[8]",
+        "eval.episodes=4",
+        "eval.interim_episodes=0",
+        "decorator.residual_scale=0.9",
+    ]
     assert cli.main(["train", "peg_fast", "--out", "run", "--set", *small]) == 0
     assert "us a call for 4 environments" in capsys.readouterr().err
     result = json.loads(Path("run/result.json").read_text())
@@ -270,9 +287,10 @@ def test_an_exported_policy_acts_bit_for_bit_as_the_original(tmp_path):
 
     constant = make_constant_policy()
     original = constant._replace(
-        apply=apply, params={"gain": jnp.float32(0.7)},
+        apply=apply,
+        params={"gain": jnp.float32(0.7)},
         init_carry=lambda key: {"last": jnp.zeros(3), "n": jax.random.normal(key)},
-    )  # fmt: skip
+    )
     exported.export_policy(original, tmp_path / "base", "Point")
     read, _ = assemble.load(tmp_path / "base")
 
@@ -439,11 +457,17 @@ def test_artefacts_of_other_signatures(tmp_path, point, monkeypatch, capsys):
     newest = lambda obs: obs[:, -1:, :1]  # noqa: E731
     refuse(capsys, write("a.jaxexport", newest, shape(16, 2, 3)), "takes a batch of 16 only; exp")
     refuse(capsys, write("b.jaxexport", newest, shape(symbol, 2, 4)), "reads observation historie")
-    refuse(capsys, write("c.jaxexport", lambda a, b: a + b, shape(symbol, 2, 3), shape()),
-           "takes 2 inputs, expected one, obs_history")  # fmt: skip
+    refuse(
+        capsys,
+        write("c.jaxexport", lambda a, b: a + b, shape(symbol, 2, 3), shape()),
+        "takes 2 inputs, expected one, obs_history",
+    )
     refuse(capsys, write("d.jaxexport", lambda obs: obs, shape(symbol, 3)), "takes obs_history of")
-    refuse(capsys, write("e.jaxexport", newest, shape(symbol, 2, 3), platforms=["tpu"]),
-           "was exported for tpu, but this process runs on cpu")  # fmt: skip
+    refuse(
+        capsys,
+        write("e.jaxexport", newest, shape(symbol, 2, 3), platforms=["tpu"]),
+        "was exported for tpu, but this process runs on cpu",
+    )
     # and one that is taken: a function of the observations alone
     assert cli.main(write("f.jaxexport", newest, shape(symbol, 2, 3))) == 0
     base, _ = assemble.load(Path("new"))

@@ -12,8 +12,9 @@ from pdjax.base_policies.kinds.trainable import Windows
 from pdjax.base_policies.settings import ActConfig
 from pdjax.config.schema import ConfigError
 
-SMALL = ActConfig(pred_horizon=4, act_horizon=2, encoder_layers=1, heads=2, width=16,
-                  feedforward=32, latent_dim=4)  # fmt: skip
+SMALL = ActConfig(
+    pred_horizon=4, act_horizon=2, encoder_layers=1, heads=2, width=16, feedforward=32, latent_dim=4
+)
 
 
 def test_temporal_ensembling_by_hand():
@@ -96,8 +97,9 @@ def test_ensembling_with_longer_chunks_is_refused():
 
 
 def test_without_style_the_loss_is_the_distance_from_what_a_rollout_predicts():
-    config = dataclasses.replace(SMALL, act_horizon=4, obs_horizon=2, obs_tokens=2, style=False,
-                                 decoder_norm=True)  # fmt: skip
+    config = dataclasses.replace(
+        SMALL, act_horizon=4, obs_horizon=2, obs_tokens=2, style=False, decoder_norm=True
+    )
     kind = act.make_trainable(config, 3, 2)
     rng = np.random.default_rng(0)
     obs = jnp.asarray(rng.normal(size=(5, 2, 3)), jnp.float32)

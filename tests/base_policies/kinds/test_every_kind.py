@@ -18,17 +18,54 @@ TRAINING = {"steps": 300, "batch_size": 64, "learning_rate": 3e-3, "validation":
 
 # Recipe -> small shape, and the validation loss that it must get below.
 SMALL = {
-    "diffusion": ({"diffusion": {"pred_horizon": 4, "act_horizon": 2, "hidden": 32, "blocks": 1}},
-                  0.05),
-    "diffusion_unet": ({"diffusion": {"pred_horizon": 4, "act_horizon": 2, "unet_dims": [8, 16],
-                                      "unet_kernel": 3, "unet_groups": 4, "unet_step_dim": 8}},
-                       0.05),
-    "bet": ({"bet": {"obs_horizon": 3, "bins": 3, "layers": 1, "heads": 2, "width": 16,
-                     "readout": 16, "dropout": 0.0}}, 5.0),
-    "act": ({"act": {"pred_horizon": 4, "act_horizon": 2, "encoder_layers": 1, "heads": 2,
-                     "width": 16, "feedforward": 32, "latent_dim": 4, "dropout": 0.0}}, 0.2),
+    "diffusion": (
+        {"diffusion": {"pred_horizon": 4, "act_horizon": 2, "hidden": 32, "blocks": 1}},
+        0.05,
+    ),
+    "diffusion_unet": (
+        {
+            "diffusion": {
+                "pred_horizon": 4,
+                "act_horizon": 2,
+                "unet_dims": [8, 16],
+                "unet_kernel": 3,
+                "unet_groups": 4,
+                "unet_step_dim": 8,
+            }
+        },
+        0.05,
+    ),
+    "bet": (
+        {
+            "bet": {
+                "obs_horizon": 3,
+                "bins": 3,
+                "layers": 1,
+                "heads": 2,
+                "width": 16,
+                "readout": 16,
+                "dropout": 0.0,
+            }
+        },
+        5.0,
+    ),
+    "act": (
+        {
+            "act": {
+                "pred_horizon": 4,
+                "act_horizon": 2,
+                "encoder_layers": 1,
+                "heads": 2,
+                "width": 16,
+                "feedforward": 32,
+                "latent_dim": 4,
+                "dropout": 0.0,
+            }
+        },
+        0.2,
+    ),
     "mlp": ({"mlp": {"hidden": [32], "act_horizon": 2}}, -0.5),
-}  # fmt: skip
+}
 
 
 def demonstrations(episodes=60):

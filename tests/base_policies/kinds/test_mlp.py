@@ -11,8 +11,9 @@ from pdjax.base_policies.kinds.trainable import Windows
 from pdjax.base_policies.settings import MLPConfig
 
 # weights 3/4 and 1/4, means 0 and 1, deviations 1 and 1/2
-MIXTURE = Mixture(jnp.log(jnp.array([3.0, 1.0])), jnp.array([[0.0], [1.0]]),
-                  jnp.array([[1.0], [0.5]]))  # fmt: skip
+MIXTURE = Mixture(
+    jnp.log(jnp.array([3.0, 1.0])), jnp.array([[0.0], [1.0]]), jnp.array([[1.0], [0.5]])
+)
 
 
 def test_the_likelihood_by_hand():

@@ -130,8 +130,11 @@ def test_over_environments_weights_stay_one_matrix():
     products = [e for e in _equations(jaxpr.jaxpr) if e.primitive.name == "dot_general"]
     assert len(products) > 20
     assert all(e.params["dimension_numbers"][1] == ((), ()) for e in products)
-    assert not [e for e in _equations(jaxpr.jaxpr) if "conv" in e.primitive.name
-                and e.primitive.name != "convert_element_type"]  # fmt: skip
+    assert not [
+        e
+        for e in _equations(jaxpr.jaxpr)
+        if "conv" in e.primitive.name and e.primitive.name != "convert_element_type"
+    ]
 
 
 def _equations(jaxpr):

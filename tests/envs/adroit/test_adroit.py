@@ -173,8 +173,12 @@ def compare(ours, theirs):
     """Largest difference, and of those that also differ in float32."""
     error = np.abs(np.float64(ours) - np.float64(theirs))
     same = np.float32(ours) == np.float32(theirs)
-    return {"largest": float(error.max()), "beyond_float32": float(np.max(error * ~same)),
-            "differing": int(np.sum(~same)), "numbers": int(same.size)}  # fmt: skip
+    return {
+        "largest": float(error.max()),
+        "beyond_float32": float(np.max(error * ~same)),
+        "differing": int(np.sum(~same)),
+        "numbers": int(same.size),
+    }
 
 
 @functools.cache
@@ -182,8 +186,12 @@ def run(name, *arguments):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, str(Path(__file__)), name, *arguments],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 

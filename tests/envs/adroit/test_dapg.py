@@ -21,8 +21,12 @@ from tests import mjrl_pickle
 from tests.probe import make_point_env
 
 PUBLISHED = Path(__file__).parents[4] / "shared" / "data" / "dapg"
-TASKS = {"door": "AdroitDoor", "hammer": "AdroitHammer", "pen": "AdroitPen",
-         "relocate": "AdroitRelocate"}  # fmt: skip
+TASKS = {
+    "door": "AdroitDoor",
+    "hammer": "AdroitHammer",
+    "pen": "AdroitPen",
+    "relocate": "AdroitRelocate",
+}
 POINT = make_point_env().task
 
 published = pytest.mark.skipif(
@@ -148,8 +152,11 @@ def test_names_on_the_list_are_not_called_either(tmp_path):
 
 def test_policies_of_other_sizes_are_refused(files):
     task = dataclasses.replace(POINT, action=(("velocity", 2),))
-    with pytest.raises(DataError, match="takes 3 observed numbers and gives 1 actions, but Point"
-                                        " has 3 and 2; pass the policy of that task"):  # fmt: skip
+    with pytest.raises(
+        DataError,
+        match="takes 3 observed numbers and gives 1 actions, but Point"
+        " has 3 and 2; pass the policy of that task",
+    ):
         dapg.make_expert(files[0], task)
 
 
@@ -229,8 +236,24 @@ def test_published_pickles_equal_their_arrays(name):
 def test_the_published_door_policy_records_a_set_that_replays_exactly(capsys, tmp_path):
     path = str(tmp_path / "door.h5")
     expert = f"dapg:{PUBLISHED / 'door-v0.pickle'}"
-    assert cli.main(["demos", "AdroitDoor", "--expert", expert, "--out", path, "--episodes", "12",
-                     "--physics", "native", "--json"]) == 0  # fmt: skip
+    assert (
+        cli.main(
+            [
+                "demos",
+                "AdroitDoor",
+                "--expert",
+                expert,
+                "--out",
+                path,
+                "--episodes",
+                "12",
+                "--physics",
+                "native",
+                "--json",
+            ]
+        )
+        == 0
+    )
     recorded = json.loads(capsys.readouterr().out)
     assert recorded["expert_success"] >= 0.9  # published figure: 1.00 of 50 episodes
     assert recorded["expert"] == expert

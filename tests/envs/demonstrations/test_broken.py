@@ -119,11 +119,12 @@ BROKEN = {
         "episode_1 has 1 observations for 0 actions, expected T + 1 for T >= 1",
     ),
     "zero length, DAPG": (
-        dapg_with(observations=np.zeros((1, OBS_DIM)), actions=np.zeros((1, ACT_DIM)),
-                  rewards=np.zeros(1)),
+        dapg_with(
+            observations=np.zeros((1, OBS_DIM)), actions=np.zeros((1, ACT_DIM)), rewards=np.zeros(1)
+        ),
         "episode_0 has 1 observations for 0 actions",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("command", ["data check", "imitate"])

@@ -35,13 +35,18 @@ NAMES = {
 def theirs(request, tmp_path_factory):
     """(task's name, name -> (states, ...) of what `maniskill_states.py` notes)."""
     why = "needs an interpreter with mani_skill2 (PDJAX_MANISKILL_PYTHON, see CONTRIBUTING.md)"
-    found = subprocess.run([PYTHON, "-c", "import sapien.core, mani_skill2"],
-                           capture_output=True, text=True, timeout=60)  # fmt: skip
+    found = subprocess.run(
+        [PYTHON, "-c", "import sapien.core, mani_skill2"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     if found.returncode:
         pytest.skip(f"{why}: {found.stderr.strip().splitlines()[-1:]}")
     path = tmp_path_factory.mktemp("maniskill") / f"{request.param}.npz"
-    played = subprocess.run([PYTHON, str(SCRIPT), request.param, str(path)],
-                            capture_output=True, text=True, timeout=300)  # fmt: skip
+    played = subprocess.run(
+        [PYTHON, str(SCRIPT), request.param, str(path)], capture_output=True, text=True, timeout=300
+    )
     assert played.returncode == 0, played.stderr
     return request.param, dict(np.load(path))
 
@@ -49,8 +54,10 @@ def theirs(request, tmp_path_factory):
 def free_velocity(body):
     """MuJoCo's six velocities of a free body, whose angular one is in the body's frame."""
     pose, linear, angular = body[:, 3:7], body[:, 7:10], body[:, 10:]
-    turned = [quat_multiply(quat_conjugate(q), quat_multiply(jnp.append(0.0, w), q))[1:]
-              for q, w in zip(jnp.asarray(pose), jnp.asarray(angular), strict=True)]  # fmt: skip
+    turned = [
+        quat_multiply(quat_conjugate(q), quat_multiply(jnp.append(0.0, w), q))[1:]
+        for q, w in zip(jnp.asarray(pose), jnp.asarray(angular), strict=True)
+    ]
     return np.concatenate([linear, turned], axis=1)
 
 

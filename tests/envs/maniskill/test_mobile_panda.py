@@ -32,13 +32,22 @@ def data(model):
 def test_frames_are_those_of_sapien(data):
     # SAPIEN 2.2.2 with mani-skill2 0.5.3's mobile_panda_dual_arm.urdf at this configuration
     for name, pos, quat in (
-        ("right_panda_link1", (0.5153382, -0.02557597, 1.32),
-         (0.68512666, 0.6851225, 0.1749404, 0.17494154)),
-        ("right_panda_hand", (1.2603239, -0.19479322, 1.3200037),
-         (-0.6196264, 0.6214584, -0.33732665, 0.3406808)),
-        ("left_panda_hand", (0.48665813, 1.2213922, 1.3200026),
-         (0.3836542, 0.38044626, 0.59603816, 0.5939771)),
-    ):  # fmt: skip
+        (
+            "right_panda_link1",
+            (0.5153382, -0.02557597, 1.32),
+            (0.68512666, 0.6851225, 0.1749404, 0.17494154),
+        ),
+        (
+            "right_panda_hand",
+            (1.2603239, -0.19479322, 1.3200037),
+            (-0.6196264, 0.6214584, -0.33732665, 0.3406808),
+        ),
+        (
+            "left_panda_hand",
+            (0.48665813, 1.2213922, 1.3200026),
+            (0.3836542, 0.38044626, 0.59603816, 0.5939771),
+        ),
+    ):
         np.testing.assert_allclose(data.body(name).xpos, pos, atol=1e-5)
         np.testing.assert_allclose(data.body(name).xquat, quat, atol=1e-5)
     # and its get_ee_coords
@@ -55,8 +64,9 @@ def test_fingers_velocities_are_those_of_their_frames(model, data):
     rng = np.random.default_rng(0)
     data.qvel[:] = rng.normal(size=model.nv)
     mujoco.mj_forward(model, data)
-    names = [f"{side}_panda_{finger}finger" for side in ("right", "left")
-             for finger in ("left", "right")]  # fmt: skip
+    names = [
+        f"{side}_panda_{finger}finger" for side in ("right", "left") for finger in ("left", "right")
+    ]
     before = np.ravel([data.body(name).xpos for name in names])
     found = data.sensordata[12:].copy()
     mujoco.mj_integratePos(model, data.qpos, data.qvel, 1e-6)

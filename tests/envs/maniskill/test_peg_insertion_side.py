@@ -242,8 +242,9 @@ def held_peg(back=0.06, head=(-0.3, 0.0, 0.0), fingers=0.02, yaw=0.0):
     hole_quat = quat_about_z(turn)
     sideways = jnp.stack([-axis[1], axis[0], 0.0])
     hole = pos + (0.1 - head[0]) * axis - head[1] * sideways - jnp.array([0, 0, head[2]])
-    params = peg_insertion_side.PegParams(jnp.array(0.1), jnp.array(0.02), jnp.zeros(2), jnp.array(0.023), hole,
-                           hole_quat)  # fmt: skip
+    params = peg_insertion_side.PegParams(
+        jnp.array(0.1), jnp.array(0.02), jnp.zeros(2), jnp.array(0.023), hole, hole_quat
+    )
     qpos = jnp.concatenate([arm, jnp.full(2, fingers), pos, quat])
     return Episode({}, params), PhysicsState(qpos, jnp.zeros(15), {}, False, None)
 
@@ -259,12 +260,20 @@ def test_dense_reward():
     # Head and middle 4 mm off the hole's axis: 3 (1 - tanh(0.5 * 0.008 + 4.5 * 0.004)); the head
     # 30 cm before it: 5 (1 - tanh(5 * 0.30003))
     assert reward_of(*held_peg(head=(-0.3, 0.004, 0.0))) == {
-        "rotation": 1.0, "reach": 1.0, "grasp": 2.0, "align": 2.934, "aligned": 3.0, "insert": 0.474
-    }  # fmt: skip
+        "rotation": 1.0,
+        "reach": 1.0,
+        "grasp": 2.0,
+        "align": 2.934,
+        "aligned": 3.0,
+        "insert": 0.474,
+    }
     # 2 cm off: 3 (1 - tanh(0.02 + 0.09)), but not aligned, and not paid for the way in
     assert reward_of(*held_peg(head=(-0.3, 0.02, 0.0))) == {
-        "rotation": 1.0, "reach": 1.0, "grasp": 2.0, "align": 2.671
-    }  # fmt: skip
+        "rotation": 1.0,
+        "reach": 1.0,
+        "grasp": 2.0,
+        "align": 2.671,
+    }
     assert reward_of(*held_peg(head=(0.0, 0.0, 0.0))) == {"success": 25.0}
     # Turned by 1 rad: reaching is not paid, but being above and over the place is asked for.
     found = reward_of(*held_peg(yaw=1.0, fingers=0.04))

@@ -69,8 +69,9 @@ def test_observation_is_what_c_computes(env):
     states, observations = play(jax.random.key(1))
     scene = env.task.scene
     assert len(np.unique(states.episode.params.chair)) > 2  # different chairs in one batch
-    fingers = [f"{side}_panda_{finger}finger" for side in ("right", "left")
-               for finger in ("right", "left")]  # fmt: skip
+    fingers = [
+        f"{side}_panda_{finger}finger" for side in ("right", "left") for finger in ("right", "left")
+    ]
     for index in range(count):
         model, data = c_scene(scene, states.episode, index)
         data.qpos[:], data.qvel[:] = states.physics.qpos[index], states.physics.qvel[index]

@@ -92,8 +92,14 @@ print(json.dumps({"devices": len(four.sharding.device_set),
 def test_native_physics_on_four_devices_is_that_on_one():
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, text=True,
-                          capture_output=True, timeout=300, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED],
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["devices"] == 4 and found["off"] < 1e-6
@@ -101,13 +107,20 @@ def test_native_physics_on_four_devices_is_that_on_one():
 
 def test_a_later_process_compiles_nothing(tmp_path):
     environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+        "JAX_PLATFORMS": "cpu",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }  # fmt: skip
+    }
     runs = []
     for _ in range(2):
-        done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, text=True,
-                              capture_output=True, timeout=300, check=False)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM],
+            env=environment,
+            text=True,
+            capture_output=True,
+            timeout=300,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         runs.append(json.loads(done.stdout.splitlines()[-1]))
     first, second = runs

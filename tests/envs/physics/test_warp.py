@@ -150,8 +150,9 @@ def test_small_scenes(child):
 
 
 @needs_warp
-@pytest.mark.parametrize("name", ["AdroitDoor", *(pytest.param(name, marks=pytest.mark.slow)
-                                                   for name in ADROIT[1:])])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["AdroitDoor", *(pytest.param(name, marks=pytest.mark.slow) for name in ADROIT[1:])]
+)
 def test_adroit_agrees_with_native(name):
     run_child("_child_adroit", name, limit_s=300)
 

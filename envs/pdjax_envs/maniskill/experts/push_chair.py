@@ -88,12 +88,14 @@ def _act(carry: Carry, obs: jax.Array, key: jax.Array) -> tuple[jax.Array, Carry
     low = view.chair[2] - HAND_HEIGHT
     lower = pushing | (distance > CLEAR)
     lift_speed = 2.0 * (jnp.where(lower, low, mobile_panda.START_LIFT) - view.lift)
-    base = jnp.stack([
-        velocity @ facing,
-        facing[0] * velocity[1] - facing[1] * velocity[0],
-        jnp.clip(turn_speed, -1.5, 1.5),
-        lift_speed,
-    ])  # fmt: skip
+    base = jnp.stack(
+        [
+            velocity @ facing,
+            facing[0] * velocity[1] - facing[1] * velocity[0],
+            jnp.clip(turn_speed, -1.5, 1.5),
+            lift_speed,
+        ]
+    )
     arms = [3.0 * (FOLDED_ARM - arm) for arm in (view.left_arm, view.right_arm)]
     grip = jnp.array([GRIPPER])
     moves = [jnp.clip(arm / mobile_panda.ARM_SPEED, -0.4, 0.4) for arm in arms]
