@@ -10,93 +10,30 @@ FOLDERS = ("pdjax", "envs/pdjax_envs", "benchmarks", "experiments")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 SHIPPED = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in ("pdjax", "envs")]
 
-# From the ground up; a module imports from rooms below its own, never from its own or above.
-ROOMS = [
-    {
-        "schema",
-        "types",
-        "startup",
-        "machine",
-        "render",
-        "presets",
-        "curves",
-        "roofline",
-        "provenance",
-    },
-    {
-        "distributed",
-        "trackers",
-        "guard",
-        "outputs",
-        "base_policies.chunking",
-        "base_policies.settings",
-        "base_policies.trainable",
-        "base_policies.attention",
-        "base_policies.description",
-        "base_policies.sources",
-        "base_policies.adaptation",
-    },
-    {"config", "checkpoint"},
-    {
-        "decision",
-        "decorator",
-        "networks",
-        "losses",
-        "report",
-        "sharding",
-        "base_policies.unet",
-        "base_policies.host",
-        "base_policies.exported",
-        "base_policies.weights",
-    },
-    {
-        "base_policies.mlp",
-        "base_policies.diffusion",
-        "base_policies.behavior_transformer",
-        "base_policies.act",
-    },
-    {
-        "gradient_step",
-        "rollout",
-        "replay",
-        "tables",
-        "plots",
-        "base_policies.imitation",
-        "base_policies.importers",
-        "base_policies.foreign",
-    },
-    {"sac", "demo_replay", "deployed"},
-    {
-        "train",
-        "evaluation",
-        "comparison",
-        "stopping",
-        "unfinished",
-        "base_policies.importers_reference",
-        "base_policies.importers_lerobot",
-    },
-    {"members", "memory", "refinement"},
-    {"loop", "programs", "sweep_spec"},
-    {"runner", "imitate", "data_check", "wrap", "sweep_report", "sweep_foresight"},
-    {"finished", "screen", "import_checkpoint", "phases", "sweep"},
-    {"advice"},
-    {"quickstart", "policy_commands", "profile"},
-    {"run_commands"},
+# From the top down: a module imports from its own folder and from layers below it, never from a
+# layer above and never from another folder of its own layer.
+LAYERS = [
     {"commands"},
-    {"cli"},
+    {"api", "profile", "sweep"},
+    {"prepare", "training", "runs"},
+    {"rollout"},
+    {"base_policies"},
+    {"learner", "output"},
+    {"devices"},
+    {"modules"},
+    {"types", "config"},
 ]
-ROOM_OF = {name: index for index, room in enumerate(ROOMS) for name in room}
+LAYER_OF = {name: index for index, layer in enumerate(LAYERS) for name in layer}
 
 STEPPING = {"mj_step", "mj_step1", "mj_step2", "mujoco.batch", "mujoco.rollout", "mjx.step"}
 TRACKERS = {"tensorboardX", "tensorboard", "matplotlib", "wandb", "mlflow"}
 DRAWERS = {"utils", "util", "common", "helpers", "helper", "core", "misc"}
-MAX_LINES, MAX_FUNCTION, MAX_PARAMETERS, MAX_NESTING = 300, 60, 7, 3
+MAX_LINES, MAX_FUNCTION, MAX_NESTING = 400, 80, 3
 
-# What may break a limit, and why.
+# The limits are advice: what has a reason to break one is listed here with it.
 EXCEPTIONS = {
-    "pdjax/config.py": "every knob of a run in one place",
     "envs/pdjax_envs/maniskill/panda.py": "one robot: model, kinematics and controller together",
-    "envs/pdjax_envs/maniskill/peg_insertion_side.py": "one task in one file, in the fixed order",
+    "pdjax/training/epoch.py": "make_trainer's closures are yet to become functions",
 }
 
 
@@ -104,6 +41,11 @@ def name_of(path):
     parts = path.relative_to(ROOT).with_suffix("").parts
     parts = parts[1:] if parts[0] == "envs" else parts
     return ".".join(part for part in parts if part != "__init__")
+
+
+def folder_of(path):
+    """The layer's name that a file of pdjax belongs to; "" for pdjax itself."""
+    return path.relative_to(ROOT / "pdjax").with_suffix("").parts[0].removeprefix("__init__")
 
 
 def imports(source):
@@ -122,15 +64,16 @@ def roots(source):
     return {name.split(".")[0] for name in imports(source)}
 
 
-def rooms_used(source):
-    """pdjax modules that a source imports, named as in ROOMS."""
-    used = set()
-    for name in imports(source):
-        package, _, rest = name.partition(".")
-        if package == "pdjax" and rest:
-            # `from pdjax.config import Config` names something in a module, not a module
-            used.add(rest if rest in ROOM_OF else rest.rpartition(".")[0])
-    return used - {"", "base_policies"}
+def folders_used(source):
+    """Folders of pdjax that a source imports from, named as in LAYERS."""
+    names = [name.split(".") for name in imports(source)]
+    return {parts[1] for parts in names if parts[0] == "pdjax" and len(parts) > 1}
+
+
+def imports_upwards(folder, source):
+    """Folders that a source in `folder` imports from although they are not below it."""
+    used = folders_used(source) & LAYER_OF.keys()
+    return {name for name in used - {folder} if LAYER_OF[name] <= LAYER_OF[folder]}
 
 
 def stepping_names(source):
@@ -144,27 +87,17 @@ def stepping_names(source):
 
 
 def functions(source):
-    """(name, own lines, parameters, nesting) of every function.
-
-    Docstrings do not count, and lines of inner functions count there.
-    """
+    """(name, lines, nesting) of every function; closures count, its docstring does not."""
     found = []
 
     def visit(node, nesting):
-        inner_lines = 0
         for child in ast.iter_child_nodes(node):
-            is_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
-            inner_lines += visit(child, nesting + is_function)
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            return inner_lines
-        lines = node.end_lineno - node.lineno + 1
-        if ast.get_docstring(node):
-            inner_lines += node.body[0].end_lineno - node.body[0].lineno + 1
-        arguments = node.args
-        count = len(arguments.posonlyargs + arguments.args + arguments.kwonlyargs)
-        count -= bool(arguments.args) and arguments.args[0].arg in ("self", "cls")
-        found.append((node.name, lines - inner_lines, count, nesting))
-        return lines
+            visit(child, nesting + isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = node.end_lineno - node.lineno + 1
+            if ast.get_docstring(node):
+                lines -= node.body[0].end_lineno - node.body[0].lineno + 1
+            found.append((node.name, lines, nesting))
 
     visit(ast.parse(source), 0)
     return found
@@ -176,11 +109,9 @@ def too_large(source):
     lines = len(source.splitlines())
     if lines > MAX_LINES:
         broken.append(f"{lines} lines, at most {MAX_LINES}")
-    for name, own_lines, parameters, nesting in functions(source):
+    for name, own_lines, nesting in functions(source):
         if own_lines > MAX_FUNCTION:
             broken.append(f"{name}: {own_lines} lines, at most {MAX_FUNCTION}")
-        if parameters > MAX_PARAMETERS:
-            broken.append(f"{name}: {parameters} parameters, at most {MAX_PARAMETERS}")
         if nesting > MAX_NESTING:
             broken.append(f"{name}: {nesting} functions deep, at most {MAX_NESTING}")
     return broken
@@ -200,23 +131,27 @@ def test_environments_know_nothing_of_the_framework(path):
 
 
 @each(in_folder("pdjax"))
-def test_modules_import_only_from_rooms_below(path):
-    name = name_of(path).removeprefix("pdjax").removeprefix(".")
-    if name in ("", "base_policies"):
-        assert not rooms_used(path.read_text())
-        return
-    assert name in ROOM_OF, f"give {name} a place in ROOMS"
-    above = {used for used in rooms_used(path.read_text()) if ROOM_OF[used] >= ROOM_OF[name]}
-    assert not above
+def test_modules_import_from_layers_below(path):
+    folder = folder_of(path)
+    if folder:
+        assert folder in LAYER_OF, f"give {folder} a place in LAYERS"
+        assert not imports_upwards(folder, path.read_text())
 
 
-def test_checkpoint_and_report_know_no_algorithm():
-    assert rooms_used((ROOT / "pdjax/checkpoint.py").read_text()) <= {"distributed"}
-    assert rooms_used((ROOT / "pdjax/report.py").read_text()) <= {"outputs", "trackers"}
+def test_every_folder_has_a_layer():
+    found = {path.parent.name for path in (ROOT / "pdjax").glob("*/__init__.py")}
+    assert found <= LAYER_OF.keys()
 
 
-def test_the_learner_knows_no_rollout_and_no_training():
-    assert not rooms_used((ROOT / "pdjax/sac.py").read_text()) & {"train", "rollout", "runner"}
+@each(in_folder("pdjax/learner"))
+def test_the_learner_sees_arrays_only(path):
+    assert folders_used(path.read_text()) <= {"learner", "config", "types", "modules"}
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "terminal", "records", "paths"])
+def test_output_knows_no_algorithm(name):
+    source = (ROOT / f"pdjax/output/{name}.py").read_text()
+    assert folders_used(source) <= {"output", "devices", "config"}
 
 
 @each(SHIPPED)
@@ -226,14 +161,14 @@ def test_only_physics_steps_a_simulator(path):
 
 
 @each(SHIPPED)
-def test_only_report_trackers_and_plots_import_trackers(path):
-    if path not in [ROOT / f"pdjax/{name}.py" for name in ("report", "trackers", "plots")]:
+def test_only_output_imports_trackers(path):
+    if not path.is_relative_to(ROOT / "pdjax/output"):
         assert not roots(path.read_text()) & TRACKERS
 
 
 @each(SHIPPED)
 def test_only_a_sweep_imports_the_distributed_engine(path):
-    if path.stem != "sweep":
+    if path != ROOT / "pdjax/sweep/tune.py":
         assert "ray" not in roots(path.read_text())
 
 
@@ -264,13 +199,18 @@ def test_exceptions_exist():
 
 
 def test_imports_are_found_wherever_they_stand():
-    source = "import pdjax.train\ndef f():\n    from pdjax import sac, config\n"
-    assert rooms_used(source) == {"train", "sac", "config"}
-    assert rooms_used("from pdjax.base_policies.imitation import save") == {
-        "base_policies.imitation"
-    }
-    assert rooms_used("from pdjax.base_policies import imitation") == {"base_policies.imitation"}
+    source = "import pdjax.training.run\ndef f():\n    from pdjax import types, config\n"
+    assert folders_used(source) == {"training", "types", "config"}
+    assert folders_used("from pdjax.base_policies.load import load_base") == {"base_policies"}
     assert roots("def f():\n    from matplotlib import pyplot") == {"matplotlib"}
+
+
+def test_imports_upwards_are_found():
+    source = "from pdjax.training import build\nfrom pdjax.learner import sac"
+    assert imports_upwards("rollout", source) == {"training"}
+    assert imports_upwards("runs", source) == {"training"}
+    assert not imports_upwards("training", source)
+    assert imports_upwards("output", source) == {"training", "learner"}
 
 
 def test_stepping_is_found():
@@ -283,12 +223,11 @@ def test_stepping_is_found():
 
 def test_limits_are_counted():
     body = "    x = 1\n"
-    assert too_large("def f():\n" + body * 60) == ["f: 61 lines, at most 60"]
-    assert not too_large("def f():\n" + body * 59)
-    assert not too_large("def f():\n    def g():\n" + "        x = 1\n" * 50 + body * 50)
-    assert not too_large('def f():\n    """\n' + "\n" * 50 + '    """\n' + body * 50)
-    assert too_large("def f(a, b, c, d, e, f, g, h): ...") == ["f: 8 parameters, at most 7"]
-    assert not too_large("class A:\n    def f(self, a, b, c, d, e, f, g): ...")
+    assert too_large("def f():\n" + body * 80) == ["f: 81 lines, at most 80"]
+    assert not too_large("def f():\n" + body * 79)
+    closure = "def f():\n    def g():\n" + "        x = 1\n" * 50 + body * 50
+    assert too_large(closure) == ["f: 102 lines, at most 80"]
+    assert not too_large('def f():\n    """\n' + "\n" * 80 + '    """\n' + body * 50)
     deep = "".join(f"{'    ' * depth}def f{depth}():\n" for depth in range(4)) + " " * 16 + "..."
     assert too_large(deep) == ["f3: 4 functions deep, at most 3"]
-    assert too_large("x = 1\n" * 301) == ["301 lines, at most 300"]
+    assert too_large("x = 1\n" * 401) == ["401 lines, at most 400"]
