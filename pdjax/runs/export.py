@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 
-from pdjax.base_policies.foreign import assemble, exported
-from pdjax.config.fields import ConfigError
+from pdjax.base_policies import load
+from pdjax.base_policies.foreign import exported
+from pdjax.config.fields import BasePolicyConfig, ConfigError
 from pdjax.learner.decorator import far_numbers
 from pdjax.output.paths import check_directory
 from pdjax.rollout.base_alone import make_base_play, try_policy
@@ -40,7 +41,7 @@ def export_run(
     check_directory(out)
     built, actor = load_run(directory, physics)
     task, scale = built.config.task, built.config.decorator.residual_scale
-    if assemble.through_host(built.base):
+    if load.through_host(built.base):
         raise ConfigError(
             f"{directory} refines a policy that is called through the host (NumPy, torch); no file"
             " of a program can hold it; refine one in JAX, see docs/base_policies.md"
@@ -62,7 +63,7 @@ def export_run(
     text = HOW_TO.format(task=env.task.name, version=jax.__version__, drift_limit=limit, **sizes)
     (out / "README.md").write_text(text)
     refined = make_assess(built)(actor, scale, seed, episodes)
-    written = assemble.load(out)[0]
+    written = load.load_base(BasePolicyConfig(str(out)), env.task)
     played = make_base_play(env, written)(written.params, seed, episodes, record=True)
     decisions = episodes * -(-env.task.episode_steps // deployed.act_horizon)
     return {
