@@ -26,8 +26,8 @@ if TYPE_CHECKING:
         train,
         wrap,
     )
-    from pdjax.base_policies.load import from_memory as base_policy
     from pdjax.base_policies.foreign.exported import export_policy
+    from pdjax.base_policies.load import from_memory as base_policy
     from pdjax.config.fields import Config
     from pdjax.config.schema import ConfigError
     from pdjax.prepare.screen import Screening

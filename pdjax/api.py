@@ -300,9 +300,7 @@ def evaluate(
         return evaluation.evaluate_run(directory, episodes, seed, physics, shift, base)[0]
 
 
-def compare(
-    runs: Sequence[Run | str | Path], *, threshold: float = 0.9
-) -> comparing.Comparison:
+def compare(runs: Sequence[Run | str | Path], *, threshold: float = 0.9) -> comparing.Comparison:
     """Compares runs of one task; runs that differ by seed only form a group.
 
     Args:

@@ -475,7 +475,7 @@ def test_artefacts_of_other_signatures(tmp_path, point, monkeypatch, capsys):
 
 
 def test_a_policy_that_calls_python_cannot_be_exported(tmp_path):
-    with pytest.raises(ConfigError, match="the policy cannot be exported"):
+    with pytest.raises(ConfigError, match="the policy is called through the host"):
         exported.export_policy(assembled(Counter), tmp_path / "base", "Point")
 
 
