@@ -62,11 +62,13 @@ class Schedule(NamedTuple):
 
 class Trainer(NamedTuple):
     """`init`: (frozen, hyperparams, key) -> TrainState; `train_epoch`: (frozen, state) ->
-    (state, metrics); `draw_batch`: (frozen, state, key) -> Batch as the networks read it;
+    (state, metrics); `train_members`: the same for several runs, leaves of state and metrics
+    (members, ...); `draw_batch`: (frozen, state, key) -> Batch as the networks read it;
     `schedule`: how an epoch is cut."""
 
     init: Callable[[Frozen, Hyperparams, Key], TrainState]
     train_epoch: Callable[[Frozen, TrainState], tuple[TrainState, Metrics]]
+    train_members: Callable[[Frozen, TrainState], tuple[TrainState, Metrics]]
     draw_batch: Callable[[Frozen, TrainState, Key], Batch]
     schedule: Schedule
 
@@ -185,20 +187,17 @@ def make_trainer(
         skip = lambda frozen, state, key: (state.sac, jax.tree.map(jnp.zeros_like, shapes))  # noqa: E731
         return *jax.lax.cond(ready, learn, skip, frozen, state, key), ready
 
-    if jax.default_backend() == "cpu":
-        # Several seeds in one program take turns here: as stacks of small matrices XLA's products
-        # take half as long again on a CPU as one after another.
-        learn_if_ready = jax.custom_batching.sequential_vmap(learn_if_ready)
-
-    def round_(frozen: Frozen, state: TrainState):
+    def round_(frozen: Frozen, state: TrainState, learn: Callable[..., Any]):
         collect_key, learn_key, key = jax.random.split(state.key, 3)
         state, counts = collect(frozen, state._replace(key=key), collect_key)
-        sac_state, losses, ready = learn_if_ready(frozen, state, learn_key)
+        sac_state, losses, ready = learn(frozen, state, learn_key)
         return state._replace(sac=sac_state), (counts, losses, ready)
 
-    def train_epoch(frozen: Frozen, state: TrainState) -> tuple[TrainState, Metrics]:
+    def train_epoch(
+        frozen: Frozen, state: TrainState, learn: Callable[..., Any] = learn_if_ready
+    ) -> tuple[TrainState, Metrics]:
         state, (counts, losses, ready) = jax.lax.scan(
-            lambda state, _: round_(frozen, state), state, length=schedule.rounds
+            lambda state, _: round_(frozen, state, learn), state, length=schedule.rounds
         )
         learned = jnp.maximum(jnp.sum(ready), 1)
         metrics = {name: jnp.sum(value) / learned for name, value in losses.items()}
@@ -218,7 +217,16 @@ def make_trainer(
         }
         return state, metrics
 
-    return Trainer(init, train_epoch, draw_batch, schedule)
+    def train_members(frozen: Frozen, states: TrainState) -> tuple[TrainState, Metrics]:
+        learn = learn_if_ready
+        if jax.default_backend() == "cpu":
+            # Members take turns here: as stacks of small matrices XLA's products take half as long
+            # again on a CPU as one after another. A run alone does without this rule, because the
+            # check for keys that are used twice cannot see through it.
+            learn = jax.custom_batching.sequential_vmap(learn)
+        return jax.vmap(partial(train_epoch, learn=learn), (None, 0))(frozen, states)
+
+    return Trainer(init, train_epoch, train_members, draw_batch, schedule)
 
 
 def placement(mesh: Mesh, stacked: bool = False) -> TrainState:
