@@ -20,7 +20,7 @@ from pdjax.base_policies.foreign import assemble
 from pdjax.config import files as configs
 from pdjax.config.fields import Config, ConfigError
 from pdjax.devices import processes
-from pdjax.output import checkpoint, plots, provenance, records, terminal
+from pdjax.output import checkpoint, plots, records, terminal
 from pdjax.output.paths import check_directory, new_directory, write_json, write_result
 from pdjax.rollout.paired import compare
 from pdjax.training import memory_plan
@@ -127,9 +127,6 @@ def _run(
     for member in new:
         processes.by_writer(partial(_begin, *member))
         processes.agree(partial(_check_shared, member.directory))
-    made_by = provenance.describe()
-    for member in members:
-        records.add_record(member.directory / "starts.jsonl", made_by)
     if assemble.is_foreign(base):
         num_envs = config.train.num_envs
         way, microseconds = assemble.cost(built.base, num_envs)
