@@ -7,12 +7,12 @@ mistakes in flags answer at once.
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
 from pdjax.commands.demonstrations import Data, Demos, Envs
 from pdjax.commands.policies import Export, Imitate, Import, Screen, Wrap
 from pdjax.commands.runs import Compare, Eval, Profile, Render, Sweep, Train
-from pdjax.config.schema import Range
+from pdjax.config.schema import Seed
 
 
 class Command(Protocol):
@@ -29,7 +29,7 @@ class Quickstart:
 
     out: Path | None = None
     """Directory to write, new or empty; default runs/quickstart-seedN."""
-    seed: Annotated[int, Range(0, 999)] = 0
+    seed: Seed = 0
     """Seed of everything random."""
 
     def run(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pdjax.config.presets import PRESETS
 from pdjax.config.schema import (
     ConfigError,
 )
+from pdjax.config.seeds import shift_seed
 
 
 def preset(name: str) -> Config:
@@ -79,7 +80,7 @@ def load_members(
     if seeds:
         if lists:
             raise ConfigError(f"{name_or_path} has members already; leave --members out")
-        lists = {"seed": [config.seed + index for index in range(seeds)]}
+        lists = {"seed": [shift_seed(config.seed, index) for index in range(seeds)]}
     if not lists:
         return [config]
     lengths = {name: len(found) for name, found in lists.items() if isinstance(found, list)}

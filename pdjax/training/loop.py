@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from pdjax.config.fields import EvalConfig
+from pdjax.config.seeds import shift_seed
 from pdjax.output import records, terminal
 from pdjax.rollout.evaluate import Evaluation
 from pdjax.training.members import Stack, lost
@@ -135,7 +136,7 @@ def _assess_all(
 
 
 def _interim_seed(evaluation: EvalConfig) -> int:
-    return evaluation.seed + INTERIM_SEED_OFFSET
+    return shift_seed(evaluation.seed, INTERIM_SEED_OFFSET)
 
 
 def _note(training: Sequence[Refinement], metrics: Mapping[int, Any], count: int) -> str:

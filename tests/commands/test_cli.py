@@ -113,7 +113,7 @@ DEMOS = ["demos", TASK, "--out", "new/x.h5"]
         ([*DEMOS, "--episodes", "0"], "--episodes got '0', expected integer >= 1"),
         ([*DEMOS, "--episodes", "1.5"], "--episodes got '1.5', expected integer >= 1"),
         ([*DEMOS, "--noise", "nan"], "--noise got 'nan', expected number 0 to 1"),
-        ([*DEMOS, "--seed", "-1"], "--seed got '-1', expected integer 0 to 2000000000"),
+        ([*DEMOS, "--seed", "-1"], "--seed got '-1', expected integer 0 to 2147483647"),
         ([*DEMOS, "--physics", "foo"], "--physics got 'foo', expected auto | native"),
         ([*DEMOS, "--episdes", "3"], "demos does not take '--episdes' here; did you mean --epis"),
         (["demos", "Peg", "--out", "new/x.h5"], "unknown task 'Peg'; choose one of: AdroitDoor, "),
@@ -122,7 +122,7 @@ DEMOS = ["demos", TASK, "--out", "new/x.h5"]
         (["demos", TASK, "--out", "demos.h5"], "demos.h5 exists already; choose another --out"),
         (["demos", TASK, "--out", "demos.hdf5"], "demos.json exists already; choose another"),
         (["demos", TASK, "--out", "demos.h5/x.h5"], "cannot write to demos.h5/x.h5: Not a dir"),
-        (["quickstart", "--seed", "1000"], "--seed got '1000', expected integer 0 to 999"),
+        (["quickstart", "--seed", "2147483648"], "--seed got '2147483648', expected integer 0 to"),
         (["quickstart", "--out", "run"], "run is not empty; choose another --out or remove it"),
     ],
 )
