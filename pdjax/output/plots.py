@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from pdjax.output.records import read_metrics, read_records
+from pdjax.output.tables import points
 
 
 def plot_screening(
@@ -101,7 +102,7 @@ def plot_learning_curve(directory: Path, summary: Mapping[str, Any]) -> Path:
         top.set_xlabel("training wall-clock (minutes)")
     axis.set(xlabel="decision steps", ylabel="success_once", ylim=(-0.02, 1.02))
     axis.set_title(
-        f"{summary['task']}, seed {summary['seed']}: gain {summary['gain']:+.1%}", fontsize=11
+        f"{summary['task']}, seed {summary['seed']}: gain {points(summary['gain'])}", fontsize=11
     )
     axis.grid(alpha=0.25)
     axis.legend(loc="lower right", fontsize=8)
