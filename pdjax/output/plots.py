@@ -216,21 +216,19 @@ def plot_imitation(directory: Path, task: str) -> Path:
 
 
 def _subplots(*grid: int, figsize: tuple[float, float], **more: Any):
-    """Matplotlib's figure and axes, for files: without a screen."""
-    import matplotlib
+    """Returns a figure and its axes, for a file.
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    Made without pyplot, whose choice of a screen and list of open figures belong to the process.
+    """
+    from matplotlib.figure import Figure
 
-    return plt.subplots(*grid, figsize=figsize, layout="constrained", **more)
+    figure = Figure(figsize=figsize, layout="constrained")
+    return figure, figure.subplots(*grid, **more)
 
 
 def _save(figure: Any, path: Path) -> Path:
-    """Writes a figure as PNG and frees it."""
-    from matplotlib import pyplot as plt
-
+    """Writes a figure as PNG."""
     figure.savefig(path, dpi=150)
-    plt.close(figure)
     return path
 
 
