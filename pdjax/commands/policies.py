@@ -211,8 +211,8 @@ class Export:
     share plus guard.drift of the run's config. It counts how often it does so."""
     seed: Seed = 50_000
     """Seed of these episodes."""
-    physics: Physics = "auto"
-    """Physics engine of the trial."""
+    physics: Physics | None = None
+    """Physics engine of the trial. Default: as in the run's config."""
 
     def run(self) -> dict[str, Any]:
         """Writes, reads back, tries and prints."""
@@ -220,7 +220,7 @@ class Export:
         from pdjax.runs import export
 
         found = export.export_run(
-            self.run_directory, self.out, self.episodes, self.seed, self.physics
+            self.run_directory, self.out, self.episodes, self.seed, self.physics or ""
         )
         tables.show_exported(found)
         return found

@@ -129,9 +129,8 @@ class Eval:
     """Number of episodes; both policies play each of them."""
     seed: Seed = 20_000
     """Seed of the episodes."""
-    physics: Physics = "auto"
-    """Physics engine; auto = native on a CPU, warp on an NVIDIA GPU if warp is installed, else
-    mjx."""
+    physics: Physics | None = None
+    """Physics engine. Default: as in the run's config."""
     shift: str = ""
     """Perturbations: mass, friction, size, held_out, sensor_noise, camera, action_delay. Join
     several by + to apply them together; `none` = no perturbation; `all` = none, then each one by
@@ -142,12 +141,12 @@ class Eval:
         from pdjax.output import tables
         from pdjax.runs import evaluate
 
-        where = (self.run_directory, self.episodes, self.seed, self.physics)
+        where = (self.run_directory, self.episodes, self.seed, self.physics or "")
         if self.shift == "all":
             found = evaluate.evaluate_shifts(*where)
             tables.show_shifts(found)
             return {"shifts": found}
-        summary = evaluate.evaluate_run(*where, self.shift)
+        _, summary = evaluate.evaluate_run(*where, self.shift)
         tables.show_comparison(summary)
         return summary
 
@@ -178,7 +177,7 @@ class Compare:
         """Reads, prints and draws."""
         from pdjax.runs import compare
 
-        return compare.compare_runs(self.runs, self.out, self.threshold)
+        return compare.show_comparison(self.runs, self.out, self.threshold)
 
 
 @dataclasses.dataclass(frozen=True)
