@@ -22,6 +22,7 @@ from pdjax.base_policies.kinds.trainable import TrainablePolicy, Windows, abstra
 from pdjax.base_policies.settings import KINDS, ImitationConfig, PolicyConfig
 from pdjax.base_policies.torch_checkpoints.adaptation import Adaptation, adapt
 from pdjax.config import schema
+from pdjax.config.seeds import shift_seed
 from pdjax.output import checkpoint
 from pdjax.types import Array, BasePolicy, Key, Params
 
@@ -110,7 +111,7 @@ def make_trainer(episodes: Episodes, config: ImitationConfig) -> Trainer:
     advance_block = jax.jit(partial(_advance, step, block), donate_argnums=0)
     advance_part = jax.jit(partial(_advance_part, step), donate_argnums=0)
     validate = jax.jit(lambda state, *rest: kind.loss(state.average | state.fixed, *rest))
-    validation_key = jax.random.key(config.seed + 1)
+    validation_key = jax.random.key(shift_seed(config.seed, 1))
 
     def advance(state: ImitationState, steps: int = block):
         if steps == block:
