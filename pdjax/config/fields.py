@@ -204,7 +204,7 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GuardConfig:
-    """When a run is brought back or stopped; see the table of rules in `pdjax/guard.py`."""
+    """When a run is brought back or stopped; `pdjax/training/guard.py` has its rules."""
 
     enabled: bool = True
     """Whether verdicts are carried out; without, they are only written to audit.jsonl."""

@@ -48,7 +48,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "demo_share": 0.5,
         },
     },
-    # Ours, for minutes on a CPU; DECISIONS.md says what each choice brought.
+    # Ours, for minutes on a CPU; docs/decisions/method.md says what each choice brought.
     "fast": {
         "decorator": {
             "residual_scale": 0.1,

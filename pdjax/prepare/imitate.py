@@ -1,6 +1,6 @@
 """This file is not pure: it records demonstrations and trains base policies from them.
 
-The first half of the program's job; the second, refining a base policy, is `runner`.
+The first half of the program's job; the second, refining a base policy, is `training.run`.
 """
 
 import json

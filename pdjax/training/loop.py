@@ -1,8 +1,8 @@
 """This file is not pure: it drives runs from epoch to epoch, so that nothing of them is ever lost.
 
 One run, or the members of one program: between two jitted epochs metrics are read, once, interim
-evaluations are played, each run judges its own (`refinement`), and a wish to stop is obeyed. Knows
-the training state as a whole only: what it trains is `train`'s matter.
+evaluations are played, each run judges its own (`run_in_progress`), and a wish to stop is obeyed.
+Knows the training state as a whole only: `epoch` decides what is trained.
 """
 
 from collections.abc import Callable, Mapping, Sequence
