@@ -61,7 +61,7 @@ RECIPES = {
         100,
         {
             "diffusion": "--steps 3000 --set diffusion.hidden=512",
-            # Two observations, chunks, no dropout: otherwise it copies its own history, imprecisely.
+            # Two observations, chunks, no dropout: else it copies its own history, imprecisely.
             "bet": "--steps 4000 --eval-every 1000 --set bet.act_horizon=4 bet.obs_horizon=2"
             " bet.dropout=0 bet.layers=2 batch_size=256",
         },
