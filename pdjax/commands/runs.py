@@ -163,7 +163,7 @@ class Compare:
         """Reads, prints and draws."""
         from pdjax.runs import compare
 
-        return compare.compare_runs(self.runs, self.out, self.threshold)
+        return compare.show_comparison(self.runs, self.out, self.threshold)
 
 
 @dataclasses.dataclass(frozen=True)

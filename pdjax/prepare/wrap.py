@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pdjax.base_policies import load
 from pdjax.base_policies.foreign import assemble, description, exported, sources
 from pdjax.base_policies.foreign.description import Description
 from pdjax.base_policies.imitation import STD_FLOOR
@@ -148,7 +149,7 @@ def _report(out: Path, about: Description, base: BasePolicy, tried: tuple) -> di
     actions, successes, episodes = tried
     crowded = float((np.abs(actions) >= 1).mean())
     found = intervals.base_summary(successes, episodes)
-    way, microseconds = assemble.cost(base, episodes)
+    way, microseconds = load.cost(base, episodes)
     terminal.say(
         f"{out}: {about.kind} policy for {about.task}, obs_horizon {about.obs_horizon},"
         f" act_horizon {about.act_horizon}, called {way},"

@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 
-from pdjax.base_policies.foreign import assemble, exported
-from pdjax.config.fields import ConfigError
+from pdjax.base_policies import load
+from pdjax.base_policies.foreign import exported
+from pdjax.config.fields import BasePolicyConfig, ConfigError
 from pdjax.learner.decorator import far_numbers
 from pdjax.output.paths import check_directory
 from pdjax.rollout.intervals import wilson
@@ -45,7 +46,7 @@ def export_run(
     check_directory(out)
     refined = load_refined(directory, physics, base=base)
     playing, env, base = refined.playing, refined.playing.env, refined.playing.base
-    if assemble.through_host(base):
+    if load.through_host(base):
         raise ConfigError(
             f"{directory} refines a policy that is called through the host (NumPy, torch); no file"
             " of a program can hold it; refine one in JAX, see docs/base_policies.md"
@@ -68,7 +69,7 @@ def export_run(
     text = HOW_TO.format(task=env.task.name, version=jax.__version__, drift_limit=limit, **sizes)
     (out / "README.md").write_text(text)
     before = play(seed, episodes, refined.actor, refined.residual_scale)
-    written = assemble.load(out)[0]
+    written = load.load_base(BasePolicyConfig(str(out)), env.task)
     played = make_play(make_playing(env, written))(seed, episodes, record=True)
     decisions = episodes * -(-env.task.episode_steps // deployed.act_horizon)
     return {

@@ -78,7 +78,7 @@ def load_run(directory: Path, base: BasePolicy | None = None) -> Run:
     episodes = directory / EPISODES
     evaluation = read_paired(episodes, summary) if summary and episodes.is_file() else None
     curve, metrics = (
-        _columns(records.read_metrics(directory, group)) for group in ("eval", "train")
+        columns(records.read_metrics(directory, group)) for group in ("eval", "train")
     )
     return Run(directory, config, summary, curve, metrics, evaluation, base)
 
@@ -106,7 +106,7 @@ def load_refined(
     return Refined(config, playing, actor, config.decorator.residual_scale)
 
 
-def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """Records as arrays, one for each number that all of them have; None becomes NaN."""
     names = [name for name in rows[0] if all(name in row for row in rows)] if rows else []
     return {

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pdjax.config import files as configs
-from pdjax.config.fields import Config, ConfigError
+from pdjax.config.fields import SWEEPABLE, Config, ConfigError
 from pdjax.devices.rates import timed
-from pdjax.learner.sac import SWEEPABLE
 from pdjax.output import tables, terminal
 from pdjax.output.checkpoint import CheckpointError
 from pdjax.sweep import spec as sweep_spec

@@ -39,9 +39,7 @@ def prepare(
     stacked = count > 1
     init, there = make_init(built, members), placement(built.mesh, stacked)
     whole = there.key
-    train_epoch = built.trainer.train_epoch
-    if stacked:
-        train_epoch = jax.vmap(train_epoch, (None, 0))
+    train_epoch = built.trainer.train_members if stacked else built.trainer.train_epoch
     epoch = jax.jit(
         train_epoch, donate_argnums=1, in_shardings=(None, there), out_shardings=(there, whole)
     )

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pdjax.base_policies.foreign import assemble
+from pdjax.base_policies import load
 from pdjax.config import files as configs
 from pdjax.config.fields import Config, ConfigError
 from pdjax.devices import processes
@@ -162,9 +162,9 @@ def _run(
     made_by = provenance.describe()
     for member in members:
         records.add_record(member.directory / "starts.jsonl", made_by)
-    if base or assemble.is_foreign(Path(config.base_policy.path)):
+    if base or load.is_foreign(Path(config.base_policy.path)):
         num_envs = config.train.num_envs
-        way, microseconds = assemble.cost(built.base, num_envs)
+        way, microseconds = load.cost(built.base, num_envs)
         terminal.say(
             f"base policy called {way}: {microseconds:,.0f} us a call for {num_envs} environments"
         )

@@ -23,8 +23,8 @@ from pdjax.rollout.playing import make_play
 from pdjax.runs import export as export_of_runs
 from pdjax.runs.deployed import make_deployed, trips
 from pdjax.runs.load import load_refined
-from pdjax_envs import registry
-from tests.probe import make_constant_policy, make_point_env
+from pdjax_envs import make
+from tests.probe import make_constant_policy, make_point_task, registered
 
 EPISODE_STEPS, LIMIT = 12, 0.05
 TINY = [
@@ -48,11 +48,6 @@ TINY = [
 ]
 
 
-def make(name="Point", physics="auto", reward="success", terminate_on_success=True, shift=""):
-    """Stands for `registry.make`."""
-    return make_point_env(EPISODE_STEPS, 0.1, terminate_on_success=terminate_on_success)
-
-
 def make_noisy_policy():
     """Often stops short of the goal; acts by its key, its own count and its oldest observation."""
     constant = make_constant_policy()
@@ -69,9 +64,8 @@ def made(tmp_path_factory):
     """The folder of a trained run, `run`, of what `pdjax export` wrote of it, `deployed`, and of
     what that printed, `found.json`."""
     folder = tmp_path_factory.mktemp("made")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, registered(make_point_task(EPISODE_STEPS, 0.1)):
         patch.chdir(folder)
-        patch.setattr(registry, "make", make)
         exported.export_policy(make_noisy_policy(), Path("base"), "Point")
         assert cli.main(["train", "peg_fast", "--out", "run", "--set", *TINY]) == 0
         argv = ["export", "run", "--out", "deployed", "--episodes", "64", "--seed", "3", "--json"]
@@ -103,7 +97,7 @@ def key_words(key):
 
 def test_it_acts_as_the_refined_policy_does_all_through_an_episode(made, run):
     playing, actor, scale = run.playing, run.actor, run.residual_scale
-    env, base, frozen = make(terminate_on_success=False), playing.base, playing.frozen
+    env, base, frozen = make("Point", terminate_on_success=False), playing.base, playing.frozen
     policy, init_carry = read(made, "policy.jaxexport"), read(made, "init_carry.jaxexport")
     assert set(policy.platforms) == {"cpu", "cuda", "tpu"}
 

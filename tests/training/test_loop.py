@@ -44,7 +44,7 @@ def make_steps(*of_each, velocity=0.2):
     """The functions of a small real run, or of several in one program: a point and its goal."""
     rollout, sac, frozen, trainer, _ = build(of_each[0], velocity)
     several = len(of_each) > 1
-    train_epoch = jax.vmap(trainer.train_epoch, (None, 0)) if several else trainer.train_epoch
+    train_epoch = trainer.train_members if several else trainer.train_epoch
     init, epoch = jax.jit(trainer.init), jax.jit(train_epoch, donate_argnums=1)
 
     def start(member):
