@@ -248,11 +248,7 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GuardConfig:
-<<<<<<< HEAD
-    """When a run is brought back or stopped; `pdjax/training/guard.py` has its rules."""
-=======
     """When the guard rolls a run back or stops it; `pdjax/training/guard.py` lists its rules."""
->>>>>>> main
 
     enabled: bool = True
     """Whether the guard acts on its verdicts; otherwise it only writes them to audit.jsonl."""
