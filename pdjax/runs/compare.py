@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pdjax.base_policies.foreign import description
-from pdjax.config import fields
 from pdjax.config import files as configs
 from pdjax.config.fields import Config, ConfigError
+from pdjax.config.presets import PRESETS
 from pdjax.output import plots, records, tables, terminal
 from pdjax.output.paths import check_file
 from pdjax.runs import curves
@@ -205,7 +205,7 @@ def _nearest_preset(group: dict[str, Any]) -> str:
         own = settings(configs.preset(name))
         return sum(value != own.get(key) for key, value in group.items())
 
-    return min(fields.PRESETS, key=changes)
+    return min(PRESETS, key=changes)
 
 
 def _spell(values: dict[str, Any], most: int) -> str:
