@@ -414,4 +414,4 @@ def _directory(
 
 
 def _shown(progress: bool) -> contextlib.AbstractContextManager[None]:
-    return contextlib.nullcontext()
+    return contextlib.nullcontext() if progress else terminal.quiet()

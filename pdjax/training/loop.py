@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 from pdjax.config.fields import EvalConfig
+from pdjax.config.seeds import shift_seed
 from pdjax.output import provenance, records, terminal
 from pdjax.output.checkpoint import CheckpointError
-from pdjax.config.seeds import shift_seed
 from pdjax.rollout.evaluate import Evaluation
 from pdjax.rollout.playing import no_residual
 from pdjax.training.members import Stack, lost
