@@ -1,7 +1,8 @@
 """One SAC update of the residual policy in plain NumPy float64, gradients written by hand.
 
-Written from the formulas, apart from pdjax.sac, so that the two can be compared. It has no random
-numbers of its own: the caller passes the normal noise of both draws. pdjax.sac takes them from
+Written from the formulas, apart from pdjax.learner.sac, so that the two can be compared. It has no
+random numbers of its own: the caller passes the normal noise of both draws. pdjax.learner.sac takes
+them from
     key_next, key_actor = jax.random.split(key)
     noise_next, noise_actor = (jax.random.normal(k, (batch, chunk_dim)) for k in both)
 Parameters of one network are a flat dict such as {"hidden/0/kernel": (in, out), ...}.

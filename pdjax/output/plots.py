@@ -1,4 +1,4 @@
-"""Pictures of what `report` keeps. The only file that imports plotting; knows names and numbers."""
+"""Pictures of the numbers in `records`. The only file that imports plotting."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -25,7 +25,7 @@ def check_demonstrations(
     """Checks a file, replays some of its episodes, prints tables and a verdict.
 
     Args:
-      path: a file of any layout that `importers` knows.
+      path: a file of any layout that `pdjax_envs.demonstrations.layouts` knows.
       task: its task; None = told from the file, or from its sizes.
       replays: episodes to replay, evenly spread over the file; 0 = none, else all of them where
         the file does not tell success.

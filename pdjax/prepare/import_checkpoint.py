@@ -1,6 +1,6 @@
 """This file is not pure: it makes a base policy of a PyTorch checkpoint and tries it.
 
-What a checkpoint holds is read by `base_policies.importers_*`; the directory that is written holds
+`base_policies.torch_checkpoints` reads what a checkpoint holds; the directory that is written holds
 a policy of pdjax's own kind, so that nothing of torch is needed to refine it.
 """
 

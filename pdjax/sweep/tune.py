@@ -3,7 +3,7 @@
 A trial is a training like any other, with members or without, in a directory of its own below that
 of the sweep: `trials/ID/`, with `trial.json` (what it sets), `starts.jsonl` (when and where it was
 started, again after a loss) and `run/`. Ray only decides what runs where and when; whatever it
-loses goes on from the run's own checkpoints. `sweep_report` reads the directories.
+loses goes on from the run's own checkpoints. `report` reads the directories.
 """
 
 import json

@@ -121,7 +121,7 @@ def test_updates_equal_reference_with_every_penalty_limit_and_a_subset_of_critic
 
 
 def compare_with_reference(config, decorator, settings):
-    """Three updates of `pdjax.sac` and of the NumPy reference, from the same state and noise."""
+    """Three updates of `learner.sac` and of the NumPy reference, from the same state and noise."""
     learner, hyperparams, update = make(config, decorator)
     rng = np.random.default_rng(0)
     state = random_state(rng, learner)

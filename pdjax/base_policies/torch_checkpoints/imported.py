@@ -1,6 +1,6 @@
 """What the importers of PyTorch checkpoints share: their result, settings, the U-Net's names.
 
-`importers_reference` reads policy_decorator's, `importers_lerobot` LeRobot's. Holds no state.
+`policy_decorator` and `lerobot` read the checkpoints of these projects. Holds no state.
 """
 
 from pathlib import Path

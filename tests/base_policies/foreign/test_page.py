@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pdjax.base_policies.foreign import assemble
-from pdjax.commands import cli, table
+from pdjax.commands import cli
 from pdjax.commands.policies import Wrap
 from pdjax.prepare import wrap
 from pdjax_envs import registry
@@ -43,8 +43,3 @@ def test_an_example_gives_chunks_for_the_task_it_names(command, here):
     base = assemble.assemble(parts, about)
     assert base.act_horizon in (1, 2) and base.act_dim == 7
     assert all(path.exists() for path in files.values())
-
-
-def test_commands_on_the_page_exist():
-    named = set(re.findall(r"pdjax ([a-z]+)\b", PAGE))
-    assert {"wrap", "screen", "train"} <= named <= table.COMMANDS.keys()
