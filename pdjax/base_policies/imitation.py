@@ -22,6 +22,7 @@ from pdjax.base_policies.kinds.trainable import TrainablePolicy, Windows, abstra
 from pdjax.base_policies.settings import KINDS, ImitationConfig, PolicyConfig
 from pdjax.base_policies.torch_checkpoints.adaptation import Adaptation, adapt
 from pdjax.config import schema
+from pdjax.config.seeds import shift_seed
 from pdjax.output import checkpoint
 from pdjax.types import Array, BasePolicy, Key, Params
 
@@ -62,16 +63,17 @@ class Trainer(NamedTuple):
     """Trains one policy on one set of demonstrations.
 
     Attributes:
-      block: gradient steps in one `advance`.
+      block: largest number of gradient steps in one `advance`.
       init: () -> ImitationState.
-      advance: (state) -> (state, losses). The state is donated. The losses are `train_loss`, the
-        mean over the block, and `validation_loss`.
+      advance: (state, steps=block) -> (state, losses). The state is donated. The losses are
+        `train_loss`, the mean over the steps, and `validation_loss`. A second compiled program
+        serves every number of steps below `block`.
       make_policy: (state) -> BasePolicy with the averaged parameters.
     """
 
     block: int
     init: Callable[[], ImitationState]
-    advance: Callable[[ImitationState], tuple[ImitationState, dict[str, float]]]
+    advance: Callable[..., tuple[ImitationState, dict[str, float]]]
     make_policy: Callable[[ImitationState], BasePolicy]
 
 
@@ -117,12 +119,17 @@ def make_trainer(episodes: Episodes, config: ImitationConfig) -> Trainer:
     optimizer = _make_optimizer(config, kind)
     block = max(1, min(200, config.steps // 20))
     jit_init = jax.jit(partial(_init, kind, optimizer))
-    jit_advance = jax.jit(partial(_advance, kind, optimizer, config, block), donate_argnums=0)
+    step = partial(_step, kind, optimizer, config)
+    advance_block = jax.jit(partial(_advance, step, block), donate_argnums=0)
+    advance_part = jax.jit(partial(_advance_part, step), donate_argnums=0)
     validate = jax.jit(lambda state, *rest: kind.loss(state.average | state.fixed, *rest))
-    validation_key = jax.random.key(config.seed + 1)
+    validation_key = jax.random.key(shift_seed(config.seed, 1))
 
-    def advance(state: ImitationState):
-        state, train_loss = jit_advance(state, training)
+    def advance(state: ImitationState, steps: int = block):
+        if steps == block:
+            state, train_loss = advance_block(state, training)
+        else:
+            state, train_loss = advance_part(state, training, steps)
         same_noise = jax.random.clone(validation_key)  # so that only changes of the policy show
         return state, {
             "train_loss": float(train_loss),
@@ -155,9 +162,10 @@ def train(
     """
     trainer = make_trainer(episodes, config)
     state = trainer.init()
-    for step in range(0, config.steps, trainer.block):
-        state, losses = trainer.advance(state)
-        progress(min(step + trainer.block, config.steps), losses)
+    for begin in range(0, config.steps, trainer.block):
+        end = min(begin + trainer.block, config.steps)
+        state, losses = trainer.advance(state, end - begin)
+        progress(end, losses)
     return trainer.make_policy(state)
 
 
@@ -179,27 +187,42 @@ def _init(kind: TrainablePolicy, optimizer, key: Key, windows: Windows) -> Imita
     return ImitationState(params, average, fixed, optimizer.init(params), step, key)
 
 
-def _advance(kind: TrainablePolicy, optimizer, config: ImitationConfig, block: int, state, windows):
-    """Takes `block` gradient steps; returns the state and the mean loss."""
+def _step(
+    kind: TrainablePolicy, optimizer, config: ImitationConfig, windows: Windows, state
+) -> tuple[ImitationState, Array]:
+    """Takes one gradient step; returns the state and its loss."""
 
     def loss_of(params, fixed, batch, key):
         return kind.loss(params | fixed, batch, key)
 
-    def step(state: ImitationState, _):
-        pick_key, loss_key, key = jax.random.split(state.key, 3)
-        index = jax.random.randint(pick_key, (config.batch_size,), 0, len(windows.obs))
-        batch = Windows(windows.obs[index], windows.actions[index])
-        loss, grads = jax.value_and_grad(loss_of)(state.params, state.fixed, batch, loss_key)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        # The average follows faster at first, while the parameters still change a lot.
-        decay = jnp.minimum(config.ema, (1 + state.step) / (10 + state.step))
-        average = optax.incremental_update(params, state.average, 1 - decay)
-        next_state = ImitationState(params, average, state.fixed, opt_state, state.step + 1, key)
-        return next_state, loss
+    pick_key, loss_key, key = jax.random.split(state.key, 3)
+    index = jax.random.randint(pick_key, (config.batch_size,), 0, len(windows.obs))
+    batch = Windows(windows.obs[index], windows.actions[index])
+    loss, grads = jax.value_and_grad(loss_of)(state.params, state.fixed, batch, loss_key)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    # The average follows faster at first, while the parameters still change a lot.
+    decay = jnp.minimum(config.ema, (1 + state.step) / (10 + state.step))
+    average = optax.incremental_update(params, state.average, 1 - decay)
+    return ImitationState(params, average, state.fixed, opt_state, state.step + 1, key), loss
 
-    state, losses = jax.lax.scan(step, state, length=block)
+
+def _advance(step, block: int, state: ImitationState, windows: Windows):
+    """Takes `block` gradient steps; returns the state and the mean loss."""
+    state, losses = jax.lax.scan(lambda state, _: step(windows, state), state, length=block)
     return state, losses.mean()
+
+
+def _advance_part(step, state: ImitationState, windows: Windows, steps: Array | int):
+    """Takes `steps` gradient steps, at least 1; the program does not depend on their number."""
+
+    def add(_, carry):
+        state, total = carry
+        state, loss = step(windows, state)
+        return state, total + loss
+
+    state, total = jax.lax.fori_loop(0, steps, add, (state, jnp.float32(0)))
+    return state, total / steps
 
 
 def save(directory: Path, policy: BasePolicy, config: ImitationConfig, task: str) -> None:

@@ -18,7 +18,7 @@ from pdjax.config.schema import ConfigError
 from pdjax.output import tables, terminal
 from pdjax.output.paths import check_directory, new_directory
 from pdjax.rollout import intervals
-from pdjax.rollout.base_alone import try_policy
+from pdjax.rollout.playing import make_play, make_playing
 from pdjax.types import BasePolicy
 from pdjax_envs import registry
 from pdjax_envs.task import Env, Task
@@ -134,26 +134,28 @@ def try_aloud(env: Env, base: BasePolicy, play: Play, said: tuple[str, str]):
     """Plays a new policy with a progress bar, and checks its actions.
 
     Args:
-      env: the environment, see `try_policy`.
+      env: the environment.
       base: the policy.
       play: how the policy is tried.
       said: the policy's name and the advice in the error message.
 
     Returns:
-      The results of `try_policy`: observations, actions and the number of successes.
+      Observations (n, obs_dim) and base actions (n, chunk_dim) of all decisions, and the number of
+      episodes with success.
 
     Raises:
       ConfigError: the policy returns NaN or infinite actions.
     """
     with terminal.progress("trying", play.episodes, "episodes") as bar:
-        obs, actions, successes = try_policy(env, base, play.episodes, play.seed)
+        seen = make_play(make_playing(env, base))(play.seed, play.episodes, record=True)
         bar.update(play.episodes)
+    obs, actions = (np.asarray(x).reshape(-1, x.shape[-1]) for x in (seen.obs, seen.base_action))
     if not np.isfinite(actions).all():
         source, advice = said
         raise ConfigError(
             f"{source} returned NaN actions on observations of {env.task.name}; {advice}"
         )
-    return obs, actions, successes
+    return obs, actions, int(seen.success_once.sum())
 
 
 def _report(out: Path, about: Description, base: BasePolicy, tried: tuple) -> dict[str, Any]:

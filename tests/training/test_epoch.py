@@ -180,7 +180,7 @@ def test_seeds_in_one_program_are_the_runs_that_they_are_alone():
     hyperparams, keys = make_hyperparams(config, 1), jax.random.split(jax.random.key(3), 3)
     init = jax.jit(trainer.init)
     states = jax.jit(jax.vmap(trainer.init, (None, None, 0)))(frozen, hyperparams, keys)
-    together = jax.jit(jax.vmap(trainer.train_epoch, (None, 0)))
+    together = jax.jit(trainer.train_members)
     for _ in range(2):
         states, metrics = together(frozen, states)
     assert (metrics["gradient_steps"] > 0).all()
@@ -227,7 +227,7 @@ def test_a_point_that_stops_short_learns_to_reach_its_goal():
     [
         ({"decisions_per_round": 20}, "multiple of train.num_envs=8"),
         ({"decisions_per_epoch": 100}, "multiple of train.decisions_per_round=16"),
-        ({"updates_per_decision": 0.03}, "0.48 updates a round"),
+        ({"updates_per_decision": 0.03}, "0.48 updates per round"),
     ],
 )
 def test_a_schedule_that_does_not_come_out_whole_is_refused(change, words):
