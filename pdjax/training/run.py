@@ -165,7 +165,7 @@ def _run(
         num_envs = config.train.num_envs
         way, microseconds = load.cost(built.base, num_envs)
         terminal.say(
-            f"base policy called {way}: {microseconds:,.0f} us a call for {num_envs} environments"
+            f"base policy called {way}: {microseconds:,.0f} us per call for {num_envs} environments"
         )
     before = time.monotonic() - start
     ends = refine(members, steps, on_epoch)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pdjax.base_policies import load
 from pdjax.base_policies.foreign import assemble
 from pdjax.commands import cli
 from pdjax.commands.policies import Wrap
@@ -43,3 +44,12 @@ def test_an_example_gives_chunks_for_the_task_it_names(command, here):
     base = assemble.assemble(parts, about)
     assert base.act_horizon in (1, 2) and base.act_dim == 7
     assert all(path.exists() for path in files.values())
+
+
+def test_the_policy_from_memory_is_one_in_the_program():
+    [code] = re.findall(r"```python\n(import jax.numpy.*?)```", PAGE, re.DOTALL)
+    names = {}
+    exec(code, names)
+    base = names["base"]
+    assert (base.obs_dim, base.act_dim, base.act_horizon) == (50, 7, 2)
+    assert not load.through_host(base)
