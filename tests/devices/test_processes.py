@@ -22,7 +22,8 @@ from tests.training.test_loop import records
 PROGRAM = """
 import sys
 import jax, numpy as np
-from pdjax import cli, runner
+from pdjax.commands import cli
+from pdjax.training import run as runner
 
 refine, path = runner.refine, sys.argv[1]
 

@@ -80,7 +80,7 @@ def test_a_profile_names_every_phase_and_its_share(here, capsys):
 
 def test_a_part_of_an_epoch_is_scaled_up(here, monkeypatch):
     run = build(configs.load("peg_fast", TINY))
-    state = prepare(run)[0].init()
+    state = prepare(run)[0].init(0)
     whole = {phase.name: phase for phase in phases.make_phases(run, state)}
     monkeypatch.setattr(phases, "DECISIONS", 4)
     monkeypatch.setattr(phases, "UPDATES", 8)

@@ -49,6 +49,7 @@ def test_every_value_of_a_grid_is_a_trial(tmp_path):
         )
     )
     trials = sweep_spec.trials(spec)
+    assert trials is not None
     assert len(trials) == 12 and len({json.dumps(trial) for trial in trials}) == 12
     assert trials[0] == {"config": "peg_fast", "sac.gamma": 0.9, "sac.actor_lr": 1e-4}
     (member,) = sweep_spec.make_members(spec, trials[-1])
