@@ -59,7 +59,7 @@ def profile_run(
     _show(summary)
     if out is not None:
         plots.plot_phases(out, summary)
-        terminal.say(f"written {out}")
+        terminal.say(f"written to {out}")
     return summary
 
 
