@@ -43,7 +43,9 @@ def test_mlflow_knows_config_and_curve_and_goes_on_where_a_run_is_resumed(track,
     with pytest.raises(RuntimeError):
         write_run(tmp_path / "run", fails=True)
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("pdjax").experiment_id
+    found = client.get_experiment_by_name("pdjax")
+    assert found is not None
+    experiment = found.experiment_id
     assert [run.info.status for run in client.search_runs([experiment])] == ["FAILED"]
     write_run(tmp_path / "run", begin=300)
     (run,) = client.search_runs([experiment])
