@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -219,7 +220,7 @@ class Scored:
 
 def test_who_is_lost_by_hand():
     results = {0: Scored(3), 1: Scored(9), 2: Scored(5, 4.0), 3: Scored(5, 6.0), 4: Scored(1)}
-    lost = members.lost
+    lost: Any = members.lost
     assert lost((), 100, 5, results) == set()
     assert lost((200,), 199, 5, results) == set()
     assert lost((200,), 200, 5, results) == {0, 4}  # three of five stay
