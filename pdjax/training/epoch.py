@@ -73,12 +73,14 @@ class Trainer(NamedTuple):
     Attributes:
       init: (frozen, hyperparams, key) -> TrainState.
       train_epoch: (frozen, state) -> (state, metrics).
+      train_members: the same for several runs; leaves of state and metrics are (members, ...).
       draw_batch: (frozen, state, key) -> Batch in the form that the networks read.
       schedule: how an epoch is divided.
     """
 
     init: Callable[[Frozen, Hyperparams, Key], TrainState]
     train_epoch: Callable[[Frozen, TrainState], tuple[TrainState, Metrics]]
+    train_members: Callable[[Frozen, TrainState], tuple[TrainState, Metrics]]
     draw_batch: Callable[[Frozen, TrainState, Key], Batch]
     schedule: Schedule
 
@@ -150,13 +152,10 @@ def make_trainer(
     parts = _Parts(config, schedule, base.obs_dim, rollout, sac, replay, packing, mesh)
     # jit, so that `_learn_if_ready`, which first asks for its shapes, traces it only once
     learn = partial(_learn_if_ready, parts, jax.jit(partial(_learn, parts)))
-    if jax.default_backend() == "cpu":
-        # Several seeds in one program take turns here: on a CPU, XLA's products of stacked small
-        # matrices take half as long again as one product after another.
-        learn = jax.custom_batching.sequential_vmap(learn)
     return Trainer(
         init=partial(_init, parts),
         train_epoch=partial(_train_epoch, parts, learn),
+        train_members=partial(_train_members, parts, learn),
         draw_batch=partial(_draw_batch, parts),
         schedule=schedule,
     )
@@ -205,6 +204,18 @@ def _train_epoch(
         "gradient_steps": state.sac.gradient_steps,
     }
     return state, metrics
+
+
+def _train_members(
+    parts: _Parts, learn: Callable[..., Any], frozen: Frozen, states: TrainState
+) -> tuple[TrainState, Metrics]:
+    """Plays and learns for one epoch of several runs; `learn` as in `_train_epoch`."""
+    if jax.default_backend() == "cpu":
+        # Members learn in turns here: on a CPU, XLA's products of stacked small matrices take half
+        # as long again as one product after another. A single run does without this rule, because
+        # JAX's check for keys that are used twice cannot see through it.
+        learn = jax.custom_batching.sequential_vmap(learn)
+    return jax.vmap(partial(_train_epoch, parts, learn), (None, 0))(frozen, states)
 
 
 def _collect(

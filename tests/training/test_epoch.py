@@ -180,7 +180,7 @@ def test_seeds_in_one_program_are_the_runs_that_they_are_alone():
     hyperparams, keys = make_hyperparams(config, 1), jax.random.split(jax.random.key(3), 3)
     init = jax.jit(trainer.init)
     states = jax.jit(jax.vmap(trainer.init, (None, None, 0)))(frozen, hyperparams, keys)
-    together = jax.jit(jax.vmap(trainer.train_epoch, (None, 0)))
+    together = jax.jit(trainer.train_members)
     for _ in range(2):
         states, metrics = together(frozen, states)
     assert (metrics["gradient_steps"] > 0).all()

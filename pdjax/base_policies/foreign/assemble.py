@@ -1,14 +1,13 @@
-"""Anyone's own policy as a frozen base: reads its directory and makes a `BasePolicy` of it.
+"""Builds a frozen `BasePolicy` of a policy that pdjax did not train.
 
-Three kinds of directories, told apart by `kind` in `policy.json` (see `description`): an artefact
-of `jax.export`, a TorchScript file, or Python code, which may be JAX or anything that takes NumPy
-arrays. What is JAX becomes part of the jitted program; the rest is called through the host, once a
+A directory holds one of three kinds of policies, and `kind` in `policy.json` names it: a
+`jax.export` artefact, a TorchScript file, or Python code, which may use JAX or take NumPy arrays.
+JAX policies become part of the jitted program; the others are called through the host, once a
 decision for all environments. This file is not pure: it reads files.
 """
 
 import importlib
 import sys
-import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -18,24 +17,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pdjax.base_policies.foreign import description, exported, host
+from pdjax.base_policies.foreign import description, exported, functions, host
 from pdjax.base_policies.foreign.description import Description
 from pdjax.base_policies.foreign.sources import find, guard, read_torchscript
 from pdjax.config.schema import ConfigError
 from pdjax.types import BasePolicy, Params
 
 FILES = {"export": exported.POLICY, "torchscript": "policy.pt"}
-MEASURED_S = 0.3  # time that measuring a call may take, once it is compiled
 
 
 class Parts(NamedTuple):
-    """A policy before its actions are brought into [-1, 1].
+    """A policy whose actions are not scaled to [-1, 1] yet.
 
     Attributes:
       init_carry: see `BasePolicy`.
-      apply: see `BasePolicy`; a chunk of one may come without its first axis.
+      apply: see `BasePolicy`; a chunk of one step may lack its first axis.
       params: see `BasePolicy`.
-      chunk_shape: (act_horizon, act_dim) or (act_dim,), as `apply` gives it.
+      chunk_shape: the shape that `apply` returns, (act_horizon, act_dim) or (act_dim,).
     """
 
     init_carry: Callable[..., Any]
@@ -45,29 +43,25 @@ class Parts(NamedTuple):
 
     @property
     def act_horizon(self) -> int:
-        """Control steps in a chunk."""
+        """Number of control steps in a chunk."""
         return self.chunk_shape[0] if len(self.chunk_shape) == 2 else 1
-
-
-def is_foreign(directory: Path) -> bool:
-    """Whether a directory holds a policy of this file's kinds."""
-    return description.peek(directory).get("kind") in description.KINDS
 
 
 def load(directory: Path, act_horizon: int = 0) -> tuple[BasePolicy, str]:
     """Reads a directory that `pdjax wrap` or `exported.export_policy` wrote.
 
-    Python code in it is run: load only what you trust. The other kinds run no Python.
+    Loading runs the Python code in the directory, so load only code that you trust. The other kinds
+    of policies run no Python.
 
     Args:
-      directory: of the policy.
+      directory: the policy's directory.
       act_horizon: control steps to execute of each chunk; 0 = all.
 
     Returns:
       The policy and the name of its task.
 
     Raises:
-      ConfigError: the directory, its description and the policy do not fit each other.
+      ConfigError: the directory, its description and the policy do not agree.
       checkpoint.CheckpointError: the parameters are missing or damaged.
     """
     about = description.read(directory)
@@ -80,47 +74,74 @@ def load(directory: Path, act_horizon: int = 0) -> tuple[BasePolicy, str]:
 
 
 def read_file(path: Path, about: Description) -> Parts:
-    """Reads an artefact or a TorchScript file; the size of its chunks is checked by `assemble`."""
+    """Reads an artefact or a TorchScript file; `assemble` checks the size of the chunks."""
     obs_shape = (about.obs_horizon, about.obs_dim)
     if about.kind == "export":
         found = exported.load(path)
         if found.obs_shape != obs_shape:
             raise ConfigError(
                 f"{path} reads observation histories {found.obs_shape}, expected {obs_shape}"
-                " (obs_horizon, obs_dim); export it for the task's sizes"
+                " (obs_horizon, obs_dim); export it for the sizes of the task"
             )
         return Parts(found.init_carry, found.apply, found.params, found.chunk_shape)
     module = read_torchscript(path)
     return _through_host(host.from_torch(module, about.device), obs_shape)
 
 
-def adapt(policy: Any, obs_shape: tuple[int, int], device: str = "cpu") -> Parts:
-    """Takes a policy that was given in Python.
+def adapt(
+    policy: Any,
+    obs_shape: tuple[int, int],
+    device: str = "cpu",
+    chunk_shape: tuple[int, int] | None = None,
+    in_program: bool | None = None,
+) -> Parts:
+    """Adapts a policy that is a Python object.
 
     Args:
-      policy: one of: an object with `init_carry`, `apply` and perhaps `params` as in
-        `types.BasePolicy` (pure JAX, taken as it is); one with `init_carry` and `act` as in
-        `host.HostPolicy`; a torch.nn.Module; a function obs_history (num_envs, obs_horizon,
-        obs_dim) -> chunk of NumPy arrays.
+      policy: one of: an object with `init_carry`, `apply` and optionally `params`, as in
+        `types.BasePolicy` (pure JAX); an object with `init_carry` and `act`, as in
+        `host.HostPolicy`; a torch.nn.Module; a function from observation histories to chunks.
       obs_shape: (obs_horizon, obs_dim).
       device: where a torch module computes.
+      chunk_shape: (act_horizon, act_dim). If given, a function that JAX can trace becomes part of
+        the program, see `functions.trace`. If None, every function is called through the host, on
+        NumPy arrays of all environments.
+      in_program: True = the policy must compute inside the program; False = the policy must be
+        called through the host; None = inside the program if possible.
 
     Raises:
-      ConfigError: none of these, or it fails on observations of that shape.
+      ConfigError: the policy is none of these, fails on observations of that shape, or cannot
+        compute where `in_program` demands.
     """
     if hasattr(policy, "init_carry") and hasattr(policy, "apply"):
+        if in_program is False:
+            raise ConfigError(
+                "in_program=False, but the policy is a JAX object with init_carry and apply, which"
+                " computes inside the program; leave in_program None"
+            )
         return _in_program(policy, obs_shape)
     if hasattr(policy, "init_carry") and hasattr(policy, "act"):
+        if in_program:
+            raise ConfigError(
+                "in_program=True, but the policy is a NumPy object with init_carry and act, which"
+                " is called through the host; write apply in JAX, or leave in_program None"
+            )
         return _through_host(policy, obs_shape)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(policy, torch.nn.Module):
-        return _of_torch(policy, obs_shape, device)
-    if callable(policy):
-        return _through_host(host.without_memory(policy), obs_shape)
-    raise ConfigError(
-        f"the policy is a {type(policy).__name__}, expected a function, a torch.nn.Module or an"
-        " object with init_carry and apply (JAX) or init_carry and act (NumPy)"
-    )
+        return _of_torch(policy, obs_shape, device, in_program)
+    if not callable(policy):
+        raise ConfigError(
+            f"the policy is a {type(policy).__name__}, expected a function, a torch.nn.Module or an"
+            " object with init_carry and apply (JAX) or init_carry and act (NumPy)"
+        )
+    if chunk_shape is not None and in_program is not False:
+        try:
+            return _in_program(functions.trace(policy, obs_shape, chunk_shape), obs_shape)
+        except functions.NotTraceableError:
+            if in_program:
+                raise
+    return _through_host(host.without_memory(policy), obs_shape)
 
 
 def _in_program(policy: Any, obs_shape: tuple[int, int]) -> Parts:
@@ -131,9 +152,11 @@ def _in_program(policy: Any, obs_shape: tuple[int, int]) -> Parts:
     doing = f"apply(params, carry, obs_history {obs_shape}, key)"
     chunk, after = guard(lambda: jax.eval_shape(policy.apply, params, carry, history, key), doing)
     if getattr(chunk, "ndim", 0) not in (1, 2) or chunk.dtype != jnp.float32:
-        raise ConfigError(f"{doing} gives {chunk}, expected float32 (act_horizon, act_dim)")
+        raise ConfigError(f"{doing} returns {chunk}, expected float32 (act_horizon, act_dim)")
     if jax.tree.map(_signature, after) != jax.tree.map(_signature, carry):
-        raise ConfigError(f"{doing} gives the carry {after}, expected {carry} as it got")
+        raise ConfigError(
+            f"{doing} returns the carry {after}, expected {carry}, which it was given"
+        )
     return Parts(policy.init_carry, policy.apply, params, chunk.shape)
 
 
@@ -141,10 +164,14 @@ def _signature(leaf: Any) -> str:
     return f"{leaf.dtype}{leaf.shape}"
 
 
-def _of_torch(module: Any, obs_shape: tuple[int, int], device: str) -> Parts:
-    """In the program where torchax is installed and knows the module, else through the host."""
+def _of_torch(
+    module: Any, obs_shape: tuple[int, int], device: str, in_program: bool | None
+) -> Parts:
+    """Takes a module into the program if torchax can, and otherwise calls it through the host."""
+    if in_program is False:
+        return _through_host(host.from_torch(module, device), obs_shape)
     try:
-        # torchax 0.0.13 cannot be imported beside torch 2.13, but beside 2.9
+        # torchax 0.0.13 can be imported together with torch 2.9, but not with torch 2.13
         torchax = importlib.import_module("torchax")
         params, function = torchax.extract_jax(module.eval())
         apply = lambda params, carry, obs_history, key: (  # noqa: E731
@@ -153,7 +180,13 @@ def _of_torch(module: Any, obs_shape: tuple[int, int], device: str) -> Parts:
         )
         policy = types.SimpleNamespace(init_carry=lambda key: (), apply=apply, params=params)
         return _in_program(policy, obs_shape)
-    except Exception:  # not there, not for this torch, or an operation that it lacks
+    except Exception as error:  # torchax is absent, not for this torch, or lacks an operation
+        if in_program:
+            first = (str(error).strip() or "no message").splitlines()[0][:200]
+            raise ConfigError(
+                f"in_program=True, but torchax cannot take the torch module into the program:"
+                f" {type(error).__name__}: {first}; leave in_program None"
+            ) from None
         return _through_host(host.from_torch(module, device), obs_shape)
 
 
@@ -163,25 +196,31 @@ def _through_host(policy: Any, obs_shape: tuple[int, int]) -> Parts:
 
 
 def assemble(parts: Parts, about: Description, act_horizon: int = 0) -> BasePolicy:
-    """Brings a policy's actions into [-1, 1] and checks its sizes.
+    """Checks a policy's sizes and scales its actions to [-1, 1].
 
-    Actions are scaled from [action_low, action_high], then clipped; NaN stays, and is counted as a
-    bad action by the environment.
+    Actions are scaled from [action_low, action_high] to [-1, 1], then clipped. NaN stays NaN, which
+    the environment counts as a bad action.
+
+    Args:
+      parts: the policy.
+      about: its description.
+      act_horizon: control steps to execute of each chunk; 0 = all.
 
     Raises:
-      ConfigError: chunks of another size than declared, or fewer steps than `act_horizon`.
+      ConfigError: chunks have another size than described, or fewer steps than `act_horizon`.
     """
     shape = (parts.act_horizon, parts.chunk_shape[-1])
     if shape != (about.act_horizon, about.act_dim):
+        whose = f"is it a policy for {about.task}?" if about.task else "set act_horizon and act_dim"
         raise ConfigError(
-            f"the policy gives chunks {shape} (act_horizon, act_dim), expected"
-            f" {(about.act_horizon, about.act_dim)}; is it a policy for {about.task}?"
+            f"the policy returns chunks {shape} (act_horizon, act_dim), expected"
+            f" {(about.act_horizon, about.act_dim)}; {whose}"
         )
     steps = act_horizon or about.act_horizon
     if steps > about.act_horizon:
         raise ConfigError(
-            f"base_policy.act_horizon={steps} must be <= {about.act_horizon}, the steps in one"
-            " chunk of this policy"
+            f"base_policy.act_horizon={steps} must be <= {about.act_horizon}, the number of steps"
+            " in one chunk of this policy"
         )
     low, high = (np.array(side, np.float32) for side in (about.action_low, about.action_high))
 
@@ -203,34 +242,3 @@ def assemble(parts: Parts, about: Description, act_horizon: int = 0) -> BasePoli
         jnp.asarray(about.obs_mean, jnp.float32),
         jnp.asarray(about.obs_std, jnp.float32),
     )
-
-
-def through_host(base: BasePolicy) -> bool:
-    """Whether a policy computes outside the jitted program."""
-    key = jax.random.key(0)
-    carry = base.init_carry(jax.random.clone(key))
-    history = jnp.zeros((base.obs_horizon, base.obs_dim))
-    return "callback" in str(jax.make_jaxpr(base.apply)(base.params, carry, history, key))
-
-
-def cost(base: BasePolicy, num_envs: int) -> tuple[str, float]:
-    """Which way a policy is called, and the median time of a call in microseconds.
-
-    Args:
-      base: the policy.
-      num_envs: environments that one call serves.
-    """
-    keys = jax.random.split(jax.random.key(0), num_envs)
-    call = jax.vmap(base.apply, (None, 0, 0, 0))
-    carry = jax.vmap(base.init_carry)(jax.random.split(jax.random.key(1), num_envs))
-    history = jnp.zeros((num_envs, base.obs_horizon, base.obs_dim))
-    inputs = (base.params, carry, history)
-    way = "through the host" if through_host(base) else "in the program"
-    compiled = jax.jit(call)
-    jax.block_until_ready(compiled(*inputs, jax.random.clone(keys)))
-    times, end = [], time.monotonic() + MEASURED_S
-    while len(times) < 3 or time.monotonic() < end:
-        start = time.perf_counter()
-        jax.block_until_ready(compiled(*inputs, jax.random.clone(keys)))
-        times.append(time.perf_counter() - start)
-    return way, 1e6 * float(np.median(times))
