@@ -165,7 +165,7 @@ def test_policies_of_other_sizes_are_refused(files):
 def test_a_policy_cut_short_is_refused(files, kind, share):
     content = files[kind].read_bytes()
     files[kind].write_bytes(content[: int(share * len(content))])
-    refuse(files[kind], "is not a readable DAPG policy .*; fetch it again")
+    refuse(files[kind], "is not a readable DAPG policy .*; download it again")
 
 
 @pytest.mark.parametrize(
