@@ -36,6 +36,7 @@ def test_its_own_engine_steps_it():
         return state
 
     task = make_point_task(episode_steps=2, goal=0.3)
+    assert task.engine is not None
     step = task.engine.step
     engine = task.engine._replace(
         step=lambda model, overrides, state, ctrl: keep(step(model, overrides, state, ctrl), ctrl)
