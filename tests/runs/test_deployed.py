@@ -274,7 +274,7 @@ def test_a_limit_is_the_guards_above_what_the_base_itself_does(here, run, monkey
     # numbers in those observations, so one third and the guard's 5 % are let through.
     built, actor = run
     narrow = built.base._replace(obs_std=jnp.array([1.0, 1.0, 0.3]))
-    monkeypatch.setattr(finished, "load_run", lambda *_: (built._replace(base=narrow), actor))
+    monkeypatch.setattr(evaluate, "load_run", lambda *_: (built._replace(base=narrow), actor))
     found = finished.export_run(Path("run"), Path("narrow"), 8, 0)
     assert found["drift_of_base"] == pytest.approx(1 / 3)
     assert found["drift_limit"] == pytest.approx(1 / 3 + built.config.guard.drift)
