@@ -1,10 +1,10 @@
-"""Writes one page a task to `docs/tasks/`, from the tasks themselves.
+"""Writes one page per task to `docs/tasks/`, generated from the tasks themselves.
 
     MUJOCO_GL=egl python docs/make_task_pages.py             # pages and pictures
     python docs/make_task_pages.py --no-pictures
 
-What a page says about a task is its module's docstring, so that code and page cannot disagree; a
-test compares the committed pages with what this writes.
+The text of a page is the docstring of the task's module, so that code and page cannot disagree. A
+test compares the committed pages with the output of this script.
 """
 
 import argparse
@@ -27,7 +27,7 @@ WIDTH, HEIGHT = 640, 480  # pixels
 
 
 def page(task: Task) -> str:
-    """The Markdown page of a task."""
+    """Returns the Markdown page of a task."""
     module = importlib.import_module(registry.BUILT_IN[task.name])
     scene = task.scene
     lines = [
@@ -39,12 +39,12 @@ def page(task: Task) -> str:
         "",
         "## Episode",
         "",
-        f"- {task.episode_steps} control steps at {task.control_hz:g} Hz, each {scene.n_substeps}"
-        f" physics steps of {1000 * scene.model.opt.timestep:g} ms.",
+        f"- Length: {task.episode_steps} control steps at {task.control_hz:g} Hz, each with"
+        f" {scene.n_substeps} physics steps of {1000 * scene.model.opt.timestep:g} ms.",
         f"- Start: {_doc(module.sample_start)}",
         f"- State (`get_state`, `make_start`): {_state(task)}.",
         f"- Rewards: {', '.join(f'`{kind}`' for kind in ('success', *task.rewards))}.",
-        f"- Differs between environments of a batch: {_overrides(task)}.",
+        f"- Model values that differ between environments: {_overrides(task)}.",
         f"- Scripted expert: {'yes' if task.expert else 'no'}.",
         "",
         f"## Observation: {task.obs_dim} numbers",
@@ -75,7 +75,7 @@ def _state(task: Task) -> str:
 
 
 def _overrides(task: Task) -> str:
-    fields: dict[tuple[str, ...], list[str]] = {}  # of each set of objects
+    fields: dict[tuple[str, ...], list[str]] = {}  # names of objects -> their fields
     for field, names in task.scene.override_rows.items():
         fields.setdefault(names, []).append(f"`{field}`")
     return "; ".join(f"{', '.join(found)} of {', '.join(names)}" for names, found in fields.items())
@@ -91,13 +91,13 @@ def _table(parts: tuple[tuple[str, int], ...], meanings: Mapping[str, str]) -> l
 
 
 def _actions(task: Task) -> list[str]:
-    if all(size == 1 for _, size in task.action):  # one an actuator
+    if all(size == 1 for _, size in task.action):  # one number per actuator
         return ["Targets of the actuators, in order: " + ", ".join(n for n, _ in task.action) + "."]
     return _table(task.action, dict.fromkeys(dict(task.action), ""))
 
 
 def _speed(task: Task) -> list[str]:
-    """The newest row of the physics benchmark, where it has the task."""
+    """Returns the newest result of the physics benchmark for the task, if there is one."""
     rows = [json.loads(line) for line in SPEED.read_text().splitlines()] if SPEED.is_file() else []
     for row in reversed(rows):
         found = [entry for entry in row["rows"] if entry["task"] == task.name]
@@ -106,7 +106,8 @@ def _speed(task: Task) -> list[str]:
         lines = [
             "## Speed",
             "",
-            f"{row['cores']} cores ({row['cpu']}), commit {row['commit']}, control steps/s:",
+            f"Control steps per second on {row['cores']} cores ({row['cpu']}),"
+            f" commit {row['commit']}:",
             "",
             "| environments | " + " | ".join(found[0]["control_steps_per_s"]) + " |",
             "|---|" + "---|" * len(found[0]["control_steps_per_s"]),
@@ -119,7 +120,7 @@ def _speed(task: Task) -> list[str]:
 
 
 def draw(task: Task, path: Path) -> None:
-    """Draws a fresh start."""
+    """Draws a picture of a fresh start."""
     import mujoco
     from PIL import Image
 

@@ -23,9 +23,15 @@ def registered(task):
         unregister(task.name)
 
 
+def physics_at(qpos, qvel, fields=None):
+    """The `PhysicsState` with these positions, velocities and derived fields."""
+    return PhysicsState(qpos, qvel, fields or {}, jnp.zeros((), bool), ())
+
+
 def make_point_env(episode_steps=8, tolerance=0.05, goal=0.5, **kinds):
     """The environment of `make_point_task`; `kinds` go to `task.make_env`."""
     task = make_point_task(episode_steps, tolerance, goal)
+    assert task.engine is not None
     return make_env(task, task.engine, **kinds)
 
 

@@ -1,7 +1,7 @@
-"""Our environments as Brax's, and in MuJoCo Playground's protocol: one object serves both.
+"""pdjax's environments for Brax and MuJoCo Playground: one object serves both protocols.
 
-Apart from the environments because it alone needs Brax to be installed. Holds no state. The other
-way, their environments for our trainer, is `from_brax`.
+Separate from the environments because it alone needs Brax. Holds no state. `from_brax` goes the
+other way: it makes environments of Brax and Playground available to pdjax.
 """
 
 import contextlib
@@ -22,10 +22,9 @@ with contextlib.redirect_stdout(io.StringIO()):  # MJX prints that Warp is not i
 
 @struct.dataclass
 class State(base.State):
-    """Brax's state around our `EnvState`.
+    """Brax's state around pdjax's `EnvState`.
 
-    What Brax calls `pipeline_state` is `data` in Playground: both names read it, and `replace`
-    takes either.
+    Playground calls Brax's `pipeline_state` `data`. Both names read it; `replace` accepts either.
     """
 
     pipeline_state: Any
@@ -46,12 +45,12 @@ State.replace = _replace  # `struct.dataclass` overwrites one that is defined in
 
 
 class BraxEnv(base.Env):
-    """One of our environments for Brax's and Playground's wrappers and trainers.
+    """A pdjax environment for the wrappers and trainers of Brax and Playground.
 
-    `done` is our `terminated` alone: the time limit is the wrapper's, so train with
+    `done` is pdjax's `terminated` alone. The wrapper applies the time limit, so train with
     `episode_length=env.task.episode_steps`. `metrics` hold `success`, `bad_action` and `overflow`
-    as 0 or 1 of each step, which Brax sums over an episode. Brax's automatic reset returns to each
-    environment's first start; that is Brax's way, all drawn values go back with it.
+    as 0 or 1 for each step; Brax sums them over an episode. Brax's automatic reset returns each
+    environment to its first start, with all values drawn there.
     """
 
     def __init__(self, env: Env):
@@ -59,13 +58,13 @@ class BraxEnv(base.Env):
         self._env = env
 
     def reset(self, rng: jax.Array) -> State:
-        """A fresh random start from a key, typed or raw."""
+        """Starts an episode from a fresh random state; the key may be typed or raw."""
         state, obs = self._env.reset(self._env.model, rng)
         zero = jnp.zeros(())
         return State(state, obs, zero, zero, {name: zero for name in _METRICS}, {})
 
     def step(self, state: State, action: jax.Array) -> State:
-        """One control step; action (act_dim,) in [-1, 1]."""
+        """Plays one control step; action (act_dim,) in [-1, 1]."""
         ours, out = self._env.step(self._env.model, state.pipeline_state, action)
         return state.replace(
             pipeline_state=ours,
@@ -77,17 +76,17 @@ class BraxEnv(base.Env):
 
     @property
     def observation_size(self) -> int:
-        """Numbers in one observation."""
+        """The length of an observation."""
         return self._env.task.obs_dim
 
     @property
     def action_size(self) -> int:
-        """Numbers in one action."""
+        """The length of an action."""
         return self._env.task.act_dim
 
     @property
     def backend(self) -> str:
-        """Name of our physics engine."""
+        """The name of the physics engine."""
         return self._env.engine
 
     @property
@@ -111,7 +110,7 @@ def _metrics(out: ControlStep) -> dict[str, jax.Array]:
 def make(
     name: str, physics: str = "auto", reward: str = "success", terminate_on_success: bool = True
 ) -> BraxEnv:
-    """A task for Brax; see `registry.make`.
+    """Builds a task for Brax; see `registry.make` for the arguments.
 
     Raises:
       registry.UnknownName: no such task, engine or reward.

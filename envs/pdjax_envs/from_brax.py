@@ -1,8 +1,8 @@
-"""Environments of Brax and MuJoCo Playground as ours: `brax:ant`, `playground:CartpoleBalance`.
+"""Environments of Brax and MuJoCo Playground for pdjax: `brax:ant`, `playground:CartpoleBalance`.
 
-Both libraries speak nearly the same protocol: reset(key) -> state, step(state, action) -> state,
-with `obs`, `reward`, `done`, `metrics` and `info`. Their physics is their own, so no engine of ours
-is involved; kept apart for that. Holds no state.
+Both libraries have nearly the same protocol: reset(key) -> state, step(state, action) -> state,
+where a state has `obs`, `reward`, `done`, `metrics` and `info`. They bring their own physics, so
+none of pdjax's engines is involved, and the module stands on its own. Holds no state.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from pdjax_envs.physics.engine import Array, PhysicsState
 from pdjax_envs.task import ControlStep, Env, EnvState, Episode, Start, Task, admit, judge, select
 
 EPISODE_STEPS = 1000  # Brax's default, `brax.envs.create`
-_NO_EPISODE = Episode({}, ())  # what theirs draw is part of their state
+_NO_EPISODE = Episode({}, ())  # whatever these environments draw is part of their own state
 
 
 def from_brax(
@@ -30,20 +30,21 @@ def from_brax(
     reward: str = "dense",
     terminate_on_success: bool = True,
 ) -> Env:
-    """Turns a Brax or Playground environment into ours.
+    """Turns a Brax or Playground environment into a pdjax environment.
 
-    Success is `metrics["success"]`, else `info["success"]`, else never. Their `done` terminates an
-    episode, and the ended episode stays as it ended; the time limit truncates it.
+    Success is `metrics["success"]`, or else `info["success"]`; without either the environment never
+    succeeds. Their `done` terminates an episode, after which its state no longer changes. The time
+    limit truncates it.
 
     Args:
-      theirs: the environment itself, without their wrappers for episodes, resets and batches.
-      name: of the task.
+      theirs: the environment itself, without wrappers for episodes, resets or batches.
+      name: the name of the task.
       episode_steps: time limit in control steps.
-      reward: `dense`, theirs; or `success`.
+      reward: `dense` for the environment's own reward, or `success`.
       terminate_on_success: whether success ends the episode too.
 
     Raises:
-      registry.UnknownName: its observations are no vector and have no vector `state`.
+      registry.UnknownName: the observation is neither a vector nor a mapping with a vector `state`.
     """
     task = _make_task(theirs, name, episode_steps)
 
@@ -60,7 +61,7 @@ def from_brax(
         del model
         action, bad_action = admit(action)
         before = state.physics.raw
-        # A copy, since many of theirs write into the dicts of the state that they are given.
+        # A copy, since many of these environments write into the dicts of the state they are given.
         after = theirs.step(jax.tree.map(lambda x: x, before), action)
         after = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), before, after)
         physics = _physics(select(before.done > 0.5, before, after))
@@ -77,7 +78,7 @@ def _make_task(theirs: Any, name: str, episode_steps: int) -> Task:
     shape = _observation(name, example.obs).shape
 
     def sample_start(key: Array) -> Start:
-        # Raw keys are what both libraries' trainers hand out; some states store them.
+        # The trainers of both libraries pass raw keys, and some states store them.
         return _start(_strong(theirs.reset(jax.random.key_data(key))))
 
     def get_state(episode: Episode, physics: PhysicsState) -> dict[str, Array]:
@@ -91,7 +92,7 @@ def _make_task(theirs: Any, name: str, episode_steps: int) -> Task:
         return _start(jax.tree_util.tree_map_with_path(leaf, example))
 
     def no_picture() -> NoReturn:
-        raise NotImplementedError(f"{name} is drawn by its own library's renderer, not by ours")
+        raise NotImplementedError(f"{name} is drawn by its own library's renderer, not by pdjax")
 
     return Task(
         name=name,
@@ -114,7 +115,7 @@ def _make_task(theirs: Any, name: str, episode_steps: int) -> Task:
 
 
 def _observation(name: str, obs: Any) -> Any:
-    """The vector among their observations."""
+    """Returns the vector among the observations."""
     if isinstance(obs, Mapping):
         if "state" not in obs:
             raise UnknownName(f"{name} observes {sorted(obs)}, expected `state` among them")
@@ -132,7 +133,7 @@ def _success(state: Any) -> Array:
 
 
 def _strong(state: Any) -> Any:
-    """Their state with leaves of fixed types, as loops need it: no Python numbers, no weak ones."""
+    """Returns the state with arrays of fixed types, which loops need."""
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.asarray(x).dtype), state)
 
 
@@ -142,7 +143,7 @@ def _start(state: Any) -> Start:
 
 
 def _physics(state: Any) -> PhysicsState:
-    """Our view of their state; positions are empty where its physics has no joints."""
+    """Returns the state as a `PhysicsState`; positions are empty if the physics has no joints."""
     data = state.data if hasattr(state, "data") else state.pipeline_state
     qpos, qvel = (
         getattr(data, theirs, getattr(data, brax, jnp.zeros(0)))
@@ -153,10 +154,10 @@ def _physics(state: Any) -> PhysicsState:
 
 @cache
 def load(name: str) -> tuple[Any, int]:
-    """Builds an environment of theirs, and its time limit in control steps.
+    """Builds an environment of Brax or Playground; also returns its time limit in control steps.
 
     Args:
-      name: library and its name there, as in `brax:ant`.
+      name: the library and the environment's name there, as in `brax:ant`.
 
     Raises:
       registry.UnknownName: no such environment, or its library is not installed.
@@ -175,7 +176,7 @@ def load(name: str) -> tuple[Any, int]:
 def _load_brax(name: str) -> tuple[Any, int]:
     from brax import envs
 
-    if name not in envs._envs:  # Brax lists them nowhere else
+    if name not in envs._envs:  # Brax has no public list of them
         raise unknown("environment of Brax", name, envs._envs)
     return envs.get_environment(name), EPISODE_STEPS
 

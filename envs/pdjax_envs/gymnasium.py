@@ -1,8 +1,9 @@
-"""Our environments as Gymnasium's: one jitted program steps them all, NumPy goes in and comes out.
+"""pdjax's environments for Gymnasium: one jitted program steps them all; NumPy goes in and out.
 
-Importing this registers every task; `gymnasium.make_vec("pdjax_envs.gymnasium:pdjax/AdroitDoor-v0",
-64)` does so itself. Apart from the environments because those are pure functions, while Gymnasium's
-objects remember: each holds the state of its environments and how many episodes they have played.
+Importing this module registers every task with Gymnasium, and `gymnasium.make_vec(
+"pdjax_envs.gymnasium:pdjax/AdroitDoor-v0", 64)` imports it. It is separate from the environments
+because those are pure functions, while Gymnasium's objects have state: each holds the state of its
+environments and the number of episodes that they have played.
 """
 
 from collections.abc import Sequence
@@ -23,12 +24,12 @@ NAMESPACE = "pdjax"
 
 
 class _Running(NamedTuple):
-    """What a vector environment carries; leaves (num_envs, ...).
+    """The state of a vector environment; leaves are (num_envs, ...).
 
     Attributes:
-      keys: the seed of each environment.
-      episodes: int32, which episode is played; it starts from fold_in(key, episode).
-      state: the environments.
+      keys: the key of each environment, made from its seed.
+      episodes: int32, number of the current episode, which starts from fold_in(key, episode).
+      state: the environments' states.
       done: bool, the episode has ended and the next step starts another.
     """
 
@@ -41,21 +42,21 @@ class _Running(NamedTuple):
 class VectorEnv(gymnasium.vector.VectorEnv):
     """Many instances of an environment behind Gymnasium's vector interface.
 
-    An episode's end is followed by Gymnasium's next-step autoreset: the next `step` ignores that
-    environment's action, returns the first observation of a new episode from a fresh random start,
-    and reward 0. Environment i plays its episodes 0, 1, ... from the starts that
-    `env.reset(model, jax.random.fold_in(jax.random.key(seed + i), episode))` draws; a reset without
-    a seed goes on to the next episode.
+    After the end of an episode, Gymnasium's next-step autoreset applies: the next `step` ignores
+    that environment's action and returns reward 0 and the first observation of a new episode from a
+    fresh random start. Environment i plays its episodes 0, 1, ... from the starts that
+    `env.reset(model, jax.random.fold_in(jax.random.key(seed + i), episode))` draws. A reset without
+    a seed continues with the next episode.
 
-    `info` holds `success` (solved now) and `bad_action` (the action held numbers beyond [-1, 1],
-    which were clipped, or NaN, which were taken as 0), each (num_envs,) bool and False at an
-    episode's start, with Gymnasium's masks `_success` and `_bad_action`, which are True throughout.
+    `info` holds `success` (the task is solved now) and `bad_action` (the action had numbers beyond
+    [-1, 1], which were clipped, or NaN, which were replaced by 0). Both are (num_envs,) bool, False
+    at the start of an episode. Gymnasium's masks `_success` and `_bad_action` are always True.
     """
 
     metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
 
     def __init__(self, env: Env, num_envs: int, seed: int | None = None):
-        """Wraps `num_envs` instances of `env`; `seed` is that of a first `reset` without one."""
+        """Wraps `num_envs` instances of `env`; a first `reset` without a seed uses `seed`."""
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs}, expected at least 1")
         self.num_envs = num_envs
@@ -73,15 +74,15 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         """Starts a new episode in every environment.
 
         Args:
-          seed: environment i gets seed + i, or the i-th of a sequence; only the last 32 bits count.
-            None goes on to the next episodes, at first from an unpredictable seed.
-          options: none are known.
+          seed: environment i gets seed + i, or the i-th seed of a sequence; only the last 32 bits
+            count. None continues with the next episodes; the first time it draws a random seed.
+          options: must be empty.
 
         Returns:
-          observations (num_envs, obs_dim) float32, and info, see the class.
+          Observations (num_envs, obs_dim) float32, and info, see the class.
 
         Raises:
-          ValueError: options, or a sequence of seeds of another length.
+          ValueError: there are options, or a sequence of seeds has the wrong length.
         """
         if options:
             raise ValueError(f"reset got options {sorted(options)}, expected none")
@@ -112,11 +113,11 @@ class VectorEnv(gymnasium.vector.VectorEnv):
           actions: (num_envs, act_dim) in [-1, 1].
 
         Returns:
-          observations (num_envs, obs_dim) float32; rewards float64, terminations and truncations
+          Observations (num_envs, obs_dim) float32; rewards float64, terminations and truncations
           bool, each (num_envs,); info, see the class.
 
         Raises:
-          ValueError: actions of another shape.
+          ValueError: the actions have the wrong shape.
           gymnasium.error.ResetNeeded: `reset` was never called.
         """
         if self._running is None:
@@ -135,17 +136,17 @@ class VectorEnv(gymnasium.vector.VectorEnv):
 
 
 def _info(success: np.ndarray, bad_action: np.ndarray) -> dict[str, Any]:
-    """Both (num_envs,) bool, and Gymnasium's masks of who has them: all."""
+    """Returns both arrays (num_envs,) bool, and Gymnasium's masks, which are all True."""
     masks = {f"_{name}": np.ones(len(success), bool) for name in ("success", "bad_action")}
     return {"success": success, "bad_action": bad_action, **masks}
 
 
 def _make_programs(env: Env):
-    """(start, step) of many environments, jitted.
+    """Compiles (start, step) for many environments.
 
-    start: (model, keys, episodes) -> (_Running, obs); step: (model, _Running, actions) ->
-    (_Running, ControlStep), where an environment that was done has its new episode's first
-    observation, and zeros beside it.
+    start: (model, keys, episodes) -> (_Running, obs). step: (model, _Running, actions) ->
+    (_Running, ControlStep); for an environment that was done, the result holds the first
+    observation of its new episode and zeros otherwise.
     """
 
     def fresh(model, keys, episodes):
@@ -164,7 +165,7 @@ def _make_programs(env: Env):
             started = jax.tree.map(jnp.zeros_like, out)._replace(obs=obs)
             return jax.vmap(select)(running.done, (new_state, started), (state, out))
 
-        # Most steps end no episode; then no start is computed.
+        # Most steps end no episode, and then no start needs to be computed.
         state, out = jax.lax.cond(jnp.any(running.done), restart, lambda: (state, out))
         done = out.terminated | out.truncated
         return _Running(running.keys, episodes, state, done), out
@@ -186,9 +187,9 @@ class SingleEnv(gymnasium.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Starts a new episode; returns its observation (obs_dim,) and info, as `step`.
+        """Starts a new episode; returns its observation (obs_dim,) and info as `step` does.
 
-        The start is that of environment 0 of a `VectorEnv`, for the same seeds.
+        For the same seed, the start equals that of environment 0 of a `VectorEnv`.
         """
         super().reset(seed=seed)
         obs, info = self._vector.reset(seed=seed, options=options)
@@ -212,7 +213,7 @@ def make_vec(
     terminate_on_success: bool = True,
     seed: int | None = None,
 ) -> VectorEnv:
-    """Many instances of a task for Gymnasium; see `registry.make` for the rest.
+    """Builds many instances of a task for Gymnasium; see `registry.make` for the arguments.
 
     Raises:
       registry.UnknownName: no such task, engine or reward.
@@ -223,7 +224,7 @@ def make_vec(
 def make(
     name: str, physics: str = "auto", reward: str = "success", terminate_on_success: bool = True
 ) -> SingleEnv:
-    """One instance of a task for Gymnasium; see `registry.make`.
+    """Builds one instance of a task for Gymnasium; see `registry.make` for the arguments.
 
     Raises:
       registry.UnknownName: no such task, engine or reward.
@@ -232,9 +233,10 @@ def make(
 
 
 def register() -> None:
-    """Registers every task with Gymnasium as `pdjax/NAME-v0`, single and vector; again is nothing.
+    """Registers every task with Gymnasium as `pdjax/NAME-v0`, single and vector.
 
-    `gymnasium.make` and `make_vec` take the keywords of the functions here.
+    Tasks that are registered already stay as they are. `gymnasium.make` and `gymnasium.make_vec`
+    accept the keywords of `make` and `make_vec` here.
     """
     for name in registry.task_names():
         env_id = f"{NAMESPACE}/{name}-v0"

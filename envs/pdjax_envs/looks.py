@@ -1,6 +1,6 @@
 """How scenes look in pictures: light, sky and the camera that videos are drawn from.
 
-Apart from the tasks because all scenes should look alike. Changes models that are drawn only.
+Separate from the tasks so that all scenes look alike. It changes only models that are drawn.
 """
 
 import mujoco
@@ -16,14 +16,14 @@ def add_looks(
 
     Args:
       spec: the model under construction.
-      eye: where the camera is, m in the world.
-      target: the point that it looks at.
-      fovy: its vertical field of view, degrees.
-      size: of the scene, relative to a table: the light stands that much further away.
+      eye: position of the camera, m, in the world.
+      target: the point that the camera looks at, m, in the world.
+      fovy: vertical field of view, degrees.
+      size: size of the scene relative to a table; the light stands that much further away.
     """
     spec.visual.headlight.ambient, spec.visual.headlight.diffuse = [0.35] * 3, [0.35] * 3
     spec.visual.global_.offwidth, spec.visual.global_.offheight = 1280, 960
-    # Cheap enough for drawing without a graphics card.
+    # These settings are cheap enough to draw without a graphics card.
     spec.visual.quality.shadowsize, spec.visual.quality.offsamples = 1024, 2
     light = (0.6 * size, -0.6 * size, 1.6 * size)
     spec.worldbody.add_light(pos=light, dir=(-0.4, 0.4, -1), diffuse=[0.6] * 3)
@@ -41,7 +41,7 @@ def add_looks(
 
 
 def _look_at(eye: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """MuJoCo's `xyaxes` of a camera at `eye` that looks at `target` with z up."""
+    """Returns MuJoCo's `xyaxes` of a camera at `eye` that looks at `target` with z up."""
     back = (eye - target) / np.linalg.norm(eye - target)
     right = np.cross([0, 0, 1], back)
     right /= np.linalg.norm(right)

@@ -21,7 +21,7 @@ from pdjax_envs.task import Env, Task, make_env
 ENGINES = ("native", "mjx", "warp")
 
 
-# Task -> module with its `make_task`; imported when it is asked for.
+# Task -> module with its `make_task`, which is imported on first use.
 BUILT_IN = {
     "AdroitDoor": "pdjax_envs.adroit.door",
     "AdroitHammer": "pdjax_envs.adroit.hammer",
@@ -41,16 +41,16 @@ _registered: dict[str, Task] = {}
 
 
 def register(task: Task) -> None:
-    """Makes a task available under `task.name` to everything that finds tasks by name.
+    """Makes a task available under `task.name` everywhere that tasks are found by name.
 
-    A registered task lives in this process only: another process (a resumed run, a sweep's trial)
-    registers it again, or finds it through the entry-point group `pdjax_envs.tasks`. Registering
-    the same object twice changes nothing. `pdjax_envs.gymnasium.register()` offers tasks that were
-    registered after it was imported to Gymnasium.
+    The registration lasts as long as this process. Another process, such as a resumed run, must
+    register the task again or find it through the entry-point group `pdjax_envs.tasks`.
+    Registering the same object twice changes nothing. Call `pdjax_envs.gymnasium.register()` to
+    offer the task to Gymnasium too.
 
     Args:
-      task: the task. Without `task.engine` its `scene` runs on any engine of `ENGINES`; with it,
-        that engine alone steps the task.
+      task: the task. If it has an `engine`, that engine alone steps it; otherwise its `scene` runs
+        on any engine of `ENGINES`.
 
     Raises:
       TypeError: this is not a `Task`.
@@ -74,7 +74,7 @@ def register(task: Task) -> None:
 
 
 def unregister(name: str) -> None:
-    """Forgets a task that was registered under this name.
+    """Removes the task that was registered under this name.
 
     Raises:
       UnknownName: no task is registered under this name.
@@ -85,7 +85,7 @@ def unregister(name: str) -> None:
 
 
 def task_names() -> list[str]:
-    """Returns the names of all tasks: built in, installed by third parties, registered."""
+    """Returns the names of all tasks: built-in, from installed packages, and registered."""
     return sorted({*_installed(), *_registered})
 
 
@@ -94,7 +94,7 @@ def _installed() -> set[str]:
 
 
 def make_task(name: str) -> Task:
-    """Returns the task of this name; the same object for every call.
+    """Returns the task with this name, the same object at every call.
 
     Raises:
       UnknownName: no such task.
@@ -115,7 +115,7 @@ def _build_task(name: str) -> Task:
 
 
 def family(name: str) -> str:
-    """The family of a task by name, see `Task.family`; an unknown task is a family of its own."""
+    """Returns `Task.family` of the task with this name; an unknown task is its own family."""
     try:
         return make_task(name).family
     except UnknownName:
@@ -123,9 +123,9 @@ def family(name: str) -> str:
 
 
 def resolve_engine(physics: str) -> str:
-    """The engine of that name, or the one that `auto` stands for here.
+    """Returns the name of the engine, resolving `auto` for this machine.
 
-    That is native on a CPU, warp on an NVIDIA GPU where it is installed, else mjx.
+    `auto` means native on a CPU, warp on an NVIDIA GPU if it is installed, and mjx otherwise.
 
     Raises:
       UnknownName: no such engine, or warp is not installed.
@@ -146,7 +146,7 @@ def resolve_engine(physics: str) -> str:
 
 
 def make_engine(scene: Scene, physics: str = "auto") -> Engine:
-    """Binds a physics engine to a scene; a simulator is imported only when it is used.
+    """Binds a physics engine to a scene; imports a simulator only when it is used.
 
     Raises:
       UnknownName: no such engine, or it is not installed.
@@ -168,15 +168,15 @@ def make(
     terminate_on_success: bool = True,
     shift: str = "",
 ) -> Env:
-    """Builds an environment by names.
+    """Builds an environment from the names of its parts.
 
     Args:
-      name: of the task.
-      physics: of the engine, or `auto`; a task with physics of its own takes `auto` only, or the
-        name of its own engine.
+      name: the task.
+      physics: the physics engine, or `auto`. A task with physics of its own accepts only `auto` or
+        the name of its own engine.
       reward: see `task.make_env`.
       terminate_on_success: see `task.make_env`.
-      shift: perturbations joined by +, see `shifts`; "" for none.
+      shift: perturbations joined by +, see `shifts`; "" means none.
 
     Raises:
       UnknownName: no such task, engine, reward or shift, or the engine is not installed.
@@ -200,7 +200,7 @@ def make(
 
 
 def _check_own_physics(name: str, physics: str, engine: str) -> None:
-    """Refuses every engine but the task's own, by name or as `auto`."""
+    """Raises UnknownName unless `physics` is `auto` or the task's own engine."""
     if physics not in ("auto", engine):
         raise UnknownName(f"{name} brings its own physics, got {physics!r}; choose auto")
 

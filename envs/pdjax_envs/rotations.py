@@ -10,10 +10,10 @@ Array = jax.Array
 
 
 def cos_sin(angle: Array) -> tuple[Array, Array]:
-    """Cosine and sine of angles (...,) in rad, right to 5e-7 within a turn of zero.
+    """Returns cosine and sine of angles (...,) in rad, accurate to 5e-7 within one turn of zero.
 
-    By Taylor series within an eighth of a turn. XLA's own must be right for any number, and cost
-    a CPU seven times as much.
+    Uses Taylor series within an eighth of a turn. XLA's own functions must be accurate for any
+    number and take a CPU seven times as long.
     """
     quarters = jnp.round(angle * (2 / jnp.pi))
     rest = angle - quarters * (jnp.pi / 2)
@@ -21,13 +21,13 @@ def cos_sin(angle: Array) -> tuple[Array, Array]:
     sin = rest * (1 + square * (-1 / 6 + square * (1 / 120 - square / 5040)))
     cos = 1 + square * (-1 / 2 + square * (1 / 24 + square * (-1 / 720 + square / 40320)))
     count = quarters.astype(jnp.int32)
-    odd, half = count & 1 != 0, count & 2 != 0  # whether they swap, whether sine turns over
+    odd, half = count & 1 != 0, count & 2 != 0  # cosine and sine swap; sine changes sign
     cos, sin = jnp.where(odd, sin, cos), jnp.where(odd, cos, sin)
     return jnp.where(odd != half, -cos, cos), jnp.where(half, -sin, sin)
 
 
 def quat_multiply(a: Array, b: Array) -> Array:
-    """Hamilton product, (4,) and (4,) to (4,)."""
+    """Returns the Hamilton product (4,) of two quaternions (4,)."""
     aw, ax, ay, az = a[0], a[1], a[2], a[3]
     bw, bx, by, bz = b[0], b[1], b[2], b[3]
     return jnp.stack(
@@ -41,18 +41,18 @@ def quat_multiply(a: Array, b: Array) -> Array:
 
 
 def quat_conjugate(quat: Array) -> Array:
-    """The inverse of a unit quaternion, (4,) to (4,)."""
+    """Returns the inverse (4,) of a unit quaternion (4,)."""
     return quat * jnp.array([1.0, -1.0, -1.0, -1.0])
 
 
 def quat_about_z(angle: Array) -> Array:
-    """A turn of `angle` rad about z, () to (4,)."""
+    """Returns the quaternion (4,) of a turn by `angle` () rad about z."""
     zero = jnp.zeros_like(angle)
     return jnp.stack([jnp.cos(angle / 2), zero, zero, jnp.sin(angle / 2)])
 
 
 def quat_from_euler(euler: Array) -> Array:
-    """The quaternion (4,) of Euler angles (3,) in rad: turns about x, then y, then z, all fixed.
+    """Returns the quaternion (4,) of Euler angles (3,) in rad about the fixed axes x, y, z in turn.
 
     Source: gymnasium-robotics `utils/rotations.py`, euler2quat.
     """
@@ -69,7 +69,7 @@ def quat_from_euler(euler: Array) -> Array:
 
 
 def quat_to_euler(quat: Array) -> Array:
-    """Euler angles (3,) in rad of a quaternion (4,), not necessarily of unit length.
+    """Returns the Euler angles (3,) in rad of a quaternion (4,) of any length.
 
     Source: gymnasium-robotics `utils/rotations.py`, quat2euler.
     """
@@ -94,19 +94,19 @@ def quat_to_euler(quat: Array) -> Array:
 
 
 def rotate(quat: Array, vector: Array) -> Array:
-    """Turns a vector (3,) by a unit quaternion (4,)."""
+    """Rotates a vector (3,) by a unit quaternion (4,)."""
     # v' = v + 2 u x (u x v + w v)
     axis = quat[1:]
     return vector + 2.0 * jnp.cross(axis, jnp.cross(axis, vector) + quat[0] * vector)
 
 
 def to_frame(pos: Array, quat: Array, point: Array) -> Array:
-    """A world point (3,) in the frame at `pos` (3,) with orientation `quat` (4,)."""
+    """Returns a world point (3,) in the frame at `pos` (3,) with orientation `quat` (4,)."""
     return rotate(quat_conjugate(quat), point - pos)
 
 
 def from_rotvec(rotvec: Array) -> tuple[Array, Array, Array]:
-    """The columns (3,) of the rotation matrix of a rotation vector (3,) in rad."""
+    """Returns the columns (3,) of the rotation matrix of a rotation vector (3,) in rad."""
     # Rodrigues: R = I + a K + b K^2 with a = sin(t)/t, b = (1 - cos t)/t^2, safe at t = 0.
     square = jnp.sum(rotvec**2)
     small = square < 1e-8
@@ -123,8 +123,8 @@ def from_rotvec(rotvec: Array) -> tuple[Array, Array, Array]:
 
 
 def quat_from_columns(x: Array, y: Array, z: Array) -> Array:
-    """The unit quaternion (4,) with w >= 0 of the rotation with these columns (3,)."""
-    # Four candidates, one for each component that may be the largest (Shepperd's method).
+    """Returns the unit quaternion (4,) with w >= 0 of the rotation with these columns (3,)."""
+    # Shepperd's method: four candidates, one for each component that may be the largest.
     trace = x[0] + y[1] + z[2]
     w = jnp.stack([1 + trace, y[2] - z[1], z[0] - x[2], x[1] - y[0]])
     i = jnp.stack([y[2] - z[1], 1 + x[0] - y[1] - z[2], y[0] + x[1], z[0] + x[2]])
@@ -137,7 +137,7 @@ def quat_from_columns(x: Array, y: Array, z: Array) -> Array:
 
 
 def quat_to_rotvec(quat: Array) -> Array:
-    """The rotation vector (3,) in rad, at most pi long, of a unit quaternion (4,)."""
+    """Returns the rotation vector (3,) in rad, of length pi or less, of a unit quaternion (4,)."""
     quat = jnp.where(quat[0] < 0, -quat, quat)
     norm = jnp.linalg.norm(quat[1:])
     angle = 2.0 * jnp.arctan2(norm, quat[0])

@@ -1,7 +1,7 @@
-"""How model values of bodies follow their mass and their size, as model overrides.
+"""How the model values of bodies change with their mass and size, as model overrides.
 
-Apart from the perturbations that need it (`shifts`), because it is physics and they are choices.
-MuJoCo derives some of these values when it compiles a model; they are derived here the same way.
+Separate from the perturbations that use it (`shifts`): this is physics, those are choices. MuJoCo
+derives some of these values when it compiles a model; this module derives them in the same way.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ import numpy as np
 from pdjax_envs.physics.engine import Array, Overrides, Scene, row_ids
 from pdjax_envs.task import Start
 
-# By which power of its mass and of its lengths a model value of a body grows.
+# The powers of a body's mass and of its lengths with which a model value grows.
 _POWERS = {
     "geom_size": (0, 1),
     "geom_rbound": (0, 1),
@@ -35,16 +35,16 @@ Scale = Callable[[Start, Array, Array | float], Start]
 def make_scaling(
     scene: Scene, bodies: Sequence[str], fields: Sequence[str]
 ) -> tuple[dict[str, tuple[str, ...]], Scale]:
-    """What makes bodies heavier or larger.
+    """Builds a function that makes bodies heavier or larger.
 
     Args:
-      scene: in which they are.
-      bodies: their names; whole objects, where they are to be larger.
+      scene: the scene with the bodies.
+      bodies: names of the bodies; to change their size, list whole objects.
       fields: `HEAVY` or `ALL`.
 
     Returns:
-      The scene's override rows with those that are needed, and (start, times the mass, times the
-      lengths) -> start.
+      The scene's override rows with the rows needed here, and a function (start, factor of the
+      mass, factor of the lengths) -> start.
 
     Raises:
       ValueError: see `extend`.
@@ -53,7 +53,7 @@ def make_scaling(
     rows, nominal, own = extend(scene, {field: _rows(scene, field, bodies) for field in fields})
     dofs = row_ids(model, "dof_M0", rows["dof_M0"])
     armature, turns = jnp.asarray(model.dof_armature[dofs]), _turns(model)[dofs]
-    # Rows of `body_invweight0` -> mean over the degrees of freedom of a body's tree, by kind.
+    # For each row of `body_invweight0`: the degrees of freedom of the body's tree, by kind.
     trees = model.body_rootid[row_ids(model, "body_invweight0", rows["body_invweight0"])]
     same = trees[:, None] == model.body_rootid[model.dof_bodyid[dofs]]
     turning, sliding = (same & kind for kind in (turns, ~turns))
@@ -69,13 +69,13 @@ def make_scaling(
             for field, (m, n) in _POWERS.items()
             if field in own
         }
-        # A joint's own rotor does not grow with what it carries.
+        # A joint's rotor does not grow with its load.
         inertia = armature + mass * jnp.where(turns, length**2, 1.0) * (before["dof_M0"] - armature)
         lighter = before["dof_M0"] / inertia
         after["dof_M0"] = inertia
         after["dof_invweight0"] = before["dof_invweight0"] * lighter
-        # A body's inverse inertias set the softness of its contacts. One that only turns moves by
-        # its distance from the axis.
+        # A body's inverse inertias set how soft its contacts are. The translation of a body that
+        # only turns follows from its distance from the axis.
         turn = mean(lighter, turning)
         slide = jnp.where(slides, mean(lighter, sliding), turn * length**2)
         after["body_invweight0"] = before["body_invweight0"] * jnp.stack([slide, turn], axis=1)
@@ -89,7 +89,7 @@ def make_scaling(
 
 
 def _turns(model: Any) -> np.ndarray:
-    """(nv,) whether a degree of freedom is a rotation."""
+    """Returns (nv,) bool, which degrees of freedom are rotations."""
     kind = model.jnt_type[model.dof_jntid]
     place = np.arange(model.nv) - model.jnt_dofadr[model.dof_jntid]
     is_free, is_slide = (
@@ -99,12 +99,12 @@ def _turns(model: Any) -> np.ndarray:
 
 
 def _rows(scene: Scene, field: str, bodies: Sequence[str]) -> list[str]:
-    """Names of the rows of a field that belong to bodies and are overridden, or matter."""
+    """Returns the names of the bodies' rows in a field that are overridden or not zero."""
     model, taken = scene.model, scene.override_rows.get(field, ())
     ids = {model.body(name).id for name in bodies}
     kind = field.split("_")[0]
     if kind == "body":
-        # Where an object's first body is, its episode says.
+        # The episode sets where the first body of an object is.
         names = [name for name in bodies if field != "body_pos" or model.body(name).parentid[0]]
         return [name for name in names if name in taken or model.body(name).mass[0]]
     if kind == "dof":
@@ -117,7 +117,11 @@ def _rows(scene: Scene, field: str, bodies: Sequence[str]) -> list[str]:
 def extend(
     scene: Scene, wanted: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, tuple[str, ...]], Overrides, Overrides]:
-    """Override rows of a scene and those wanted; nominal values of new fields; whose rows are ours.
+    """Adds rows to the override rows of a scene.
+
+    Returns:
+      All override rows; the nominal values of fields that the scene does not override yet; and for
+      each wanted field, which of its rows are the wanted ones.
 
     Raises:
       ValueError: the scene overrides a field already, but not in all the wanted rows.
@@ -131,7 +135,7 @@ def extend(
             index = row_ids(scene.model, field, rows[field])
             nominal[field] = jnp.asarray(getattr(scene.model, field)[index], jnp.float32)
         if missing := set(names) - set(rows[field]):
-            raise ValueError(f"the scene overrides {field}, but not of {', '.join(missing)}")
+            raise ValueError(f"the scene overrides {field}, but not for {', '.join(missing)}")
         own[field] = jnp.asarray(
             np.isin(
                 row_ids(scene.model, field, rows[field]), row_ids(scene.model, field, tuple(names))

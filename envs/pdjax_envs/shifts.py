@@ -1,10 +1,10 @@
-"""Named perturbations of any task: what changes between the laboratory and the world.
+"""Named perturbations of any task: what differs between the laboratory and the world.
 
-Each episode draws its own perturbation, to evaluate a policy under it or to train with it (domain
-randomisation); everything else that an episode draws stays as it is without. Physical ones are
-batched model overrides, so that they differ between environments of one batch on every engine; the
-others wrap what goes in and out. Apart from the tasks, which only say what may be perturbed
-(`Task.objects`, `Task.resize`, `Task.held_out`, `Task.camera`).
+Each episode draws its own perturbation, for evaluating a policy under it or for training with it
+(domain randomisation). The episode's other random draws do not change. Physical perturbations are
+batched model overrides, so they differ between the environments of a batch on every engine; the
+others wrap an environment's inputs and outputs. They are separate from the tasks, which only
+declare what may be perturbed (`Task.objects`, `Task.resize`, `Task.held_out`, `Task.camera`).
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ from pdjax_envs.physics.engine import Array
 from pdjax_envs.scaling import ALL, HEAVY, extend, make_scaling
 from pdjax_envs.task import ControlStep, Env, EnvState, Start, Task
 
-MASS = (0.5, 2.0)  # times the nominal; drawn evenly on a logarithmic scale, as are the next two
+MASS = (0.5, 2.0)  # times the nominal value; this and the next two are drawn log-uniformly
 FRICTION = (0.4, 1.2)
 SIZE = (0.9, 1.1)
 SENSOR_NOISE = 0.003  # standard deviation in the observation's own units: m, rad, m/s, ...
-CAMERA_ERROR = 0.005  # m, standard deviation of each axis, constant in an episode
-DELAY = 1  # control steps by which actions come late
+CAMERA_ERROR = 0.005  # m, standard deviation per axis, constant during an episode
+DELAY = 1  # control steps by which actions are late
 
 
 class Shift(NamedTuple):
@@ -34,8 +34,8 @@ class Shift(NamedTuple):
 
     Attributes:
       summary: one line for listings.
-      of_task: (task) -> task, where it changes the simulated world.
-      of_env: (env) -> env, where it changes what goes in or out.
+      of_task: (task) -> task, changes the simulated world.
+      of_env: (env) -> env, changes the environment's inputs or outputs.
     """
 
     summary: str
@@ -44,9 +44,9 @@ class Shift(NamedTuple):
 
 
 def needed(name: str, task: Task) -> str:
-    """What a task lacks for a shift, in words; "" where it lacks nothing."""
+    """Returns what a task lacks for a shift, in words; "" if it lacks nothing."""
     if name in ("mass", "friction", "size") and task.engine is not None:
-        return "its physics is its own"
+        return "it brings its own physics"
     if name in ("mass", "friction", "size") and not task.objects:
         return "it names no objects to move"
     if name == "size" and not callable(task.resize):
@@ -67,7 +67,7 @@ def _mass(task: Task) -> Task:
 
 
 def _size(task: Task) -> Task:
-    """Objects keep shape and density; what an object is a part of grows with it."""
+    """Scales whole objects, which keep their shape and density."""
     model, resize = task.scene.model, task.resize
     assert callable(resize), resize  # `needed` has refused others
     roots = [model.body_rootid[model.body(name).id] for name in task.objects]
@@ -84,7 +84,8 @@ def _size(task: Task) -> Task:
 def _friction(task: Task) -> Task:
     scene, model = task.scene, task.scene.model
     collide = (model.geom_contype | model.geom_conaffinity) != 0
-    # Of a pair MuJoCo takes the rougher one, so all are scaled; a nameless shape keeps its own.
+    # MuJoCo uses the rougher of two touching shapes, so all of them are scaled. A shape without a
+    # name keeps its friction.
     geoms = [model.geom(g).name for g in np.flatnonzero(collide) if model.geom(g).name]
     rows, nominal, own = extend(scene, {"geom_friction": geoms})
 
@@ -99,7 +100,7 @@ def _friction(task: Task) -> Task:
 
 
 def _perturbed(task: Task, rows: dict[str, tuple[str, ...]], perturb) -> Task:
-    """The task with more override rows and perturbed starts."""
+    """Returns the task with more override rows and perturbed starts."""
 
     def perturbed(sample_start: Callable[[Array], Start], key: Array) -> Start:
         shift_key = _own_key(key, "start")
@@ -119,7 +120,7 @@ def _held_out(task: Task) -> Task:
 
 
 def _own_key(key: Array, name: str) -> Array:
-    """A key of our own; the episode's own draws stay as they are without the shift."""
+    """Returns a key for this shift, so that the episode's own draws do not change."""
     return jax.random.fold_in(jax.random.clone(key), zlib.crc32(name.encode()))
 
 
@@ -129,12 +130,12 @@ def _log_uniform(key: Array, limits: tuple[float, float]) -> Array:
 
 
 def _watched(env: Env, start: Callable[[Array, Array], Any], watch) -> Env:
-    """An environment whose observations pass through `watch`.
+    """Returns an environment whose observations pass through `watch`.
 
     Args:
       env: the environment.
-      start: (key, first observation) -> what is carried through an episode.
-      watch: (carried, control steps so far, observation) -> observation.
+      start: (key, first observation) -> the value carried through the episode.
+      watch: (carried value, control steps so far, observation) -> observation.
     """
 
     def reset(model: Any, key: Array) -> tuple[EnvState, Array]:
@@ -166,8 +167,8 @@ def _sensor_noise(env: Env) -> Env:
 
 
 def _camera(env: Env) -> Env:
-    """One offset of all that a camera sees, for the episode: its calibration is off."""
-    signs = np.zeros((env.task.obs_dim, 3), np.float32)  # which numbers are x, y, z of something
+    """Shifts everything that a camera sees by one offset per episode: a calibration error."""
+    signs = np.zeros((env.task.obs_dim, 3), np.float32)  # which numbers are an x, y or z coordinate
     begin = 0
     for part, size in env.task.observation:
         signs[begin : begin + size][:3] = env.task.camera.get(part, 0) * np.eye(3)[:size]
@@ -191,7 +192,7 @@ def _action_delay(env: Env) -> Env:
         return waiting(*env.start_from(model, begin))
 
     def waiting(state: EnvState, obs: Array) -> tuple[EnvState, Array]:
-        # Nothing was commanded before the first action: it is executed at once, then again.
+        # No command precedes the first action, so it is executed at once and then once more.
         queue = jnp.zeros((DELAY, env.task.act_dim), obs.dtype)
         return state._replace(extra=(state.extra, queue)), obs
 
@@ -207,20 +208,20 @@ def _action_delay(env: Env) -> Env:
 
 
 SHIFTS = {
-    "mass": Shift(f"objects {MASS[0]:g} to {MASS[1]:g} times as heavy", of_task=_mass),
+    "mass": Shift(f"objects are {MASS[0]:g} to {MASS[1]:g} times as heavy", of_task=_mass),
     "friction": Shift(
-        f"everything {FRICTION[0]:g} to {FRICTION[1]:g} times as rough", of_task=_friction
+        f"all friction is {FRICTION[0]:g} to {FRICTION[1]:g} times as high", of_task=_friction
     ),
     "size": Shift(
-        f"objects {SIZE[0]:g} to {SIZE[1]:g} times as large, of the same density", of_task=_size
+        f"objects are {SIZE[0]:g} to {SIZE[1]:g} times as large, of the same density", of_task=_size
     ),
     "held_out": Shift("objects that no demonstration shows", of_task=_held_out),
     "sensor_noise": Shift(
         f"noise of {SENSOR_NOISE:g} (m, rad, ...) on every observation", of_env=_sensor_noise
     ),
     "camera": Shift(
-        f"what a camera sees is off by {1000 * CAMERA_ERROR:g} mm per axis, for an episode",
+        f"the camera is off by {1000 * CAMERA_ERROR:g} mm per axis, constant during an episode",
         of_env=_camera,
     ),
-    "action_delay": Shift(f"actions come {DELAY} control step late", of_env=_action_delay),
+    "action_delay": Shift(f"actions are {DELAY} control step late", of_env=_action_delay),
 }

@@ -1,8 +1,8 @@
 """The task contract and the environment built from a task and a physics engine.
 
-A task says how episodes start, what actions and observations mean and when it has succeeded; an
-environment adds the engine, the time limit and the episode's end. Both are pure functions for one
-environment; `jax.vmap` makes them many. Nothing resets by itself here: who steps an environment
+A task defines how episodes start, what actions and observations mean, and when it is solved. An
+environment adds the physics engine, the time limit and the end of an episode. Both are pure
+functions for one environment; batch them with `jax.vmap`. Nothing resets by itself: the caller
 decides when a new episode starts.
 """
 
@@ -18,10 +18,10 @@ from pdjax_envs.physics.engine import Array, Engine, Overrides, PhysicsState, Sc
 
 
 class Episode(NamedTuple):
-    """What is drawn once per episode and then stays fixed.
+    """The values that are drawn once per episode and then stay fixed.
 
     Attributes:
-      overrides: per-environment model values, see `Scene.override_rows`.
+      overrides: model values of this environment, see `Scene.override_rows`.
       params: the task's own quantities (sizes, goals, ...).
     """
 
@@ -30,7 +30,7 @@ class Episode(NamedTuple):
 
 
 class Start(NamedTuple):
-    """An episode's first state: `qpos` (nq,), `qvel` (nv,) and its `episode`."""
+    """The first state of an episode: `qpos` (nq,), `qvel` (nv,) and the `episode` itself."""
 
     episode: Episode
     qpos: Array
@@ -40,7 +40,7 @@ class Start(NamedTuple):
 RewardTerms = Callable[[Episode, PhysicsState], dict[str, Array]]
 
 
-_NO_SCENE = cast(Scene, None)  # typed as a scene, since what reads one is only used with one
+_NO_SCENE = cast(Scene, None)  # typed as a scene, so that code need not check for one
 
 
 def _no_picture() -> NoReturn:
@@ -60,50 +60,51 @@ def _start_at(state: Mapping[str, Any]) -> Start:
 class Task:
     """A task as pure functions for one environment.
 
-    Either `scene` says what one of our engines simulates, or `engine` steps the task with physics
-    of its own.
+    Give it a `scene`, which any of pdjax's physics engines can simulate, or an `engine`, which
+    brings physics of its own.
 
     Attributes:
-      name: as users spell it.
+      name: the name that users type.
       summary: one line for listings.
-      scene: model, substeps, overrides and derived fields, as the native engine takes them; left
-        out where `engine` is given.
-      engine: the task's own physics; its `name` is what results record. None (the default) for an
-        engine of ours. `Engine.reset` and `Engine.step` are pure JAX functions for one environment.
-      make_visual_model: () -> model with meshes for rendering; objects keep their names. By default
-        the task cannot be drawn.
+      scene: the model, substeps, overrides and derived fields that the native engine takes; leave
+        it out if you give an `engine`.
+      engine: the task's own physics: pure JAX functions for one environment. Results record its
+        `name`. None, the default, means one of pdjax's engines.
+      make_visual_model: () -> the model with meshes for rendering, in which objects keep their
+        names. By default the task cannot be drawn.
       observation: (name, size) of each part of the observation, in order.
-      meanings: part of the observation -> what it is, with unit and frame.
-      action: (name, size) of each part of the action, in order; all in [-1, 1].
-      control_mode: ManiSkill's name for the meaning of the actions.
+      meanings: part of the observation -> its meaning, with unit and frame.
+      action: (name, size) of each part of the action, in order; all numbers are in [-1, 1].
+      control_mode: what the actions mean, under ManiSkill's name for it.
       episode_steps: time limit in control steps.
       control_hz: control steps per second.
       sample_start: key -> Start, a fresh random initial state.
-      get_state: (episode, physics) -> named arrays that determine the episode from here on, in the
-        names of the task's original package; `qpos` and `qvel` are always among them and by default
-        all of it.
-      make_start: such a dict -> Start; an episode may start from any of its states. By default its
-        episode has neither overrides nor params.
+      get_state: (episode, physics) -> named arrays that determine the rest of the episode, under
+        the names of the task's original package. They always include `qpos` and `qvel`; by default
+        they are nothing else.
+      make_start: a dict from `get_state` -> Start, so that an episode can start from any of its
+        states. By default the episode has neither overrides nor params.
       control: (episode, physics, action in [-1, 1]) -> ctrl (nu,); by default the action itself.
       observe: (episode, physics) -> observation (obs_dim,) float32.
-      rewards: kind ("sparse", "dense") -> function (episode, physics) -> named terms, whose sum is
-        the reward as the task's original package defines it.
+      rewards: kind ("sparse", "dense") -> function (episode, physics) -> named terms. Their sum is
+        the reward that the task's original package defines.
       success: (episode, physics) -> bool.
-      adapt: (scene, engine's name) -> the scene for an engine that lacks a feature of the model.
+      adapt: (scene, name of an engine) -> the scene for that engine, which may lack a feature of
+        the model.
       objects: names of the bodies that the robot moves, see `shifts`.
-      resize: (start, factor) -> the start with `objects` that many times as large, in what the task
-        itself holds of their size (places, `Episode.params`, model values of other bodies), see
-        `shifts`; or why their size has to stay, in words.
+      resize: (start, factor) -> the start with `objects` that many times as large. It adjusts only
+        what the task itself knows about their size: places, `Episode.params`, model values of other
+        bodies; see `shifts`. A string instead says why the size cannot change.
       held_out: key -> Start, like `sample_start` but with objects that no demonstration shows; None
-        where there are none.
-      camera: parts of the observation whose first three numbers are a position that a camera would
-        measure -> 1, or -1 where it is subtracted, see `shifts`.
-      features: observation -> (feature_dim,) about [-3, 3], or None: relations between objects that
-        are in the observation, on the scale that decides success. A learner may read them beside
-        the observation, in which millimetres drown among metres.
+        if the task has no such objects.
+      camera: part of the observation whose first three numbers are a position that a camera would
+        measure -> 1, or -1 if the position is subtracted; see `shifts`.
+      features: observation -> (feature_dim,) numbers of about [-3, 3], or None. They describe
+        relations between objects in the observation on the scale that decides success. A learner
+        may read them beside the observation, in which millimetres drown among metres.
       expert: () -> the scripted demonstrator, or None.
-      family: name of the task whose demonstrations and base policies this one shares; by default
-        its own.
+      family: name of the task whose demonstrations and base policies this task shares; by default
+        its own name.
     """
 
     name: str
@@ -122,13 +123,13 @@ class Task:
     control_mode: str = "own"
     get_state: Callable[[Episode, PhysicsState], dict[str, Array]] = _qpos_and_qvel
     make_start: Callable[[Mapping[str, Any]], Start] = _start_at
-    control: Callable[[Episode, PhysicsState, Array], Array] = lambda episode, physics, action: (
-        action
-    )
+    control: Callable[[Episode, PhysicsState, Array], Array] = lambda _, __, action: action
     rewards: Mapping[str, RewardTerms] = dataclasses.field(default_factory=dict)
     adapt: Callable[[Scene, str], Scene] = lambda scene, engine: scene
     objects: tuple[str, ...] = ()
-    resize: Callable[[Start, Array], Start] | str = "it does not say what their size changes"
+    resize: Callable[[Start, Array], Start] | str = (
+        "the task does not define what their size changes"
+    )
     held_out: Callable[[Array], Start] | None = None
     camera: Mapping[str, int] = dataclasses.field(default_factory=dict)
     features: Callable[[Array], Array] | None = None
@@ -140,12 +141,12 @@ class Task:
 
     @property
     def obs_dim(self) -> int:
-        """Numbers in one observation."""
+        """The length of an observation."""
         return sum(size for _, size in self.observation)
 
     @property
     def act_dim(self) -> int:
-        """Numbers in one action."""
+        """The length of an action."""
         return sum(size for _, size in self.action)
 
 
@@ -155,8 +156,8 @@ class Expert(NamedTuple):
     Attributes:
       init: key -> carry at the start of an episode.
       act: (carry, observation, key) -> (action in [-1, 1], carry).
-      disturb: (action, observation, key, noise) -> action to execute instead: mishaps of a size
-        given by `noise` that it recovers from.
+      disturb: (action, observation, key, noise) -> the action to execute instead. `noise` sets the
+        size of these mishaps, from which the demonstrator recovers.
     """
 
     init: Callable[[Array], Any]
@@ -165,13 +166,13 @@ class Expert(NamedTuple):
 
 
 class EnvState(NamedTuple):
-    """One environment between two control steps.
+    """The state of one environment between two control steps.
 
     Attributes:
       physics: the engine's state.
-      episode: what was drawn at the start of the episode.
+      episode: the values drawn at the start of the episode.
       steps: () int32, control steps taken in the episode.
-      extra: what a wrapper around the environment carries, see `shifts`.
+      extra: the state of wrappers around the environment, see `shifts`.
     """
 
     physics: PhysicsState
@@ -181,16 +182,16 @@ class EnvState(NamedTuple):
 
 
 class ControlStep(NamedTuple):
-    """What one control step brought.
+    """The result of one control step.
 
     Attributes:
       obs: (obs_dim,) float32, after the step.
       reward: () float32.
       terminated: () bool, the episode ended at success.
-      truncated: () bool, the time limit was reached and the episode has not terminated.
-      success: () bool, whether the task is solved now.
-      bad_action: () bool, the action held numbers beyond [-1, 1], which were clipped, or NaN, which
-        were taken as 0.
+      truncated: () bool, the episode reached its time limit without terminating.
+      success: () bool, the task is solved now.
+      bad_action: () bool, the action had numbers beyond [-1, 1], which were clipped, or NaN, which
+        were replaced by 0.
       overflow: () bool, see `PhysicsState.overflow`.
     """
 
@@ -208,8 +209,8 @@ class Env(NamedTuple):
 
     Attributes:
       task: the task.
-      engine: name of the physics engine.
-      model: the engine's model; pass it to the functions below.
+      engine: the name of the physics engine.
+      model: the engine's model, the first argument of the functions below.
       reset: (model, key) -> (EnvState, observation), from a fresh random start.
       start_from: (model, Start) -> (EnvState, observation).
       step: (model, EnvState, action) -> (EnvState, ControlStep).
@@ -226,13 +227,13 @@ class Env(NamedTuple):
 def make_env(
     task: Task, engine: Engine, reward: str = "success", terminate_on_success: bool = True
 ) -> Env:
-    """Joins a task and an engine that was made for the task's scene.
+    """Builds an environment from a task and an engine.
 
     Args:
       task: the task.
-      engine: made for `task.adapt(task.scene, engine.name)`.
-      reward: `success` (1 where the task is solved, else 0), or a kind in `task.rewards`.
-      terminate_on_success: whether success ends the episode; else only the time limit does.
+      engine: `task.engine`, or an engine made for `task.adapt(task.scene, engine.name)`.
+      reward: `success` (1 if the task is solved, else 0), or a kind in `task.rewards`.
+      terminate_on_success: whether success ends the episode; otherwise only the time limit does.
     """
 
     def reset(model, key):
@@ -254,10 +255,10 @@ def make_env(
 
 
 def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function with matrix products of whole float32 numbers on every device.
+    """Returns the same function with matrix products in full float32 on every device.
 
-    By default accelerators round what they multiply, to 10 bits (TF32) or 7 (bfloat16): enough for
-    networks, but a millimetre for a pose a metre away.
+    By default accelerators round the factors of a product to 10 bits (TF32) or 7 (bfloat16). That
+    is enough for networks, but means an error of a millimetre for a pose a metre away.
     """
 
     @functools.wraps(function)
@@ -269,8 +270,8 @@ def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def admit(action: Array) -> tuple[Array, Array]:
-    """An action as environments take it, and whether it was changed (`ControlStep.bad_action`)."""
-    bad_action = ~jnp.all(jnp.abs(action) <= 1)  # also where it is NaN
+    """Returns the action to execute and whether it had to change (`ControlStep.bad_action`)."""
+    bad_action = ~jnp.all(jnp.abs(action) <= 1)  # NaN compares as False, so it counts too
     return jnp.clip(jnp.where(jnp.isnan(action), 0, action), -1, 1), bad_action
 
 
@@ -282,15 +283,15 @@ def judge(
     bad_action: Array,
     done: Array | bool = False,
 ) -> ControlStep:
-    """What a control step that led to `state` brought.
+    """Returns the result of the control step that led to `state`.
 
     Args:
       task: the task.
-      state: after the step.
-      reward: see `make_env`, as is `terminate_on_success`.
-      terminate_on_success: whether success ends the episode.
+      state: the state after the step.
+      reward: see `make_env`.
+      terminate_on_success: see `make_env`.
       bad_action: see `admit`.
-      done: () bool, the episode has ended for another reason than success.
+      done: () bool, the episode has ended for a reason other than success.
     """
     episode, physics = state.episode, state.physics
     success = task.success(episode, physics)
@@ -308,5 +309,5 @@ def judge(
 
 
 def select(use_first: Array, first: Any, second: Any) -> Any:
-    """`first` where the scalar `use_first` holds, else `second`, leaf by leaf."""
+    """Returns `first` if the scalar `use_first` is true, else `second`, leaf by leaf."""
     return jax.tree.map(lambda a, b: jnp.where(use_first, a, b), first, second)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +155,7 @@ def test_a_brax_environment_equals_stepping_brax_itself():
 class PlaygroundState:
     data: dict
     obs: dict
-    reward: jax.Array
+    reward: jax.Array | float
     done: jax.Array
     metrics: dict
     info: dict
@@ -267,7 +268,7 @@ def _child_playground():
     env = registry.make("playground:CartpoleBalance", reward="dense")
     with pytest.raises(UnknownName, match="'CartpoleBalanc'; did you mean CartpoleBalance"):
         registry.make("playground:CartpoleBalanc")
-    from mujoco_playground import registry as playground
+    from mujoco_playground import registry as playground  # pyright: ignore[reportMissingImports]
 
     theirs = playground.load("CartpoleBalance")
     assert (env.task.obs_dim, env.task.act_dim, env.task.control_hz) == (5, 1, 100.0)
@@ -341,6 +342,9 @@ def test_braxs_own_sac_trains_on_an_adroit_task(monkeypatch):
     if not hasattr(jax, "device_put_replicated"):
         monkeypatch.setattr(jax, "device_put_replicated", _replicated, raising=False)
     seen = []
+    network_factory: Any = functools.partial(
+        networks.make_sac_networks, hidden_layer_sizes=(64, 64)
+    )
     env = ours.make("AdroitDoor", "native", "dense")
     train.train(
         env,
@@ -353,7 +357,7 @@ def test_braxs_own_sac_trains_on_an_adroit_task(monkeypatch):
         normalize_observations=True,
         num_evals=2,
         progress_fn=lambda steps, metrics: seen.append((steps, metrics)),
-        network_factory=functools.partial(networks.make_sac_networks, hidden_layer_sizes=(64, 64)),
+        network_factory=network_factory,
     )
     steps, metrics = seen[-1]
     assert len(seen) == 2 and steps >= 10_000

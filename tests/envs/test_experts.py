@@ -25,6 +25,7 @@ def test_every_expert_is_tested():
 @pytest.mark.parametrize("name", SUCCESS)
 def test_the_demonstrator_succeeds(name):
     env = registry.make(name, "native")
+    assert env.task.expert is not None
     expert = env.task.expert()
 
     def control_step(carry, key):

@@ -1,5 +1,7 @@
 """Our environments as Gymnasium's: its own checks, and two routes to every number."""
 
+from typing import Any
+
 import gymnasium
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,7 @@ def actions_of(seed, steps, num_envs):
     return drawn.astype(np.float32)
 
 
-def play(env, actions, seed=7):
+def play(env, actions, seed=7) -> list[Any]:
     obs, info = env.reset(seed=seed)
     return [(obs, info)] + [env.step(action) for action in actions]
 
@@ -125,7 +127,8 @@ def test_seeds_reproduce_and_differ():
     # Environment i has seed + i; a list names each; large seeds are taken too.
     np.testing.assert_array_equal(vector.reset(seed=2)[0][:2], first[0][0][1:])
     np.testing.assert_array_equal(vector.reset(seed=[3, 2, 1])[0], first[0][0][::-1])
-    np.testing.assert_array_equal(vector.reset(seed=np.int64(2**32 + 1))[0], first[0][0])
+    large: Any = np.int64(2**32 + 1)
+    np.testing.assert_array_equal(vector.reset(seed=large)[0], first[0][0])
 
 
 def test_a_reset_without_a_seed_goes_on_to_other_episodes():

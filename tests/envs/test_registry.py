@@ -36,6 +36,7 @@ def test_its_own_engine_steps_it():
         return state
 
     task = make_point_task(episode_steps=2, goal=0.3)
+    assert task.engine is not None
     step = task.engine.step
     engine = task.engine._replace(
         step=lambda model, overrides, state, ctrl: keep(step(model, overrides, state, ctrl), ctrl)
@@ -105,7 +106,7 @@ def test_its_own_physics_takes_no_other_engine_and_no_shift_of_a_scene(point):
     registry.unregister("Point")
     registry.register(dataclasses.replace(point, objects=("point",)))
     for shift in ("mass", "friction"):
-        with pytest.raises(UnknownName, match=f"no shift '{shift}': its physics is its own"):
+        with pytest.raises(UnknownName, match=f"no shift '{shift}': it brings its own physics"):
             registry.make("Point", shift=shift)
     assert registry.make("Point", shift="sensor_noise").task.name == "Point"
 

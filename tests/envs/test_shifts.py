@@ -12,8 +12,9 @@ import pytest
 from pdjax_envs import registry, scaling, shifts
 from pdjax_envs.maniskill import panda, peg_insertion_side, stack_cube, turn_faucet
 from pdjax_envs.names import UnknownName
-from pdjax_envs.physics.engine import PhysicsState, apply_overrides, row_ids
+from pdjax_envs.physics.engine import apply_overrides, row_ids
 from pdjax_envs.task import Episode, Start
+from tests.probe import physics_at
 
 NUM = 48
 TASKS = ("PegInsertionSide", "PushChair", "StackCube", "TurnFaucet", "AdroitRelocate")
@@ -259,7 +260,7 @@ def test_success_and_grasps_go_by_the_cubes_true_size():
 
     def success(height):
         qpos = start.qpos.at[9:12].set(start.qpos[16:19] + jnp.array([0.0, 0.0, height]))
-        return bool(task.success(start.episode, PhysicsState(qpos, start.qvel, {}, False, ())))
+        return bool(task.success(start.episode, physics_at(qpos, start.qvel)))
 
     # 5 mm of tolerance about the cubes' own height; 4 cm + 5 mm would do for nominal cubes only.
     assert success(2 * size) and success(2 * size + 0.0049)
@@ -269,7 +270,7 @@ def test_success_and_grasps_go_by_the_cubes_true_size():
         qpos = start.qpos.at[7:9].set(fingers).at[9:16].set(jnp.array([*tool, 1, 0, 0, 0]))
         turned = panda.tcp_pose(start.qpos[:7])[1]
         qpos = qpos.at[12:16].set(turned)
-        physics = PhysicsState(qpos, start.qvel, {}, False, ())
+        physics = physics_at(qpos, start.qvel)
         assert bool(stack_cube.grasped(start.episode, physics)) is expected
 
 
@@ -279,12 +280,12 @@ def test_larger_cubes_do_not_overlap():
     )
     apart = np.array([0.06, 0.02, 0.0])
     qpos = start.qpos.at[9:12].set(0.02).at[16:19].set(0.02 + apart)
-    found = stack_cube.resize(start._replace(qpos=qpos), 1.1)
+    found = stack_cube.resize(start._replace(qpos=qpos), jnp.float32(1.1))
     moved = np.asarray(found.qpos[16:18] - found.qpos[9:11])
     np.testing.assert_allclose(np.linalg.norm(moved), 1.1 * stack_cube.APART, rtol=1e-5)
     np.testing.assert_allclose(moved[1] / moved[0], 1 / 3, rtol=1e-4)
     far = start._replace(qpos=qpos.at[16].set(0.2))
-    same = stack_cube.resize(far, 1.1).qpos
+    same = stack_cube.resize(far, jnp.float32(1.1)).qpos
     np.testing.assert_allclose(same[16:18], far.qpos[16:18], rtol=1e-6)
 
 
@@ -385,8 +386,8 @@ def test_all_shifts_at_once_where_nothing_is_batched_and_no_key_is_used_twice():
         ("brax:fast", "mass", "task brax:fast has no shift 'mass': it names no objects to move"),
         ("StackCube", "held_out", "it keeps no objects from the demonstrations"),
         ("TurnFaucetHeldOut", "held_out", "has no shift 'held_out'"),
-        ("AdroitDoor", "size", "door, latch and frame are made to fit each other"),
-        ("AdroitPen", "size", "mjx takes other shapes for its cylinders"),
+        ("AdroitDoor", "size", "door, latch and frame fit only each other"),
+        ("AdroitPen", "size", "mjx replaces its cylinders by shapes of other sizes"),
         ("brax:fast", "size", "it names no objects to move"),
         ("brax:fast", "camera", "it observes no objects by camera"),
     ],

@@ -1,9 +1,9 @@
 """The published DAPG policies as experts: Gaussian MLPs that solve Adroit's four tasks.
 
 Source: aravindr93/hand_dapg `dapg/policies/*.pickle`, written by mjrl
-(`policies/gaussian_mlp.py`, `utils/fc_network.py`). The pickles name classes of mjrl and torch;
-none of them is imported, see `pickles`. The same weights may come as plain arrays in an .npz:
-w0, b0, w1, b1, ..., in_shift, in_scale, out_shift, out_scale, log_std.
+(`policies/gaussian_mlp.py`, `utils/fc_network.py`). The pickles name classes of mjrl and torch,
+none of which is imported, see `pickles`. The same weights can also be arrays in an .npz: w0, b0,
+w1, b1, ..., in_shift, in_scale, out_shift, out_scale, log_std.
 """
 
 import zipfile
@@ -30,22 +30,22 @@ _ALLOWED = (
         "torch.nn.modules.linear.Linear",
         "torch._C._VariableFunctions",
         "collections.OrderedDict",
-        "builtins.getattr",  # a record like the rest: it is never called
+        "builtins.getattr",  # becomes a record like the rest and is never called
     }
 )
 _ARRAYS = ("in_shift", "in_scale", "out_shift", "out_scale", "log_std")
 
 
 class Policy(NamedTuple):
-    """A policy's numbers, all float32.
+    """The weights of a policy, all float32.
 
     Attributes:
-      layers: weight (out, in) and bias (out,) of each layer; tanh between them.
-      in_shift: (obs_dim,) subtracted from the observation.
-      in_scale: (obs_dim,) by which it is then divided.
-      out_shift: (act_dim,) added to the scaled output.
-      out_scale: (act_dim,) by which the last layer's output is multiplied.
-      log_std: (act_dim,) of the policy's own action noise.
+      layers: weight (out, in) and bias (out,) of each layer; tanh between layers.
+      in_shift: (obs_dim,) offset subtracted from the observation.
+      in_scale: (obs_dim,) divisor of the shifted observation.
+      out_shift: (act_dim,) offset added to the scaled output.
+      out_scale: (act_dim,) factor of the last layer's output.
+      log_std: (act_dim,) logarithm of the standard deviation of the policy's action noise.
     """
 
     layers: tuple[tuple[jax.Array, jax.Array], ...]
@@ -57,16 +57,16 @@ class Policy(NamedTuple):
 
 
 def make_expert(path: Path, task: Task, noisy: bool = False) -> Expert:
-    """An expert that acts as a published policy; a disturbance is Gaussian noise on every action.
+    """Builds an expert that acts as a published policy; disturbances are Gaussian noise.
 
     Args:
-      path: an mjrl policy pickle, or an .npz of the same weights.
-      task: that it will act in.
-      noisy: whether it samples its actions, with the noise exp(log_std) that it was trained with;
-        else they are the mean.
+      path: an mjrl policy pickle, or an .npz with the same weights.
+      task: the task that the expert will act in.
+      noisy: whether it samples actions with the noise exp(log_std) that it was trained with;
+        otherwise it takes the mean action.
 
     Raises:
-      DataError: the file cannot be read, or the policy is of other sizes than the task.
+      DataError: the file cannot be read, or the policy's sizes differ from the task's.
     """
     policy = read(path)
     obs_dim, act_dim = len(policy.in_shift), len(policy.out_shift)
@@ -90,7 +90,7 @@ def make_expert(path: Path, task: Task, noisy: bool = False) -> Expert:
 
 
 def mean_action(policy: Policy, obs: jax.Array) -> jax.Array:
-    """out_shift + out_scale * MLP((obs - in_shift) / (in_scale + 1e-8)): (act_dim,), unclipped."""
+    """Returns out_shift + out_scale * MLP((obs - in_shift) / (in_scale + 1e-8)), unclipped."""
     *hidden, last = policy.layers
     x = (obs - policy.in_shift) / (policy.in_scale + _SCALE_FLOOR)
     for weight, bias in hidden:
@@ -103,10 +103,11 @@ def _affine(weight: jax.Array, bias: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def read(path: Path) -> Policy:
-    """Reads a policy of either kind, told apart by content.
+    """Reads a policy from a pickle or an .npz, whichever the content is.
 
     Raises:
-      DataError: the file is missing, neither kind, damaged, or names what no policy needs.
+      DataError: the file is missing, of neither kind, damaged, or names something that no policy
+        needs.
     """
     if not path.is_file():
         raise DataError(f"no policy at {path}; expected a DAPG policy, .pickle or .npz")
@@ -120,7 +121,7 @@ def read(path: Path) -> Policy:
     except pickles.Forbidden as error:
         raise DataError(
             f"{path} is a pickle that names {error}, which no DAPG policy needs;"
-            " nothing of it was run"
+            " none of it was executed"
         ) from None
     except (
         OSError,
@@ -135,7 +136,7 @@ def read(path: Path) -> Policy:
         reason = " ".join(f"{type(error).__name__} {error}".split())[:120]
         raise DataError(
             f"{path} is not a readable DAPG policy ({reason}); expected an mjrl pickle"
-            " or an .npz with w0, b0, ...; fetch it again"
+            " or an .npz with w0, b0, ...; download it again"
         ) from None
     return policy
 
@@ -146,7 +147,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_pickle(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an mjrl `MLP`, named as in an .npz."""
+    """Returns the arrays of an mjrl `MLP`, named as in an .npz."""
     policy: dict[str, Any] = pickles.load(path, _ALLOWED).state
     model: dict[str, Any] = policy["model"].state
     layers = model["_modules"]["fc_layers"].state["_modules"]
@@ -160,7 +161,7 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check(policy: Policy) -> None:
-    """Raises ValueError where sizes do not fit together or numbers are not finite."""
+    """Raises ValueError if sizes do not fit together or numbers are not finite."""
     size = len(policy.in_shift)
     shapes = [policy.in_shift.shape, policy.in_scale.shape]
     expected = [(size,), (size,)]

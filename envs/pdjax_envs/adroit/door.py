@@ -1,11 +1,11 @@
 """Door: undo the latch and swing the door open.
 
-The environment AdroitHandDoor-v1 of gymnasium-robotics 1.4 (`adroit_hand/adroit_door.py`): its
-model, observation, spawns, rewards and success, on the native engine bit for bit.
+This is the environment AdroitHandDoor-v1 of gymnasium-robotics 1.4 (`adroit_hand/adroit_door.py`).
+On the native engine, model, observations, spawns, rewards and success equal it bit for bit.
 
-Changed for mjx, besides what all tasks change (`hand.py`), since it has no contacts of cylinders
-with boxes: the two cylinders of `frame`, the two of `door` and that of `latch` are capsules of the
-same radius and overall length.
+The mjx engine has no contacts between cylinders and boxes. For it, besides the changes that all
+Adroit tasks share (`hand.py`), the two cylinders of `frame`, the two of `door` and the one of
+`latch` become capsules of the same radius and overall length.
 """
 
 from collections.abc import Mapping
@@ -19,12 +19,12 @@ from pdjax_envs.adroit import hand
 from pdjax_envs.physics.engine import Buffers, PhysicsState
 from pdjax_envs.task import Episode, Start, Task
 
-FRAME_LOW, FRAME_HIGH = (-0.3, 0.25, 0.252), (-0.2, 0.35, 0.35)  # m, position of the door's frame
+FRAME_LOW, FRAME_HIGH = (-0.3, 0.25, 0.252), (-0.2, 0.35, 0.35)  # m, the frame's position
 OPEN = 1.35  # rad, hinge angle at success
 HINGE, LATCH = -2, -1  # in qpos
 MODEL = "adroit_door.xml"
-# Seen at most in 60 episodes of experts, disturbed experts and random actions: 24 contacts, 22 near
-# pairs of geoms, 135 constraints.
+# Largest numbers in 60 episodes of experts, disturbed experts and random actions:
+# 24 contacts, 22 near pairs of geoms, 135 constraints.
 BUFFERS = Buffers(contacts=48, constraints=256)
 
 OBSERVATION = (
@@ -37,38 +37,38 @@ OBSERVATION = (
     ("door_is_open", 1),
 )
 MEANINGS = {
-    "hand_qpos": "joint angles, rad: arm rotations (3), wrist (2), fingers (22); the arm's slide is"
-    " left out",
-    "latch_angle": "rad; the door is held while it is near 0",
-    "door_angle": "of the hinge, rad",
-    "palm_pos": "m, in the world",
-    "handle_pos": "m, in the world",
+    "hand_qpos": "joint angles, rad: arm rotations (3), wrist (2), fingers (22); without the arm's"
+    " slide",
+    "latch_angle": "angle of the latch, rad; the latch holds the door while it is near 0",
+    "door_angle": "angle of the hinge, rad",
+    "palm_pos": "position of the palm, m, in the world",
+    "handle_pos": "position of the handle, m, in the world",
     "palm_minus_handle": "m, world axes",
-    "door_is_open": "1 beyond 1 rad, else -1",
+    "door_is_open": "1 if the hinge is beyond 1 rad, else -1",
 }
 
 
 def sample_start(key: jax.Array) -> Start:
-    """The frame somewhere in its box, hand and door at rest (`reset_model`)."""
+    """Draws the place of the door's frame; hand and door are at rest (`reset_model`)."""
     low, high = jnp.array(FRAME_LOW), jnp.array(FRAME_HIGH)
     return make_start({"door_body_pos": jax.random.uniform(key, (3,), minval=low, maxval=high)})
 
 
 def get_state(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
-    """As `AdroitHandDoorEnv.get_env_state`."""
+    """Returns the state as `AdroitHandDoorEnv.get_env_state` does."""
     frame = episode.overrides["body_pos"][0]
     return {"qpos": physics.qpos, "qvel": physics.qvel, "door_body_pos": frame}
 
 
 def make_start(state: Mapping[str, Any]) -> Start:
-    """An episode that starts from such a state; at rest where it has no qpos and qvel."""
+    """Builds a start from such a state; the robot is at rest if qpos and qvel are missing."""
     frame = jnp.asarray(state["door_body_pos"])
     episode = Episode({"body_pos": frame[None]}, ())
     return Start(episode, state.get("qpos", jnp.zeros(30)), state.get("qvel", jnp.zeros(30)))
 
 
 def success(episode: Episode, physics: PhysicsState) -> jax.Array:
-    """Whether the door is open wide enough."""
+    """Returns whether the door is open wide enough."""
     del episode
     return physics.qpos[HINGE] >= OPEN
 
@@ -84,7 +84,7 @@ def make_task() -> Task:
         return sites[palm_id], sites[handle_id]
 
     def observe(episode: Episode, physics: PhysicsState) -> jax.Array:
-        """The 39 numbers of `_get_obs`."""
+        """Returns the 39 numbers of `_get_obs`."""
         del episode
         palm, handle = places(physics)
         qpos = physics.qpos
@@ -101,7 +101,7 @@ def make_task() -> Task:
         return jnp.hstack(parts)
 
     def dense_reward(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
-        """The terms of `step`; the first grows with the distance there too."""
+        """Returns the terms of `step`; as in the original, the first grows with the distance."""
         del episode
         palm, handle = places(physics)
         door = physics.qpos[HINGE]
@@ -131,7 +131,7 @@ def make_task() -> Task:
         rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
         success=success,
         objects=("door", "latch"),
-        resize="door, latch and frame are made to fit each other",
+        resize="door, latch and frame fit only each other",
         camera={"handle_pos": 1, "palm_minus_handle": -1},
         adapt=hand.adapting(MODEL, _edit_for_mjx),
     )

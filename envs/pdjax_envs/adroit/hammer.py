@@ -1,15 +1,17 @@
 """Hammer: pick up the hammer and drive the nail into the board.
 
-The environment AdroitHandHammer-v1 of gymnasium-robotics 1.4 (`adroit_hand/adroit_hammer.py`): its
-model, observation, spawns, rewards and success, on the native engine bit for bit.
+This is the environment AdroitHandHammer-v1 of gymnasium-robotics 1.4
+(`adroit_hand/adroit_hammer.py`). On the native engine, model, observations, spawns, rewards and
+success equal it bit for bit.
 
-Changed for mjx, besides what all tasks change (`hand.py`):
+Changes for mjx, besides those that all Adroit tasks share (`hand.py`):
 
-- It has no contacts of cylinders with boxes: the hammer's `head` and the nail's shaft are capsules
-  of the same radius and overall length, the nail's flat head is a box of the same volume.
-- It has no touch sensors of that shape: the sensor's site `S_target` is such a box too.
-- Friction creeps without the solver against slip: the soft limit of `nail_dir` would push a driven
-  nail out again, just beyond what counts as driven, so it has no margin (0.01 m before).
+- mjx has no contacts between cylinders and boxes: the hammer's `head` and the nail's shaft become
+  capsules of the same radius and overall length, the nail's flat head a box of the same volume.
+- mjx has no cylindrical touch sensors: the sensor's site `S_target` becomes such a box too.
+- Friction creeps without the solver against slip, and the soft limit of `nail_dir` would push a
+  driven nail out again, just beyond the depth that counts as driven. The limit therefore has no
+  margin (0.01 m in the original).
 """
 
 from collections.abc import Mapping
@@ -27,10 +29,10 @@ from pdjax_envs.task import Episode, Start, Task
 BOARD_XY = (0.05, 0.0)  # m
 BOARD_HEIGHT = (0.1, 0.25)  # m
 DRIVEN = 0.01  # m, the nail's distance from its goal at success
-LIFTED = 0.04  # m, height of the hammer and its head that counts as lifted
+LIFTED = 0.04  # m, height above which the hammer and its head count as lifted
 MODEL = "adroit_hammer.xml"
-# Seen at most in 60 episodes of experts, disturbed experts and random actions: 16 contacts, 24 near
-# pairs of geoms, 128 constraints.
+# Largest numbers in 60 episodes of experts, disturbed experts and random actions:
+# 16 contacts, 24 near pairs of geoms, 128 constraints.
 BUFFERS = Buffers(contacts=48, constraints=256)
 
 OBSERVATION = (
@@ -45,31 +47,31 @@ OBSERVATION = (
 )
 MEANINGS = {
     "hand_qpos": "joint angles, rad: arm (2), wrist (2), fingers (22)",
-    "nail_depth": "of the nail in the board, m",
+    "nail_depth": "depth of the nail in the board, m",
     "hammer_qvel": "the hammer's velocity, m/s and rad/s, clipped to [-1, 1]",
-    "palm_pos": "m, in the world",
-    "hammer_pos": "m, in the world",
-    "hammer_euler": "Euler angles, rad, about fixed x, y, z",
-    "nail_pos": "the nail's head, m, in the world",
-    "nail_force": "on the nail's head, N, clipped to [-1, 1]",
+    "palm_pos": "position of the palm, m, in the world",
+    "hammer_pos": "position of the hammer, m, in the world",
+    "hammer_euler": "Euler angles of the hammer, rad, about the fixed axes x, y, z",
+    "nail_pos": "position of the nail's head, m, in the world",
+    "nail_force": "force on the nail's head, N, clipped to [-1, 1]",
 }
 
 
 def sample_start(key: jax.Array) -> Start:
-    """The board at some height, hand and hammer at rest (`reset_model`)."""
+    """Draws the height of the board; hand and hammer are at rest (`reset_model`)."""
     low, high = BOARD_HEIGHT
     height = jax.random.uniform(key, (1,), minval=low, maxval=high)
     return make_start({"board_pos": jnp.concatenate([jnp.array(BOARD_XY), height])})
 
 
 def get_state(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
-    """As `AdroitHandHammerEnv.get_env_state`."""
+    """Returns the state as `AdroitHandHammerEnv.get_env_state` does."""
     board = episode.overrides["body_pos"][0]
     return {"qpos": physics.qpos, "qvel": physics.qvel, "board_pos": board}
 
 
 def make_start(state: Mapping[str, Any]) -> Start:
-    """An episode that starts from such a state; at rest where it has no qpos and qvel."""
+    """Builds a start from such a state; the robot is at rest if qpos and qvel are missing."""
     board = jnp.asarray(state["board_pos"])
     episode = Episode({"body_pos": board[None]}, ())
     return Start(episode, state.get("qpos", jnp.zeros(33)), state.get("qvel", jnp.zeros(33)))
@@ -89,7 +91,7 @@ def make_task() -> Task:
         return hand.distance(sites[nail_id], sites[goal_id])
 
     def observe(episode: Episode, physics: PhysicsState) -> jax.Array:
-        """The 46 numbers of `_get_obs`."""
+        """Returns the 46 numbers of `_get_obs`."""
         del episode
         fields = physics.fields
         parts = [
@@ -104,12 +106,12 @@ def make_task() -> Task:
         return jnp.hstack(parts)
 
     def success(episode: Episode, physics: PhysicsState) -> jax.Array:
-        """Whether the nail is driven in."""
+        """Returns whether the nail is driven in."""
         del episode
         return nail_distance(physics) < DRIVEN
 
     def dense_reward(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
-        """The terms of `step`; the first grows with the distance there too."""
+        """Returns the terms of `step`; as in the original, the first grows with the distance."""
         del episode
         sites, hammer = physics.fields["site_xpos"], physics.fields["xpos"][hammer_id]
         tool, left = sites[tool_id], nail_distance(physics)
@@ -141,7 +143,7 @@ def make_task() -> Task:
         rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
         success=success,
         objects=("Object",),
-        resize="mjx takes other shapes for its cylinders, of other sizes",
+        resize="mjx replaces its cylinders by shapes of other sizes",
         camera={"hammer_pos": 1, "nail_pos": 1},
         adapt=hand.adapting(MODEL, _edit_for_mjx),
     )

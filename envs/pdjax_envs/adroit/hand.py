@@ -1,20 +1,20 @@
-"""The Adroit hand: what the four tasks share of their models.
+"""The Adroit hand: the parts of the models that the four Adroit tasks share.
 
-The models are those of the gymnasium-robotics package (Apache-2.0), compiled from its files with
-the changes that its environments make when they start (`adroit_hand/adroit_*.py`): weaker position
-gains of wrist and fingers, and actions in [-1, 1] over each actuator's range. Kept apart from the
-tasks because all of them share it. Holds no state.
+The models come from the gymnasium-robotics package (Apache-2.0). They are compiled from its files
+with the changes that its environments make at start-up (`adroit_hand/adroit_*.py`): weaker position
+gains of wrist and fingers, and actions in [-1, 1] over each actuator's range. Holds no state.
 
-The engines native and warp take the models as they are. For mjx, which lacks some features, all
-four are changed as follows, and each task's docstring lists what is changed besides:
+The engines native and warp simulate the models as they are. For mjx, which lacks some features, all
+four models change as follows; each task's docstring lists its further changes:
 
-- `noslip_iterations` 20 to 0: MJX has no solver against slip.
-- A custom number `max_contact_points`: else MJX solves for all contact points that the model could
-  ever have (188 to 499), most of them far apart. It keeps the deepest `MJX_CONTACTS` of each
-  contact dimension; where all of those touch, the engine reports an overflow.
+- `noslip_iterations` changes from 20 to 0: MJX has no solver against slip.
+- A custom number `max_contact_points` limits the contact points. Without it MJX solves for all
+  contact points that the model could ever have (188 to 499), most of them far apart. It keeps the
+  deepest `MJX_CONTACTS` of each contact dimension; if all of them touch, the engine reports an
+  overflow.
 
-Not a change of the model: contacts of boxes have no margin in MJX, so what lies on the table sinks
-in by up to 1 mm.
+One difference is not a change of the model: contacts of boxes have no margin in MJX, so objects on
+the table sink in by up to 1 mm.
 """
 
 import dataclasses
@@ -34,23 +34,23 @@ from pdjax_envs.physics.engine import Buffers, PhysicsState, Scene
 from pdjax_envs.task import Episode, Task
 
 CONTROL_HZ = 100.0
-EPISODE_STEPS = 200  # control steps; gymnasium-robotics registers all four tasks so
+EPISODE_STEPS = 200  # control steps; the limit in gymnasium-robotics for all four tasks
 N_SUBSTEPS = 5  # of 2 ms
 HAND_JOINTS = 24
 CONTROL_MODE = "joint_position"
-# Most contacts of one dimension that experts and random actions were seen to make in MuJoCo C: 15.
+# In MuJoCo C, experts and random actions made up to 15 contacts of one dimension.
 MJX_CONTACTS = 24
 # (first actuator, last actuator, position gain in N m/rad)
 _GAINS = (("A_WRJ1", "A_WRJ0", 10.0), ("A_FFJ3", "A_THJ0", 1.0))
 
 
 def asset(name: str) -> str:
-    """Path of a model file of gymnasium-robotics.
+    """Returns the path of a model file of gymnasium-robotics.
 
     Raises:
       ModuleNotFoundError: the package is not installed.
     """
-    # Found without importing the package, which would load Gymnasium and print its notices.
+    # This finds the package without importing it, which would load Gymnasium and print notices.
     package = importlib.util.find_spec("gymnasium_robotics")
     if package is None or package.origin is None:
         raise ModuleNotFoundError("Adroit's models need the package gymnasium-robotics: install it")
@@ -58,9 +58,9 @@ def asset(name: str) -> str:
 
 
 def compile_model(spec: mujoco.MjSpec) -> mujoco.MjModel:
-    """The model with the gains that the environments set."""
+    """Compiles the model with the gains that the environments set."""
     for index, geom in enumerate(spec.geoms):
-        geom.name = geom.name or f"geom{index}"  # what has a name can be overridden
+        geom.name = geom.name or f"geom{index}"  # only objects with names can be overridden
     model = spec.compile()
     for first, last, gain in _GAINS:
         rows = slice(model.actuator(first).id, model.actuator(last).id + 1)
@@ -72,7 +72,7 @@ def compile_model(spec: mujoco.MjSpec) -> mujoco.MjModel:
 def visual_model(
     name: str, eye: tuple[float, float, float], target: tuple[float, float, float]
 ) -> mujoco.MjModel:
-    """The model to draw, seen from `eye` towards `target` (m), in our light instead of its own."""
+    """Returns the model to draw, seen from `eye` towards `target` (m), in the light of `looks`."""
     spec = mujoco.MjSpec.from_file(asset(name))
     for light in spec.lights:
         spec.delete(light)
@@ -83,12 +83,13 @@ def visual_model(
 def adapting(
     name: str, edit: Callable[[mujoco.MjSpec], None] = lambda spec: None
 ) -> Callable[[Scene, str], Scene]:
-    """A task's `adapt`: the model file as MJX can take it; other engines take it as it is.
+    """Returns a task's `adapt`, which changes the model for mjx; other engines take it as it is.
 
     Args:
-      name: of the model file.
-      edit: changes the file's spec in place, for what MJX lacks in this task. Objects keep their
-        names and order, since tasks read derived fields by index; and every body its inertia.
+      name: name of the model file.
+      edit: changes the file's spec in place, for the features that MJX lacks in this task. Objects
+        must keep their names and order, since tasks read derived fields by index. Every body keeps
+        its inertia.
     """
 
     def adapt(scene: Scene, engine: str) -> Scene:
@@ -108,9 +109,9 @@ def adapting(
 
 
 def without_cylinders(spec: mujoco.MjSpec, *bodies: str) -> None:
-    """Makes the bodies' colliding cylinders into capsules of the same radius and overall length.
+    """Turns the bodies' colliding cylinders into capsules of the same radius and overall length.
 
-    One that is too flat for that becomes a box, see `as_box`.
+    A cylinder that is too flat for a capsule becomes a box, see `as_box`.
     """
     for body in bodies:
         for geom in spec.body(body).geoms:
@@ -125,7 +126,7 @@ def without_cylinders(spec: mujoco.MjSpec, *bodies: str) -> None:
 
 
 def as_box(cylinder: Any) -> None:
-    """Makes a geom or site of a spec from a cylinder into a box of the same length and volume."""
+    """Turns a cylindrical geom or site of a spec into a box of the same length and volume."""
     radius, half_length, _ = cylinder.size
     side = 0.5 * np.sqrt(np.pi) * radius
     cylinder.type = mujoco.mjtGeom.mjGEOM_BOX
@@ -138,7 +139,7 @@ def make_scene(
     fields: tuple[str, ...],
     buffers: Buffers,
 ) -> Scene:
-    """A scene whose derived fields are as old as those that gymnasium-robotics reads."""
+    """Builds a scene whose derived fields are one substep old, as in gymnasium-robotics."""
     low, high = model.actuator_ctrlrange.T
     return Scene(
         model,
@@ -152,12 +153,12 @@ def make_scene(
 
 
 def action_parts(model: mujoco.MjModel) -> tuple[tuple[str, int], ...]:
-    """Names of the actions, one an actuator, in order."""
+    """Returns the names of the actions, one per actuator, in order."""
     return tuple((model.actuator(i).name, 1) for i in range(model.nu))
 
 
 def control(episode: Episode, physics: PhysicsState, action: jax.Array) -> jax.Array:
-    """Actions are the actuators' targets, scaled by the engine."""
+    """Returns the action: the actuators' targets, which the engine scales."""
     del episode, physics
     return action
 
@@ -169,19 +170,19 @@ AdroitTask = partial(
     control_hz=CONTROL_HZ,
     control=control,
 )
-"""A `Task` with what all four have in common."""
+"""Builds a `Task` with the values that all four tasks share."""
 
 
 def bonus(condition: Any, value: float) -> jax.Array:
-    """`value` where the condition holds, else 0."""
+    """Returns `value` if the condition holds, else 0."""
     return jnp.where(condition, value, 0.0)
 
 
 def sparse(success: jax.Array) -> dict[str, jax.Array]:
-    """The sparse reward of all four tasks: 10 at success, else -0.1."""
+    """Returns the sparse reward of all four tasks: 10 at success, else -0.1."""
     return {"sparse": jnp.where(success, 10.0, -0.1)}
 
 
 def distance(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Distance of two points (3,), m."""
+    """Returns the distance of two points (3,), m."""
     return jnp.linalg.norm(a - b)

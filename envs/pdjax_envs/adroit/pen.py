@@ -1,10 +1,11 @@
 """Pen: turn the pen in the hand until it points as the target does.
 
-The environment AdroitHandPen-v1 of gymnasium-robotics 1.4 (`adroit_hand/adroit_pen.py`): its model,
-observation, spawns, rewards and success, on the native engine bit for bit.
+This is the environment AdroitHandPen-v1 of gymnasium-robotics 1.4 (`adroit_hand/adroit_pen.py`).
+On the native engine, model, observations, spawns, rewards and success equal it bit for bit.
 
-Changed for mjx, besides what all tasks change (`hand.py`), since it has no contacts of cylinders
-with boxes: the geoms `pen` and `target` are capsules of the same radius and overall length.
+The mjx engine has no contacts between cylinders and boxes. For it, besides the changes that all
+Adroit tasks share (`hand.py`), the geoms `pen` and `target` become capsules of the same radius and
+overall length.
 """
 
 from collections.abc import Mapping
@@ -19,12 +20,12 @@ from pdjax_envs.physics.engine import Buffers, PhysicsState
 from pdjax_envs.rotations import quat_from_euler
 from pdjax_envs.task import Episode, Start, Task
 
-PEN_LENGTH = 0.13  # m, between its end sites
-NEAR = 0.075  # m, the pen's distance from its place in the hand
-DROPPED = 0.075  # m, height below which the pen is lost
+PEN_LENGTH = 0.13  # m, distance of the sites at its ends
+NEAR = 0.075  # m, largest distance of the pen from its place in the hand
+DROPPED = 0.075  # m, height below which the pen counts as dropped
 MODEL = "adroit_pen.xml"
-# Seen at most in 60 episodes of experts, disturbed experts and random actions: 10 contacts, 15 near
-# pairs of geoms, 83 constraints.
+# Largest numbers in 60 episodes of experts, disturbed experts and random actions:
+# 10 contacts, 15 near pairs of geoms, 83 constraints.
 BUFFERS = Buffers(contacts=32, constraints=160)
 
 OBSERVATION = (
@@ -38,29 +39,29 @@ OBSERVATION = (
 )
 MEANINGS = {
     "hand_qpos": "joint angles, rad: wrist (2), fingers (22)",
-    "pen_pos": "m, in the world",
+    "pen_pos": "position of the pen, m, in the world",
     "pen_qvel": "the pen's velocity, m/s and rad/s",
     "pen_direction": "unit vector along the pen, world axes",
     "target_direction": "unit vector along the target",
-    "pen_minus_place": "the pen from its place in the hand, m",
-    "pen_minus_target_direction": "difference of the two directions",
+    "pen_minus_place": "offset of the pen from its place in the hand, m",
+    "pen_minus_target_direction": "difference between the two directions",
 }
 
 
 def sample_start(key: jax.Array) -> Start:
-    """A target direction, the pen in the resting hand (`reset_model`)."""
+    """Draws a target direction; the pen lies in the resting hand (`reset_model`)."""
     angles = jax.random.uniform(key, (2,), minval=-1.0, maxval=1.0)  # rad, about x and y
     return make_start({"desired_orien": quat_from_euler(jnp.append(angles, 0.0))})
 
 
 def get_state(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
-    """As `AdroitHandPenEnv.get_env_state`."""
+    """Returns the state as `AdroitHandPenEnv.get_env_state` does."""
     target = episode.overrides["body_quat"][0]
     return {"qpos": physics.qpos, "qvel": physics.qvel, "desired_orien": target}
 
 
 def make_start(state: Mapping[str, Any]) -> Start:
-    """An episode that starts from such a state; at rest where it has no qpos and qvel."""
+    """Builds a start from such a state; the robot is at rest if qpos and qvel are missing."""
     target = jnp.asarray(state["desired_orien"])
     episode = Episode({"body_quat": target[None]}, ())
     return Start(episode, state.get("qpos", jnp.zeros(30)), state.get("qvel", jnp.zeros(30)))
@@ -75,7 +76,7 @@ def make_task() -> Task:
     target_ends = [model.site(f"target_{end}").id for end in ("top", "bottom")]
 
     def readings(physics):
-        """The pen's position, its place, and both directions."""
+        """Returns the pen's position, its place in the hand, and both directions."""
         sites = physics.fields["site_xpos"]
         pen = (sites[ends[0]] - sites[ends[1]]) / PEN_LENGTH
         target = (sites[target_ends[0]] - sites[target_ends[1]]) / PEN_LENGTH
@@ -86,20 +87,20 @@ def make_task() -> Task:
         return hand.distance(pos, place), jnp.dot(pen, target)
 
     def observe(episode: Episode, physics: PhysicsState) -> jax.Array:
-        """The 45 numbers of `_get_obs`."""
+        """Returns the 45 numbers of `_get_obs`."""
         del episode
         pos, place, pen, target = readings(physics)
         parts = [physics.qpos[:-6], pos, physics.qvel[-6:], pen, target, pos - place, pen - target]
         return jnp.hstack(parts)
 
     def success(episode: Episode, physics: PhysicsState) -> jax.Array:
-        """Whether the pen is in the hand and points the right way."""
+        """Returns whether the pen is in the hand and points the right way."""
         del episode
         distance, similarity = closeness(physics)
         return (distance < NEAR) & (similarity > 0.95)
 
     def dense_reward(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
-        """The terms of `step`."""
+        """Returns the terms of `step`."""
         distance, similarity = closeness(physics)
         return {
             "distance": -distance,
@@ -126,7 +127,7 @@ def make_task() -> Task:
         rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
         success=success,
         objects=("Object",),
-        resize="mjx takes other shapes for its cylinders, of other sizes",
+        resize="mjx replaces its cylinders by shapes of other sizes",
         camera={"pen_pos": 1, "pen_minus_place": 1},
         adapt=hand.adapting(MODEL, _edit_for_mjx),
     )

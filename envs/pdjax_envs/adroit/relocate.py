@@ -1,9 +1,10 @@
 """Relocate: pick up the ball and carry it to the target in the air.
 
-The environment AdroitHandRelocate-v1 of gymnasium-robotics 1.4 (`adroit_hand/adroit_relocate.py`):
-its model, observation, spawns, rewards and success, on the native engine bit for bit.
+This is the environment AdroitHandRelocate-v1 of gymnasium-robotics 1.4
+(`adroit_hand/adroit_relocate.py`). On the native engine, model, observations, spawns, rewards
+and success equal it bit for bit.
 
-For mjx only what all tasks change is changed (`hand.py`).
+The only changes for mjx are those that all Adroit tasks share (`hand.py`).
 """
 
 from collections.abc import Mapping
@@ -20,11 +21,11 @@ from pdjax_envs.task import Episode, Start, Task
 BALL_LOW, BALL_HIGH = (-0.15, -0.15), (0.15, 0.3)  # m
 BALL_HEIGHT = 0.035  # m, on the table
 TARGET_LOW, TARGET_HIGH = (-0.2, -0.2, 0.15), (0.2, 0.2, 0.35)  # m
-NEAR = 0.1  # m, the ball's distance from the target at success
-LIFTED = 0.04  # m, height of the ball that counts as lifted
+NEAR = 0.1  # m, largest distance of the ball from the target at success
+LIFTED = 0.04  # m, height above which the ball counts as lifted
 MODEL = "adroit_relocate.xml"
-# Seen at most in 60 episodes of experts, disturbed experts and random actions: 12 contacts, 19 near
-# pairs of geoms, 110 constraints.
+# Largest numbers in 60 episodes of experts, disturbed experts and random actions:
+# 12 contacts, 19 near pairs of geoms, 110 constraints.
 BUFFERS = Buffers(contacts=40, constraints=224)
 
 OBSERVATION = (
@@ -42,7 +43,7 @@ MEANINGS = {
 
 
 def sample_start(key: jax.Array) -> Start:
-    """Ball and target somewhere in their boxes, the hand at rest (`reset_model`)."""
+    """Draws the places of ball and target; the hand is at rest (`reset_model`)."""
     ball_key, target_key = jax.random.split(key)
     ball = jax.random.uniform(
         ball_key, (2,), minval=jnp.array(BALL_LOW), maxval=jnp.array(BALL_HIGH)
@@ -54,7 +55,7 @@ def sample_start(key: jax.Array) -> Start:
 
 
 def get_state(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
-    """As `set_env_state` takes it: `obj_pos` is where the ball's joints are at zero."""
+    """Returns the state that `set_env_state` accepts; `obj_pos` is the ball's zero position."""
     overrides = episode.overrides
     return {
         "qpos": physics.qpos,
@@ -65,7 +66,7 @@ def get_state(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
 
 
 def make_start(state: Mapping[str, Any]) -> Start:
-    """An episode that starts from such a state; at rest where it has no qpos and qvel."""
+    """Builds a start from such a state; the robot is at rest if qpos and qvel are missing."""
     overrides = {
         "body_pos": jnp.asarray(state["obj_pos"])[None],
         "site_pos": jnp.asarray(state["target_pos"])[None],
@@ -75,7 +76,7 @@ def make_start(state: Mapping[str, Any]) -> Start:
 
 
 def resize(start: Start, factor: jax.Array) -> Start:
-    """A ball of another size on the table."""
+    """Scales the ball and keeps it on the table."""
     overrides = dict(start.episode.overrides)
     overrides["body_pos"] = overrides["body_pos"].at[0, 2].multiply(factor)
     return start._replace(episode=start.episode._replace(overrides=overrides))
@@ -89,24 +90,24 @@ def make_task() -> Task:
     palm_id, target_id = model.site("S_grasp").id, model.site("target").id
 
     def readings(physics):
-        """Positions of palm, ball and target."""
+        """Returns the positions of palm, ball and target."""
         sites = physics.fields["site_xpos"]
         return sites[palm_id], physics.fields["xpos"][ball_id], sites[target_id]
 
     def observe(episode: Episode, physics: PhysicsState) -> jax.Array:
-        """The 39 numbers of `_get_obs`."""
+        """Returns the 39 numbers of `_get_obs`."""
         del episode
         palm, ball, target = readings(physics)
         return jnp.hstack([physics.qpos[:-6], palm - ball, palm - target, ball - target])
 
     def success(episode: Episode, physics: PhysicsState) -> jax.Array:
-        """Whether the ball is at the target."""
+        """Returns whether the ball is at the target."""
         del episode
         _, ball, target = readings(physics)
         return hand.distance(ball, target) < NEAR
 
     def dense_reward(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
-        """The terms of `step`; the first grows with the distance there too."""
+        """Returns the terms of `step`; as in the original, the first grows with the distance."""
         del episode
         palm, ball, target = readings(physics)
         lifted, left = ball[2] > LIFTED, hand.distance(ball, target)

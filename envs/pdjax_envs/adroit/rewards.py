@@ -1,12 +1,12 @@
-"""What Adroit's rewards say of success, for recorded episodes that hold no flags.
+"""Derives success from Adroit's rewards, for recorded episodes without success flags.
 
-Kept apart from the tasks, which compute rewards from states, not the other way round.
+Separate from the tasks, which compute rewards from states; this goes the other way.
 """
 
 import numpy as np
 
-# The dense rewards pay a bonus for success that is far larger than all their other terms: a middle
-# between the smallest reward with success and the largest without.
+# The dense rewards have a bonus for success that is far larger than all their other terms. Each
+# threshold lies between the smallest reward with success and the largest without.
 # Source: gymnasium-robotics 1.4 `adroit_hand/adroit_*.py`, `step`; hand_dapg has the same bonuses.
 _DENSE = {
     "AdroitDoor": 15.0,  # about 20 with, 10 without
@@ -18,10 +18,10 @@ _SPARSE = (10.0, -0.1)  # with and without success
 
 
 def success(task: str, rewards: np.ndarray) -> np.ndarray | None:
-    """Success after each step, from dense or sparse rewards; None for tasks that are not Adroit's.
+    """Derives success after each step from dense or sparse rewards; None for other tasks.
 
     Args:
-      task: its name.
+      task: the name of the task.
       rewards: (T,).
 
     Returns:

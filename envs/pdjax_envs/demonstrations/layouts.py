@@ -1,9 +1,9 @@
-"""Files of demonstrations in the layouts of other projects, read into one type.
+"""Reads files of demonstrations in the layouts of several projects into one type.
 
-One reader a layout, told apart by what is in the file, not by its name:
+Each layout has a reader. The content of a file decides which one applies, not its name:
 
 - ManiSkill, HDF5: `traj_0`, ... with `obs` (T + 1), `actions`, `success`, `env_states`, and a JSON
-  sidecar; ours are that too, with `init_state`, `executed_actions` and `rewards` beside them.
+  sidecar. pdjax writes this layout too and adds `init_state`, `executed_actions` and `rewards`.
   Source: mani-skill2 0.5.3 `utils/wrappers/record.py`.
 - Minari, HDF5: `episode_0`, ... with `observations` (T + 1), `actions`, `rewards`, `infos`; the
   initial state is in the attributes `options/initial_state_dict/...`.
@@ -14,13 +14,13 @@ One reader a layout, told apart by what is in the file, not by its name:
 - DAPG, a pickle: a list of dicts with `observations`, `actions`, `rewards`, `init_state_dict`.
   Source: hand_dapg `dapg/demonstrations`.
 
-The last two hold no observation after the last action, so that action is dropped, and with it a
-success that only it brought. D4RL's Relocate files hold the same places of ball and target for all
-episodes (D4RL issue 196), so their replays start elsewhere than the recordings. Adroit's
-environments clip actions to [-1, 1], so the last three layouts may go beyond; the numbers clipped
-are counted. Success is what the file's flags say (`success`, `infos/success`,
-`infos/goal_achieved`); where there are none, what Adroit's rewards say, see `adroit.rewards`; else
-it is unknown until someone replays the episode, see `replay`.
+The last two layouts have no observation after the last action, so the reader drops that action,
+and with it a success that only that action brought. D4RL's Relocate files give the same places of
+ball and target for all episodes (D4RL issue 196), so their replays start elsewhere than the
+recordings. Adroit's environments clip actions to [-1, 1], so the last three layouts may contain
+larger numbers, which the reader clips and counts. Success comes from the file's flags (`success`,
+`infos/success`, `infos/goal_achieved`), or else from Adroit's rewards, see `adroit.rewards`.
+Without either it is unknown until the episode is replayed, see `playback`.
 """
 
 import itertools
@@ -38,14 +38,14 @@ from pdjax_envs.demonstrations.trajectory import DataError, Trajectory
 
 
 class Recording(NamedTuple):
-    """What a file holds, before a task has judged it.
+    """The content of a file, before it is checked against a task.
 
     Attributes:
-      layout: its name.
-      episodes: (place in the file, episode) of each.
-      obs_name: what the layout calls observations.
-      task: name of the task, where the file tells.
-      control_mode: of the actions, where the file tells.
+      layout: name of the layout.
+      episodes: pairs (place in the file, episode).
+      obs_name: the layout's name for observations.
+      task: name of the task, or None if the file does not say.
+      control_mode: control mode of the actions, or None if the file does not say.
     """
 
     layout: str
@@ -56,11 +56,11 @@ class Recording(NamedTuple):
 
 
 def load(path: Path) -> Recording:
-    """Reads a file of any of the layouts.
+    """Reads a file in any of the layouts.
 
     Raises:
-      DataError: the file is missing, of none of the layouts, cut short, or lacks arrays; a pickle
-        names what demonstrations do not need.
+      DataError: the file is missing, has none of the layouts, is cut short, or lacks arrays; or it
+        is a pickle that names something demonstrations do not need.
     """
     if not path.is_file():
         raise DataError(f"no demonstrations at {path}; write some with `pdjax demos TASK`")
@@ -70,8 +70,8 @@ def load(path: Path) -> Recording:
         raise
     except pickles.Forbidden as error:
         raise DataError(
-            f"{path} is a pickle that names {error}, which demonstrations do not need; nothing of"
-            " it was run; expected DAPG's list of episodes"
+            f"{path} is a pickle that names {error}, which demonstrations do not need; none of it"
+            " was executed; expected DAPG's list of episodes"
         ) from None
     except (
         OSError,
@@ -84,7 +84,7 @@ def load(path: Path) -> Recording:
     ) as error:
         raise DataError(
             f"{path} is not a readable demonstration file ({_first_line(error)}); it may be cut"
-            " short: write it again with `pdjax demos`, or fetch it again"
+            " short: write it again with `pdjax demos`, or download it again"
         ) from None
     if not recording.episodes:
         raise DataError(f"{path} holds no episodes; expected at least one")
@@ -115,19 +115,19 @@ def _load(path: Path) -> Recording:
 
 
 def _numbered(file: h5py.File, prefix: str) -> dict[int, Any]:
-    """The groups PREFIX_0, PREFIX_1, ... by number, in order."""
+    """Returns the groups PREFIX_0, PREFIX_1, ... by number, in order."""
     matches = [re.fullmatch(rf"{prefix}_(\d+)", str(name)) for name in file]
     return {n: file[f"{prefix}_{n}"] for n in sorted(int(match[1]) for match in matches if match)}
 
 
 def _optional(group: Any, name: str, kind: Any = np.float32) -> np.ndarray | None:
-    """An array of an HDF5 group, or None."""
+    """Returns an array of an HDF5 group, or None if it is missing."""
     found = group.get(name)
     return np.asarray(found, kind) if isinstance(found, h5py.Dataset) else None
 
 
 def _required(found: Mapping[str, np.ndarray | None], where: str, layout: str) -> list[np.ndarray]:
-    """The arrays, if none of them is missing."""
+    """Returns the arrays; raises DataError if one of them is missing."""
     for name, values in found.items():
         if values is None:
             raise DataError(f"{where} has no array `{name}`; expected {layout}")
@@ -143,12 +143,12 @@ def _no_states(obs: np.ndarray) -> np.ndarray:
 
 
 def _clip(actions: np.ndarray) -> tuple[np.ndarray, int]:
-    """Actions as the environment carries them out, and how many numbers were beyond its range."""
+    """Returns the clipped actions and how many of their numbers were beyond [-1, 1]."""
     beyond = np.isfinite(actions) & (np.abs(actions) > 1)
     return np.where(beyond, np.sign(actions), actions), int(beyond.sum())
 
 
-# One reader a layout.
+# One reader per layout.
 
 
 def _load_maniskill(path: Path, groups: Mapping[int, Any]) -> Recording:
@@ -175,7 +175,7 @@ def _load_maniskill(path: Path, groups: Mapping[int, Any]) -> Recording:
 
 
 def _read_sidecar(sidecar: Path) -> tuple[str | None, str | None, dict[int, int]]:
-    """Task, control mode and each episode's seed, as far as they are told."""
+    """Returns the task, the control mode and each episode's seed, if the sidecar has them."""
     if not sidecar.is_file():
         return None, None, {}
     try:
@@ -203,7 +203,7 @@ def _load_minari(path: Path, groups: Mapping[int, Any]) -> Recording:
         }
         success = _success_flags(group.get("infos"))
         if success is not None and len(success) == len(obs):
-            success = success[1:]  # the first is the reset's
+            success = success[1:]  # the first flag belongs to the reset
         actions, clipped = _clip(actions)
         rewards = _optional(group, "rewards")
         trajectory = Trajectory(
@@ -256,7 +256,7 @@ def _load_d4rl(path: Path, file: h5py.File) -> Recording:
 
 
 def _d4rl_states(infos: Any, steps: int) -> dict[str, np.ndarray]:
-    """The state at each step; empty where the file has none."""
+    """Returns the state at each step; empty if the file has none."""
     if not isinstance(infos, h5py.Group) or not {"qpos", "qvel"} <= set(infos):
         return {}
     found = _arrays(infos, *map(str, infos))
@@ -301,7 +301,7 @@ def _without_last_action(
     success: np.ndarray | None,
     init_state: dict[str, np.ndarray],
 ) -> Trajectory:
-    """An episode whose last action led to an observation that the file does not hold."""
+    """Builds an episode without its last action, whose resulting observation is not in the file."""
     actions, clipped = _clip(actions[:-1])
     success = None if success is None else success[:-1]
     return Trajectory(

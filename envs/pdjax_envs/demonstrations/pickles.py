@@ -1,8 +1,8 @@
-"""Reads pickles that nobody vouches for: the names in them are never imported, nothing is called.
+"""Reads untrusted pickles safely: it never imports the names in them and never calls anything.
 
-A name on the caller's list becomes an inert `Record` of what the pickle wanted to build; any other
-name ends the reading. Arrays and tensors are then rebuilt from the records' bytes, without torch.
-Kept apart from the formats because policies and demonstrations both come as pickles.
+A name on the caller's list becomes an inert `Record` of what the pickle would have built; any other
+name is an error. Arrays and tensors are then rebuilt from the records' bytes, without torch.
+Separate from the file formats because policies and demonstrations both come as pickles.
 """
 
 import io
@@ -26,30 +26,30 @@ TORCH = frozenset(
     }
 )
 _STORAGES = {"torch.FloatStorage": "<f4", "torch.DoubleStorage": "<f8"}
-_TORCH_PICKLES = 3  # magic number, protocol and sizes of types stand before a storage's own pickle
+_TORCH_PICKLES = 3  # pickles before a storage's own: magic number, protocol, sizes of types
 
 
 class Forbidden(Exception):  # noqa: N818 (a refusal, not a failure)
-    """A pickle names something that is not on the list; the message is that name."""
+    """A pickle contains a name that is not on the list; the message is that name."""
 
 
 class Damaged(Exception):  # noqa: N818 (a finding, not a failure)
-    """A pickle is cut short or holds no such thing; the message says what is wrong."""
+    """A pickle is cut short or holds something unexpected; the message says what is wrong."""
 
 
 class Record:
-    """What a pickle would have built: the subclass's `named`, its `args` and its `state`."""
+    """An object that a pickle would have built: the subclass's `named`, its `args` and `state`."""
 
     named = ""
 
     def __new__(cls, *args: Any) -> "Record":
-        """Keeps the arguments, as a call of the name or as `__new__` would get them."""
+        """Keeps the arguments that a call of the name, or its `__new__`, would have received."""
         record = super().__new__(cls)
         record.args, record.state = args, None
         return record
 
     def __init__(self, *args: Any):
-        del args  # kept by __new__, which pickles may call alone
+        del args  # __new__, which a pickle may call alone, has kept them
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -73,15 +73,15 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load(path: Path, allowed: frozenset[str]) -> Any:
-    """Reads a pickle of plain Python values and `Record`s.
+    """Reads a pickle into plain Python values and `Record`s.
 
     Args:
       path: the file.
-      allowed: dotted names that may occur in it.
+      allowed: the dotted names that may occur in it.
 
     Raises:
       OSError: the file cannot be read.
-      Forbidden: another name occurs; nothing was imported or called.
+      Forbidden: the pickle contains another name; nothing was imported or called.
       Damaged: the pickle is cut short or malformed.
     """
     return _load(io.BytesIO(path.read_bytes()), allowed)
@@ -92,16 +92,16 @@ def _load(file: io.BytesIO, allowed: frozenset[str]) -> Any:
         return _Unpickler(file, allowed).load()
     except Forbidden:
         raise
-    # A malformed pickle makes the unpickler raise nearly anything.
+    # A malformed pickle can make the unpickler raise almost any exception.
     except Exception as error:
         raise Damaged(f"{type(error).__name__}: {error}") from None
 
 
 def array(value: Any) -> np.ndarray:
-    """The numbers of a pickled NumPy array, torch tensor or torch parameter.
+    """Returns the numbers of a pickled NumPy array, torch tensor or torch parameter.
 
     Raises:
-      Damaged: the value is something else, or its bytes and its shape disagree.
+      Damaged: the value is something else, or its bytes do not fit its shape.
     """
     named = value.named if isinstance(value, Record) else ""
     try:
@@ -127,7 +127,7 @@ def _numbers(content: Any, dtype: np.dtype, shape: Any, order: Any) -> np.ndarra
 
 
 def _dtype(record: Any) -> np.dtype:
-    """A number's type, from `dtype('f8', False, True)` and the byte order in its state."""
+    """Returns the type recorded as `dtype('f8', False, True)` and the byte order in its state."""
     name = record.args[0]
     if not re.fullmatch(r"[fiu][1248]|b1", name):
         raise Damaged(f"found an array of {name!r}, expected one of numbers")
@@ -136,7 +136,7 @@ def _dtype(record: Any) -> np.dtype:
 
 
 def _tensor(storage: Record, offset: int, size: Any, stride: Any) -> np.ndarray:
-    """A tensor that lies in one piece of its storage."""
+    """Returns a tensor that occupies one contiguous piece of its storage."""
     count = int(np.prod(size, dtype=np.int64))
     in_one_piece = [int(np.prod(size[axis + 1 :], dtype=np.int64)) for axis in range(len(size))]
     if list(stride) != in_one_piece or min(offset, *size, 0) < 0:
@@ -145,14 +145,14 @@ def _tensor(storage: Record, offset: int, size: Any, stride: Any) -> np.ndarray:
 
 
 def _storage(content: bytes) -> np.ndarray:
-    """The numbers that torch saved: a few small pickles, then a count and the raw numbers.
+    """Returns the numbers of a torch storage: a few small pickles, a count and the raw numbers.
 
-    Layout: torch `serialization.py`, `_legacy_save`.
+    Source of the layout: torch `serialization.py`, `_legacy_save`.
     """
     file = io.BytesIO(content)
     for _ in range(_TORCH_PICKLES):
         _load(file, frozenset())
     _, storage_type, *_ = _load(file, frozenset(_STORAGES))
-    _load(file, frozenset())  # the list of storages: just this one
+    _load(file, frozenset())  # the list of storages, which holds only this one
     (count,) = np.frombuffer(file.read(8), "<i8")
     return np.frombuffer(file.read(), _STORAGES[storage_type.named], count)

@@ -1,7 +1,7 @@
 """Replays demonstrations in the simulator: from their initial state, action by action, open loop.
 
-Tells whether a recording and the simulator mean the same by states, actions and success. Kept apart
-from reading because it needs an environment. Holds no state.
+A replay shows whether a recording and the simulator agree on the meaning of states, actions and
+success. Separate from reading because it needs an environment. Holds no state.
 """
 
 from functools import partial
@@ -18,24 +18,24 @@ _WIDTH = 64  # episodes that step in parallel
 
 
 class Replay(NamedTuple):
-    """What an episode's actions do: `obs` (T + 1, obs_dim) and `success` (T,) bool."""
+    """The result of replaying an episode: `obs` (T + 1, obs_dim) and `success` (T,) bool."""
 
     obs: np.ndarray
     success: np.ndarray
 
 
 def can_start(trajectory: Trajectory) -> bool:
-    """Whether an episode's initial state is known."""
+    """Returns whether an episode's initial state is known."""
     return trajectory.init_state is not None or trajectory.seed >= 0
 
 
 def replay(env: Env, trajectories: list[Trajectory]) -> list[Replay]:
-    """Plays the executed actions of episodes from their initial states, or else their seeds.
+    """Plays the executed actions of episodes from their initial states, or else from their seeds.
 
     Neither success nor the time limit ends an episode.
 
     Raises:
-      DataError: an initial state is unknown, or not one of the task's.
+      DataError: an initial state is unknown or does not fit the task.
     """
     starts = [make_start(env.task, trajectory) for trajectory in trajectories]
     play = jax.jit(partial(_play, env))
@@ -56,10 +56,10 @@ def replay(env: Env, trajectories: list[Trajectory]) -> list[Replay]:
 
 
 def make_start(task: Task, trajectory: Trajectory) -> Start:
-    """The start of an episode.
+    """Returns the start of an episode.
 
     Raises:
-      DataError: it is unknown, lacks a quantity, or has one of another size.
+      DataError: the initial state is unknown, lacks a quantity, or has one of the wrong size.
     """
     if not can_start(trajectory):
         raise DataError("the episode's initial state is unknown; it cannot be replayed")
@@ -83,7 +83,7 @@ def make_start(task: Task, trajectory: Trajectory) -> Start:
 
 
 def _play(env: Env, model, starts: Start, actions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Observations (T + 1, n, obs_dim) and success (T, n) of n starts under actions (T, n, ..)."""
+    """Plays actions (T, n, ..) from n starts: observations (T + 1, n, obs_dim), success (T, n)."""
     state, first = jax.vmap(env.start_from, (None, 0))(model, starts)
 
     def step(state, action):

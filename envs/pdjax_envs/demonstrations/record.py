@@ -1,4 +1,4 @@
-"""Records demonstrations: an expert acts in many environments until enough attempts succeeded."""
+"""Records demonstrations: an expert acts in many environments until enough attempts succeed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,22 +22,22 @@ def record(
     progress: Callable[[int], None] = lambda count: None,
     expert: Expert | None = None,
 ) -> tuple[list[Trajectory], float]:
-    """Records successful episodes of an expert, cut at success.
+    """Records successful episodes of an expert, each cut at its first success.
 
     Args:
       env: the environment.
-      episodes: successful episodes wanted.
-      seed: of the first episode; further ones count up.
-      noise: size of the expert's disturbances of the actions that are executed; `actions` are
-        those that it wanted.
+      episodes: the number of successful episodes to record.
+      seed: seed of the first episode; the seeds of further episodes count up.
+      noise: size of the disturbances of the executed actions; `Trajectory.actions` are the actions
+        that the expert wanted.
       progress: called with the number of episodes recorded so far.
-      expert: records this one instead of the task's own.
+      expert: the expert to record instead of the task's own.
 
     Returns:
       The trajectories and the share of attempts that succeeded.
 
     Raises:
-      DataError: the task has no expert, or it never succeeds.
+      DataError: the task has no expert, or the expert never succeeds.
     """
     task = env.task
     if expert is None and task.expert is not None:
@@ -63,7 +63,7 @@ def record(
 
 
 def _make_attempt(env: Env, expert: Expert, noise: float) -> Callable[..., Any]:
-    """(model, keys (n,)) -> initial states and arrays of one episode each, time first."""
+    """Returns (model, keys (n,)) -> initial states and arrays of n episodes, time first."""
 
     def snapshot(state):
         return jnp.concatenate([state.physics.qpos, state.physics.qvel])
@@ -85,7 +85,7 @@ def _make_attempt(env: Env, expert: Expert, noise: float) -> Callable[..., Any]:
 
         def body(carry, index):
             fold = jax.vmap(jax.random.fold_in, (0, None))
-            # A disturbance lasts a few control steps: short ones average out in the arm's inertia.
+            # A disturbance lasts a few control steps; the arm's inertia would smooth shorter ones.
             now = fold(act_keys, index), fold(noise_keys, index // DISTURBANCE_STEPS)
             return jax.vmap(step, (None, 0, 0))(model, carry, now)
 
@@ -96,7 +96,7 @@ def _make_attempt(env: Env, expert: Expert, noise: float) -> Callable[..., Any]:
 
 
 def _cut(recorded: Any, seeds: np.ndarray) -> list[Trajectory]:
-    """The successful episodes of one attempt, each up to and including its first success."""
+    """Returns the successful episodes of an attempt, each up to and including its first success."""
     (first_obs, first_state, init_state), (obs, actions, executed, success, states) = recorded
     found = []
     for index in np.flatnonzero(success.any(axis=0)):

@@ -1,9 +1,10 @@
-"""Demonstrations: recorded by an expert, written in ManiSkill's HDF5 layout, read from any layout.
+"""Demonstrations on disk: written in ManiSkill's HDF5 layout, read from any layout.
 
-One HDF5 group per episode (`traj_0`, ...) with `obs` (T + 1, obs_dim), `actions` (T, act_dim),
-`success` (T,) and `env_states` (T + 1, nq + nv); the sidecar names the task and the episodes.
-Layout: mani-skill2 0.5.3 `utils/wrappers/record.py`. Ours adds what an exact replay needs: the
-group `init_state`, and `executed_actions` where a disturbance made them differ from `actions`.
+Each episode is an HDF5 group (`traj_0`, ...) with `obs` (T + 1, obs_dim), `actions` (T, act_dim),
+`success` (T,) and `env_states` (T + 1, nq + nv); a JSON sidecar names the task and the episodes.
+Source of the layout: mani-skill2 0.5.3 `utils/wrappers/record.py`. pdjax adds what an exact replay
+needs: the group `init_state`, and `executed_actions` if disturbances made them differ from
+`actions`.
 """
 
 import dataclasses
@@ -23,10 +24,10 @@ from pdjax_envs.task import Task
 
 
 def write(path: Path, task: Task, trajectories: list[Trajectory]) -> None:
-    """Writes an HDF5 file and its JSON sidecar; both appear only when they are complete.
+    """Writes an HDF5 file and its JSON sidecar; both appear only once they are complete.
 
     Raises:
-      DataError: one of them exists already.
+      DataError: one of the two files exists already.
     """
     sidecar = path.with_suffix(".json")
     for existing in (path, sidecar):
@@ -48,7 +49,7 @@ def write(path: Path, task: Task, trajectories: list[Trajectory]) -> None:
 
 
 def _arrays(trajectory: Trajectory) -> dict[str, np.ndarray]:
-    """What is known of an episode, by its name in the file."""
+    """Returns the known arrays of an episode by their names in the file."""
     found = {
         "obs": trajectory.obs,
         "actions": trajectory.actions,
@@ -64,7 +65,7 @@ def _arrays(trajectory: Trajectory) -> dict[str, np.ndarray]:
 
 
 def _describe(task: Task, trajectories: list[Trajectory]) -> dict[str, Any]:
-    """The content of the sidecar."""
+    """Returns the content of the sidecar."""
     return {
         "env_info": {
             "env_id": task.name,
@@ -93,7 +94,7 @@ def _describe(task: Task, trajectories: list[Trajectory]) -> dict[str, Any]:
 
 
 def read(path: Path, task: Task) -> list[Trajectory]:
-    """Reads demonstrations of a task from a file of any layout that `layouts` knows.
+    """Reads demonstrations of a task from a file in any layout that `layouts` knows.
 
     Raises:
       DataError: see `layouts.load` and `judge`.
@@ -102,18 +103,18 @@ def read(path: Path, task: Task) -> list[Trajectory]:
 
 
 def judge(path: Path, recording: Recording, task: Task) -> list[Trajectory]:
-    """The episodes of a file, if they are usable demonstrations of a task.
+    """Returns the episodes of a file after checking that they are demonstrations of a task.
 
-    Where the file has no success flags, they come from the rewards of tasks whose rewards tell.
+    If the file has no success flags, success is derived from the rewards of tasks that allow it.
 
     Args:
-      path: named in errors.
-      recording: what the file holds.
-      task: whose demonstrations they should be; where the file names none, sizes are enough.
+      path: the file, for error messages.
+      recording: the content of the file.
+      task: the expected task. If the file names no task, matching sizes are enough.
 
     Raises:
-      DataError: they are of another task or control mode; an episode is empty, not finite, out of
-        range or of other sizes.
+      DataError: the file belongs to another task or control mode; or an episode is empty, not
+        finite, out of range or has the wrong sizes.
     """
     named = recording.task
     if named not in (None, task.name) and registry.family(named) != task.family:

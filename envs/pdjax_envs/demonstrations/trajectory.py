@@ -1,6 +1,6 @@
-"""One recorded episode, as the program keeps it whatever file it came from, and when it is usable.
+"""One recorded episode, in the form used for every file format, and the check that it is usable.
 
-Kept apart from recording and reading because both need it. Holds no state.
+Separate from recording and reading because both need it. Holds no state.
 """
 
 import dataclasses
@@ -10,29 +10,29 @@ import numpy as np
 
 from pdjax_envs.task import Task
 
-ACTION_SLACK = 1e-3  # rounding of normalised actions beyond [-1, 1]
+ACTION_SLACK = 1e-3  # how far rounding may take normalised actions beyond [-1, 1]
 
 
 class DataError(ValueError):
-    """Demonstrations that cannot be used: one line that says why and what to do."""
+    """Demonstrations cannot be used; the message is one line that says why and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
     """One episode.
 
-    Attributes:
-      obs: (T + 1, obs_dim) float32.
-      actions: (T, act_dim) float32 in [-1, 1], what the demonstrator wanted.
-      success: (T,) bool, after each action; None where the file does not tell.
-      env_states: (T + 1, nq + nv) float32, or of width 0 where unknown.
-      seed: of the initial state, see `episode_keys`; -1 where unknown.
-      executed: (T, act_dim) float32, the actions that were carried out where they differ from the
-        ones wanted (disturbances); else None.
-      rewards: (T,) float32, or None.
-      init_state: the state that the episode starts from, in the names of the task's `get_state`, as
-        its `make_start` takes them; None where unknown.
-      clipped: how many numbers of the actions were beyond [-1, 1] in the file, see `layouts`.
+        Attributes:
+          obs: (T + 1, obs_dim) float32.
+          actions: (T, act_dim) float32 in [-1, 1], the actions that the demonstrator wanted.
+          success: (T,) bool, after each action; None if the file does not say.
+          env_states: (T + 1, nq + nv) float32; width 0 if unknown.
+          seed: seed of the initial state, see `episode_keys`; -1 if unknown.
+          executed: (T, act_dim) float32, the executed actions if disturbances made them differ from
+            `actions`; else None.
+          rewards: (T,) float32, or None.
+              init_state: the episode's initial state as `Task.get_state` names it and `Task.make_start`
+            accepts it; None if unknown.
+              clipped: how many numbers of the actions were beyond [-1, 1] in the file, see `layouts`.
     """
 
     obs: np.ndarray
@@ -47,16 +47,16 @@ class Trajectory:
 
 
 def check(trajectory: Trajectory, task: Task, where: str, obs_name: str = "obs") -> None:
-    """Checks that an episode is of a task's sizes, complete, finite and in range.
+    """Checks that an episode has a task's sizes and is complete, finite and in range.
 
     Args:
       trajectory: the episode.
-      task: whose episode it should be.
-      where: names the episode in an error.
-      obs_name: what the file calls observations.
+      task: the task.
+      where: the name of the episode in an error message.
+      obs_name: the file's name for observations.
 
     Raises:
-      DataError: the first thing that is wrong with it.
+      DataError: the episode is not usable; the message names the first problem.
     """
     obs, actions = trajectory.obs, trajectory.actions
     if obs.ndim != 2 or obs.shape[1] != task.obs_dim:
@@ -100,16 +100,16 @@ def check(trajectory: Trajectory, task: Task, where: str, obs_name: str = "obs")
 
 
 def episode_keys(key: jax.Array) -> tuple[jax.Array, ...]:
-    """What an episode's key, `jax.random.key(seed)`, becomes.
+    """Splits an episode's key, `jax.random.key(seed)`.
 
     Returns:
-      Keys of the initial state, the expert's memory, its actions, and the disturbances.
+      Keys for the initial state, the expert's initial carry, its actions, and the disturbances.
     """
     return tuple(jax.random.split(key, 4))
 
 
 def column_names(parts: tuple[tuple[str, int], ...]) -> list[str]:
-    """A name for each number of an observation or action: `part`, or `part[i]` of larger parts."""
+    """Names each number of an observation or action: `part`, or `part[i]` for longer parts."""
     return [
         name if size == 1 else f"{name}[{index}]" for name, size in parts for index in range(size)
     ]

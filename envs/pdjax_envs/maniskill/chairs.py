@@ -1,16 +1,17 @@
 """A family of office chairs: a seat that turns on a base of five legs with casters.
 
-Stands in for ManiSkill2's chairs, which are PartNet-Mobility models whose licence keeps them out of
-packages. Apart from the task so that the family, its split and its physics can be read at once.
+It replaces ManiSkill2's chairs, which are PartNet-Mobility models whose licence keeps them out of
+packages. Separate from the task so that the family, its split and its physics are in one place.
 
-Every chair has the same bodies and the same primitive shapes, so one compiled model serves all:
-`overrides` gives the rows of the model that make it a certain chair. They are read off chairs that
-MuJoCo has compiled, its derived constants included, and so nothing about them is computed twice.
+All chairs have the same bodies and the same primitive shapes, so one compiled model serves all of
+them: `overrides` returns the rows of the model that turn it into a particular chair. The rows,
+including MuJoCo's derived constants, come from chairs that MuJoCo compiled one by one, so this
+module does not repeat any of MuJoCo's computations.
 
-Casters are spheres that slide with little friction; viscous resistance to rolling and to turning on
-the spot acts on the chair as a whole. Rolling wheels would cost ten joints.
+Casters are spheres that slide with little friction. Viscous resistance to rolling and to turning on
+the spot acts on the chair as a whole. Rolling wheels would take ten joints.
 
-Holds no state but a cache of the compiled rows.
+The only state is a cache of the compiled rows.
 """
 
 from functools import cache
@@ -27,23 +28,23 @@ LEGS = 5
 
 
 class Chair(NamedTuple):
-    """One chair: lengths in m, masses in kg; drawn uniformly from `RANGES`, in this order.
+    """One chair, drawn uniformly from `RANGES` in this order; lengths in m, masses in kg.
 
     Attributes:
-      height: of the seat's underside, where it turns on its base.
-      seat_half_depth: along the direction that the chair faces.
-      seat_half_width: across it.
-      seat_half_thickness: of the cushion.
-      back_height: from the back's lower to its upper edge.
-      back_half_width: of the back.
-      back_tilt: rad, backwards.
-      arm_height: of the arm rests above the cushion; 0 = none.
-      base_radius: from the middle to the casters.
-      caster_radius: of the casters.
-      caster_friction: sliding friction on the floor.
+      height: height of the seat's underside, where the seat turns on the base.
+      seat_half_depth: half the seat's extent in the direction that the chair faces.
+      seat_half_width: half the seat's extent across that direction.
+      seat_half_thickness: half the thickness of the cushion.
+      back_height: distance from the lower to the upper edge of the back.
+      back_half_width: half the width of the back.
+      back_tilt: backward tilt of the back, rad.
+      arm_height: height of the arm rests above the cushion; 0 = no arm rests.
+      base_radius: distance of the casters from the middle.
+      caster_radius: radius of the casters.
+      caster_friction: sliding friction of the casters on the floor.
       caster_damping: viscous resistance, N s/m.
-      base_mass: of legs, casters and column.
-      seat_mass: of seat, back and arm rests.
+      base_mass: mass of legs, casters and column.
+      seat_mass: mass of seat, back and arm rests.
     """
 
     height: float
@@ -78,9 +79,9 @@ RANGES = {
     "base_mass": (5.0, 8.0),
     "seat_mass": (5.0, 9.0),
 }
-ARM_RESTS = 0.6  # share of chairs that have them
+ARM_RESTS = 0.6  # share of chairs with arm rests
 
-# The split is fixed by seed, one a chair.
+# The split is a split of the seeds; each seed is one chair.
 TRAINING, HELD_OUT = (0, 1, 2, 3, 4), (5, 6, 7)
 
 _BASE_GEOMS = (
@@ -107,11 +108,11 @@ OVERRIDE_ROWS = {
 }
 TURNING_ROW, _HINGE_ROW = 5, 6  # of `dof_damping`: the base about z, the seat on the base
 
-# Shares of a body's mass.
+# Shares of the mass of a body.
 _LEG, _CASTER, _COLUMN = 0.1, 0.05, 0.25
 _SEAT, _BACK, _SPINE, _PAD, _POST = 0.45, 0.35, 0.1, 0.03, 0.02
-# PhysX takes the mean of a pair's frictions: 2 of the gripper's and 0.1 of the chair's
-# (mani_skill2 envs/ms1/push_chair.py). Priority makes this the friction of every pair.
+# PhysX uses the mean friction of a pair: the gripper has 2 and the chair 0.1
+# (mani_skill2 envs/ms1/push_chair.py). With priority this is the friction of every pair.
 _SURFACE = {"friction": (1.05, 0, 0), "priority": 1, "contype": 0}
 _TOUCHED = {**_SURFACE, "conaffinity": panda.ROBOT_BIT}
 _FALLING = {**_SURFACE, "conaffinity": panda.ROBOT_BIT | panda.FLOOR_BIT}
@@ -120,18 +121,18 @@ _CLOTH = (0.16, 0.32, 0.45, 1)
 
 
 def make_chair(seed: int) -> Chair:
-    """The chair of a seed."""
-    rng = np.random.RandomState(seed)  # a stream that NumPy keeps for good, unlike `default_rng`
+    """Draws the chair of a seed."""
+    rng = np.random.RandomState(seed)  # NumPy never changes this stream, unlike `default_rng`'s
     chair = Chair(*(rng.uniform(*span) for span in RANGES.values()))
     return chair if rng.uniform() < ARM_RESTS else chair._replace(arm_height=0.0)
 
 
 def add_chair(spec: mujoco.MjSpec, chair: Chair) -> None:
-    """Adds a chair that faces x, with its underside of the seat at `(0, 0, height)`.
+    """Adds a chair that faces x, with the underside of its seat at `(0, 0, height)`.
 
     Args:
-      spec: the model; gets bodies `chair` (the base, free) and `chair_seat`.
-      chair: which.
+      spec: the model; gets the bodies `chair` (the base, free) and `chair_seat`.
+      chair: the chair to add.
     """
     base = spec.worldbody.add_body(name="chair", pos=(0, 0, chair.height))
     base.add_joint(name="chair_joint", type=mujoco.mjtJoint.mjJNT_FREE)
@@ -171,7 +172,7 @@ def _add_base(body: mujoco.MjsBody, chair: Chair) -> None:
             size=(chair.caster_radius, 0, 0),
             mass=_CASTER * chair.base_mass,
             friction=(chair.caster_friction, 0, 0),
-            priority=1,  # the casters' friction counts, not the floor's
+            priority=1,  # the casters' friction applies, not the floor's
             rgba=_PLASTIC,
             contype=0,
             conaffinity=panda.FLOOR_BIT,
@@ -190,7 +191,7 @@ def _add_seat(body: mujoco.MjsBody, chair: Chair) -> None:
         rgba=_CLOTH,
         **_FALLING,
     )
-    # The back leans about the rear edge of the cushion, 8 cm above it.
+    # The back tilts about the rear edge of the cushion, 8 cm above it.
     lean = np.array([-np.sin(chair.back_tilt), 0, np.cos(chair.back_tilt)])
     foot = np.array([0.02 - depth, 0, 2 * thick])
     body.add_geom(
@@ -211,7 +212,7 @@ def _add_seat(body: mujoco.MjsBody, chair: Chair) -> None:
         pad = ((-0.5 * depth, across, top), (0.5 * depth, across, top))
         post = ((0, across, thick), (0, across, top))
         radii = (0.022, 0.014)
-        if not chair.arm_height:  # hidden in the cushion, so that all chairs have the same shapes
+        if not chair.arm_height:  # hide them in the cushion: all chairs have the same shapes
             pad = post = ((-0.05, sign * 0.05, thick), (0.05, sign * 0.05, thick))
             radii = (0.01, 0.01)
         _add_capsule(
@@ -233,9 +234,9 @@ def _add_capsule(body: mujoco.MjsBody, name: str, ends, radius: float, **kinds) 
 
 
 def prepare(model: mujoco.MjModel) -> None:
-    """Makes a compiled model fit for all chairs, in place.
+    """Prepares a compiled model for all chairs, in place.
 
-    MuJoCo notes which frames of a body coincide, to save work; those of another chair may not.
+    To save work, MuJoCo records which frames of a body coincide; in another chair they may not.
     """
     for name in _BODIES:
         model.body_sameframe[model.body(name).id] = 0
@@ -245,16 +246,16 @@ def prepare(model: mujoco.MjModel) -> None:
 
 @cache
 def heights() -> np.ndarray:
-    """(8,) float32 m, `Chair.height` of all chairs, by seed."""
+    """Returns `Chair.height` of all chairs by seed: (8,) float32, m."""
     return np.array([make_chair(seed).height for seed in TRAINING + HELD_OUT], np.float32)
 
 
 def overrides(chair: jax.Array, seat_damping: jax.Array) -> dict[str, jax.Array]:
-    """Model values of one chair, rows in the order of `OVERRIDE_ROWS`.
+    """Returns the model values of one chair, with rows in the order of `OVERRIDE_ROWS`.
 
     Args:
-      chair: () int32, its seed.
-      seat_damping: () N m s/rad, of the seat's turning on its base.
+      chair: () int32, the seed of the chair.
+      seat_damping: () N m s/rad, damping of the seat's rotation on the base.
     """
     rows = {field: jnp.asarray(table)[chair] for field, table in _tables().items()}
     rows["dof_damping"] = rows["dof_damping"].at[_HINGE_ROW].set(seat_damping)
@@ -263,23 +264,23 @@ def overrides(chair: jax.Array, seat_damping: jax.Array) -> dict[str, jax.Array]
 
 @cache
 def _tables() -> dict[str, np.ndarray]:
-    """Field -> (8, rows, ...) float32: the rows of all chairs, by seed."""
+    """Returns field -> (8, rows, ...) float32, the rows of all chairs by seed."""
     found = [compiled_rows(make_chair(seed)) for seed in TRAINING + HELD_OUT]
     return {field: np.stack([rows[field] for rows in found]) for field in OVERRIDE_ROWS}
 
 
 def compiled_rows(chair: Chair) -> dict[str, np.ndarray]:
-    """Field -> (rows, ...) float32, as MuJoCo compiles the chair on its own."""
+    """Returns field -> (rows, ...) float32 as MuJoCo compiles the chair on its own."""
     spec = mujoco.MjSpec()
     add_chair(spec, chair)
     model = spec.compile()
-    # Rolling, and turning on the spot with the casters at their distance from the middle.
+    # Damping of rolling, and of turning on the spot with the casters at their radius.
     turning = chair.caster_damping * chair.base_radius**2
     model.dof_damping[:6] = [chair.caster_damping, chair.caster_damping, 0, 0, 0, turning]
     rows = {}
     for field, names in OVERRIDE_ROWS.items():
         values = getattr(model, field)
-        # The chair's bodies, joints and degrees of freedom are the model's only ones.
+        # The model has no other bodies, joints and degrees of freedom than the chair's.
         index = (
             [model.geom(name).id for name in names]
             if field.startswith("geom")

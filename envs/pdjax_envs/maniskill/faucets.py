@@ -1,18 +1,19 @@
-"""A family of faucets in place of PartNet's, which cannot be had: fourteen, drawn once and for all.
+"""A family of fourteen fixed faucets that replaces PartNet's, which are not available.
 
-Separate from the task because its demonstrator knows them too. Each faucet is seven capsules: a
-base, a column, a spout with its tip, a post that carries the handle, and two for the handle. Kinds:
+Separate from the task because the demonstrator knows the family too. Each faucet consists of seven
+capsules: a base, a column, a spout with its tip, a post that carries the handle, and two for the
+handle. There are three kinds:
 
-- `lever`: on top of the column, about an axis that leans back by 0.08-0.35 rad; the arm (9-12 cm)
-  swings by 1.0-1.5 rad through the front.
-- `cross`: four spokes (4.2-5.2 cm) on a post beside the column, about an axis that leans to the
-  front by 0-0.25 rad; turns by 1.2-1.7 rad.
-- `side_lever`: beside the column about a horizontal axis; the arm (8.5-11 cm) stands up and falls
-  to the front or to the back by 0.9-1.3 rad.
+- `lever`: the handle is on top of the column and turns about an axis that leans back by 0.08-0.35
+  rad; its arm (9-12 cm) swings by 1.0-1.5 rad through the front.
+- `cross`: the handle has four spokes (4.2-5.2 cm) on a post beside the column and turns by 1.2-1.7
+  rad about an axis that leans to the front by 0-0.25 rad.
+- `side_lever`: the handle is beside the column and turns about a horizontal axis; its arm (8.5-11
+  cm) stands up and falls to the front or to the back by 0.9-1.3 rad.
 
-Each turns either way or stands on either side, by chance. These lengths, and all others below, are
-scaled so that the faucet's longest side is 0.3 m, as mani-skill2 0.5.3 scales PartNet's. A faucet's
-front (its spout) is -x, its base lies at z = 0. Holds no state.
+The side and the direction of turning are random. These lengths, and all others below, are scaled so
+that the faucet's longest side is 0.3 m, as mani-skill2 0.5.3 scales PartNet's. The front of a
+faucet, its spout, points to -x; its base is at z = 0. Holds no state.
 """
 
 from typing import NamedTuple
@@ -23,12 +24,12 @@ import numpy as np
 SEED = 22
 KINDS = ("lever", "cross", "side_lever")
 COUNT = 14
-TRAINING, HELD_OUT = tuple(range(10)), tuple(range(10, COUNT))  # the paper's numbers of faucets
+TRAINING, HELD_OUT = tuple(range(10)), tuple(range(10, COUNT))  # as many faucets as in the paper
 LONGEST_SIDE = 0.3  # m
-HEIGHT = 0.01  # m of air below a faucet
-TARGET = 0.9  # of the joint's range, to be turned
-GAP = 0.002  # m before scaling, between a handle's arms and what carries them
-# Rows of the arrays of shapes: the faucet's and the handle's, each in its own frame.
+HEIGHT = 0.01  # m, air below a faucet
+TARGET = 0.9  # share of the joint's range to turn
+GAP = 0.002  # m before scaling, between the arms of a handle and the part that carries them
+# Rows of the shape arrays: those of the faucet and of the handle, each in its own frame.
 FIXED = ("base", "column", "spout", "tip", "post")
 MOVING = ("handle_a", "handle_b")
 
@@ -38,15 +39,15 @@ class Faucet(NamedTuple):
 
     Attributes:
       kind: one of `KINDS`.
-      pivot: (3,) origin of the handle's frame in the faucet's.
+      pivot: (3,) origin of the handle's frame in the faucet's frame.
       quat: (4,) orientation of the handle's frame: z is the joint's axis, about which the angle
-        grows from 0, and x the direction of one arm at the start.
-      joint_range: by how much the handle turns.
-      size: (7, 3) radius, half length and 0 of each capsule, rows `FIXED` and `MOVING`.
-      place: (7, 3) their middles.
-      turn: (7, 4) their orientations.
-      handhold: (3,) in the handle's frame, where to push.
-      middle: (3,) in the handle's frame, the centre of mass.
+        grows from 0, and x is the direction of one arm at the start.
+      joint_range: angle by which the handle can turn.
+      size: (7, 3) radius, half length and 0 of each capsule; rows `FIXED` and `MOVING`.
+      place: (7, 3) middles of the capsules.
+      turn: (7, 4) orientations of the capsules.
+      handhold: (3,) the place to push, in the handle's frame.
+      middle: (3,) the handle's centre of mass, in its frame.
     """
 
     kind: str
@@ -61,7 +62,10 @@ class Faucet(NamedTuple):
 
 
 class _Design(NamedTuple):
-    """What a kind draws: capsules as (from (3), to (3), radius), `axis` and `arm` unit vectors."""
+    """The random values of a faucet; capsules are (from (3), to (3), radius).
+
+    `axis` and `arm` are unit vectors.
+    """
 
     fixed: list
     moving: list
@@ -73,7 +77,7 @@ class _Design(NamedTuple):
 
 
 def make_family() -> tuple[Faucet, ...]:
-    """The fourteen faucets, always the same; kinds take turns."""
+    """Builds the fourteen faucets, always the same ones; the kinds alternate."""
     rng = np.random.default_rng(SEED)
     draw = {"lever": _lever, "cross": _cross, "side_lever": _side_lever}
     kinds = [KINDS[index % len(KINDS)] for index in range(COUNT)]
@@ -85,21 +89,21 @@ def _vector(*numbers) -> np.ndarray:
 
 
 def _about(axis: np.ndarray, angle: float, vector: np.ndarray) -> np.ndarray:
-    """A vector turned about a unit axis."""
+    """Returns a vector rotated about a unit axis."""
     along = np.dot(axis, vector) * axis
     across = vector - along
     return along + np.cos(angle) * across + np.sin(angle) * np.cross(axis, across)
 
 
 def _spout(rng: np.random.Generator, start: float, rise: float) -> list:
-    """The spout from height `start` m on the column to the front, and its tip."""
+    """Returns the spout, which begins at height `start` m on the column, and its tip."""
     radius, reach = rng.uniform(0.011, 0.014), rng.uniform(0.13, 0.16)
     end = _vector(-reach, 0, start + rise)
     return [(_vector(0, 0, start), end, radius), (end, end - _vector(0, 0, 0.035), radius)]
 
 
 def _hub_and_arm(half: float, hub: float, length: float, radius: float) -> list:
-    """A hub along the axis and an arm out of it, in the handle's frame."""
+    """Returns a hub along the axis and an arm that leaves it, in the handle's frame."""
     z = _vector(0, 0, half)
     return [(-z, z, hub), (_vector(0, 0, 0), _vector(length, 0, 0), radius)]
 
@@ -139,7 +143,7 @@ def _cross(rng: np.random.Generator) -> _Design:
     fixed = [base, column, *spout, (foot, neck, post)]
     x, y = length * _vector(1, 0, 0), length * _vector(0, 1, 0)
     moving = [(-x, x, spoke), (-y, y, spoke)]
-    # The spoke to push is the one that passes the front halfway.
+    # The spoke to push is the one that points to the front halfway through the turn.
     arm = _about(up, np.pi - way * joint_range / 2, right)
     return _Design(fixed, moving, pivot, way * up, arm, joint_range, 0.75 * x)
 
@@ -158,12 +162,12 @@ def _side_lever(rng: np.random.Generator) -> _Design:
     fixed = [base, (_vector(0, 0, 0.03), middle, radius), *spout, (middle, neck, 0.013)]
     moving = _hub_and_arm(hub_half, hub, length, arm_radius)
     arm = _vector(way * np.sin(lean), 0, np.cos(lean))
-    axis = _vector(0, way, 0)  # +y turns what stands up to the back, +x
+    axis = _vector(0, way, 0)  # +y turns an upright arm to the back, +x
     return _Design(fixed, moving, pivot, axis, arm, joint_range, _vector(0.72 * length, 0, 0))
 
 
 def _finish(kind: str, design: _Design) -> Faucet:
-    """The design scaled to its longest side, as capsules' sizes and poses."""
+    """Scales a design to its longest side and returns its capsules' sizes and poses."""
     frame = np.stack([design.arm, np.cross(design.axis, design.arm), design.axis], axis=1)
     ends = [*design.fixed]
     ends += [(design.pivot + frame @ a, design.pivot + frame @ b, r) for a, b, r in design.moving]
@@ -189,7 +193,7 @@ def _finish(kind: str, design: _Design) -> Faucet:
 
 
 def _along(vector: np.ndarray) -> np.ndarray:
-    """A quaternion that turns z to a vector's direction."""
+    """Returns a quaternion that turns z to the direction of a vector."""
     quat = np.zeros(4)
     mujoco.mju_quatZ2Vec(quat, vector / np.linalg.norm(vector))
     return quat

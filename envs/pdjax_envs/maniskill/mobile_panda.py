@@ -1,18 +1,18 @@
 """ManiSkill2's mobile robot: a base that slides and turns, a lift, a torso and two Panda arms.
 
-Separate from the tasks because those with large objects share it; the arms are those of `panda`.
-Numbers are those of mani-skill2 0.5.3: `assets/descriptions/mobile_panda_dual_arm.urdf` (frames,
+Separate from the tasks because all tasks with large objects share it; the arms come from `panda`.
+The numbers come from mani-skill2 0.5.3: `assets/descriptions/mobile_panda_dual_arm.urdf` (frames,
 inertias, limits), `agents/configs/mobile_panda/defaults.py` (gains, force limits, action ranges)
-and `agents/robots/mobile_panda.py` (what is observed). Joints are in SAPIEN's order: base x, y and
-turn, lift, right arm and fingers, left arm and fingers.
+and `agents/robots/mobile_panda.py` (observation). Joints are in SAPIEN's order: base x, y and turn,
+lift, right arm and fingers, left arm and fingers.
 
-Drives follow velocities by damping alone, within a force limit, as SAPIEN's do; they need an
+As in SAPIEN, drives follow velocities by damping alone, within a force limit. They need an
 integrator that is implicit in the actuators' velocity (`implicitfast`). At the force limit MuJoCo C
-takes a drive's damping out of the implicit part, MJX does not.
+removes a drive's damping from the implicit part; MJX does not.
 
-Differences from SAPIEN: collision shapes are primitives of our own; the robot does not collide with
-itself, nor its torso with the floor (through which it reaches in ManiSkill2 too); gravity is
-compensated but Coriolis forces are not.
+Differences from SAPIEN: collision shapes are primitives; the robot does not collide with itself,
+and its torso does not collide with the floor (it reaches through the floor in ManiSkill2 too);
+gravity is compensated but Coriolis forces are not.
 
 Holds no state.
 """
@@ -26,13 +26,13 @@ from pdjax_envs.maniskill import panda
 
 NUM_JOINTS = 22
 START_LIFT = 0.9  # m
-# Joint positions of an arm at the start of an episode, rad, and of its fingers, m.
+# Joint positions at the start of an episode: of an arm, rad, and of its fingers, m.
 START_ARM = np.array([0, 0, 0, -1.5, 0, 3, 0.78, 0.02, 0.02])
 BASE_SPEED = np.array([0.5, 0.5, 3.14, 0.5])  # m/s, m/s, rad/s, m/s at action 1
 BASE_DAMPING, BASE_FORCE = 1000.0, 500.0  # N s/m and N m s/rad, N and N m
 ARM_SPEED = 3.14  # rad/s at action 1
 LIFT_RANGE = (0.0, 1.6)  # m
-TIP = 0.035  # m, a finger's frame to the point that is observed, along the finger
+TIP = 0.035  # m, distance along the finger from its frame to the observed point
 
 ACTION = (
     ("base_velocity", 2),
@@ -53,14 +53,14 @@ OBSERVATION = (
 )
 SENSORS = (("fingers_pos", 12), ("fingers_vel", 12))
 MEANINGS = {
-    "qpos": "lift, m; right arm's angles, rad, and fingers' openings, m; left arm's and fingers'",
-    "qvel": "their velocities, m/s and rad/s",
+    "qpos": "lift, m; right arm's angles, rad, and fingers' openings, m; then the left arm's",
+    "qvel": "velocities of `qpos`, m/s and rad/s",
     "base_pos": "x and y of the base in the world, m",
-    "base_orientation": "where the base faces, rad about z, not wrapped",
-    "base_vel": "the base's velocity, m/s, world axes",
-    "base_ang_vel": "its turning rate, rad/s",
-    "fingers_pos": "tips of the right hand's fingers 2 and 1, then the left's, m in the world",
-    "fingers_vel": "velocities of the right hand's fingers 1 and 2, then the left's, m/s",
+    "base_orientation": "direction that the base faces, rad about z, not wrapped",
+    "base_vel": "velocity of the base, m/s, world axes",
+    "base_ang_vel": "turning rate of the base, rad/s",
+    "fingers_pos": "tips of fingers 2 and 1 of the right hand, then of the left, m, in the world",
+    "fingers_vel": "velocities of fingers 1 and 2 of the right hand, then of the left, m/s",
 }
 FINGER_GEOMS = tuple(
     f"{side}_panda_{finger}finger_{part}"
@@ -69,19 +69,19 @@ FINGER_GEOMS = tuple(
     for part in ("pad", "carriage")
 )
 
-_SHOULDER = (0.08083, 0.3012, 0.2885)  # m in the chest's frame, of the left arm's first joint
-_CHEST = 0.1315  # m above the lift
-_FIRST_JOINT = 0.333  # m, an arm's base to its first joint
+_SHOULDER = (0.08083, 0.3012, 0.2885)  # m, the left arm's first joint in the chest's frame
+_CHEST = 0.1315  # m, height of the chest above the lift
+_FIRST_JOINT = 0.333  # m, from the base of an arm to its first joint
 _TORSO = {"contype": panda.ROBOT_BIT, "conaffinity": panda.FIXTURE_BIT, "group": 3}
 _WHITE, _DARK = (0.93, 0.94, 0.95, 1), (0.2, 0.21, 0.23, 1)
 
 
 def add_mobile_panda(spec: mujoco.MjSpec, visual: bool) -> None:
-    """Adds robot, actuators (one a joint, in the joints' order) and the sensors of the fingertips.
+    """Adds the robot, one actuator per joint in the joints' order, and the fingertips' sensors.
 
     Args:
-      spec: the model under construction; `sensordata` begins with `SENSORS`.
-      visual: whether to add what is only drawn.
+      spec: the model under construction; its `sensordata` begins with `SENSORS`.
+      visual: whether to add parts that are only drawn.
     """
     if visual:
         panda.add_meshes(spec)
@@ -110,10 +110,11 @@ def add_mobile_panda(spec: mujoco.MjSpec, visual: bool) -> None:
 
 
 def _add_torso(world: mujoco.MjsBody, visual: bool) -> mujoco.MjsBody:
-    """Base, lift and chest; returns the chest."""
+    """Adds base, lift and chest; returns the chest."""
     slide, hinge = mujoco.mjtJoint.mjJNT_SLIDE, mujoco.mjtJoint.mjJNT_HINGE
     box, capsule = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CAPSULE
-    # One body for the URDF's two links of 1 kg that x and y move; a third one moves along x alone.
+    # One body replaces the URDF's two links of 1 kg that both x and y move; a third moves along x
+    # alone.
     base = _add_body(world, "mobile_base", 2.0, (0, 0, 0), (0.04, 0.04, 0.02))
     base.add_joint(name="base_x", type=slide, axis=(1, 0, 0), armature=1.0)
     base.add_joint(name="base_y", type=slide, axis=(0, 1, 0))
@@ -163,7 +164,7 @@ def _add_torso(world: mujoco.MjsBody, visual: bool) -> mujoco.MjsBody:
 
 
 def _add_body(parent, name, mass, com, inertia, products=(0, 0, 0)) -> mujoco.MjsBody:
-    """A body at its parent's origin: kg, m, kg m^2 (xx yy zz and xy xz yz)."""
+    """Adds a body at its parent's origin; units kg, m and kg m^2 (xx yy zz and xy xz yz)."""
     return parent.add_body(
         name=name,
         mass=mass,
@@ -175,7 +176,7 @@ def _add_body(parent, name, mass, com, inertia, products=(0, 0, 0)) -> mujoco.Mj
 
 
 def _add_velocity_actuator(spec: mujoco.MjSpec, joint: str, damping: float, force: float) -> None:
-    """force = damping (ctrl - velocity), within the limit."""
+    """Adds a drive: force = damping * (ctrl - velocity), within the force limit."""
     spec.add_actuator(
         name=joint,
         target=joint,
@@ -190,9 +191,9 @@ def _add_velocity_actuator(spec: mujoco.MjSpec, joint: str, damping: float, forc
 
 
 def _add_sensors(spec: mujoco.MjSpec) -> None:
-    """Positions of the fingertips and velocities of the fingers' frames, in the world.
+    """Adds sensors of the fingertips' positions and the finger frames' velocities, in the world.
 
-    In ManiSkill2's order: finger 2 before 1 for the positions, 1 before 2 for the velocities.
+    The order is ManiSkill2's: finger 2 before 1 for positions, finger 1 before 2 for velocities.
     """
     for kind, objtype, suffix, fingers in (
         (mujoco.mjtSensor.mjSENS_FRAMEPOS, mujoco.mjtObj.mjOBJ_SITE, "_tip", ("right", "left")),
@@ -205,11 +206,11 @@ def _add_sensors(spec: mujoco.MjSpec) -> None:
 
 
 def control(turn: jax.Array, action: jax.Array) -> jax.Array:
-    """`base_pd_joint_vel_arm_pd_joint_vel`: (20,) action in [-1, 1] to (22,) targets of the drives.
+    """Computes `base_pd_joint_vel_arm_pd_joint_vel`: the (22,) targets of the drives.
 
     Args:
-      turn: () rad, where the base faces: its velocity is commanded in its own frame.
-      action: base, left arm and gripper, right arm and gripper; see `ACTION`.
+      turn: () rad, direction that the base faces, in whose frame the action gives its velocity.
+      action: (20,) in [-1, 1]: base, left arm and gripper, right arm and gripper; see `ACTION`.
     """
     action = jnp.clip(action, -1.0, 1.0)
     ahead, aside, turn_speed, lift_speed = action[:4] * BASE_SPEED
@@ -226,6 +227,6 @@ def control(turn: jax.Array, action: jax.Array) -> jax.Array:
 
 
 def observe(qpos: jax.Array, qvel: jax.Array) -> list[jax.Array]:
-    """What ManiSkill2 calls the robot's proprioception; see `OBSERVATION`."""
+    """Returns what ManiSkill2 calls the robot's proprioception; see `OBSERVATION`."""
     robot, speed = qpos[:NUM_JOINTS], qvel[:NUM_JOINTS]
     return [robot[3:], speed[3:], robot[:2], robot[2:3], speed[:2], speed[2:3]]

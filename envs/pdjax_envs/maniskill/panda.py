@@ -1,14 +1,14 @@
 """The Franka Panda arm of ManiSkill2: its MuJoCo model, kinematics and end-effector control.
 
-Separate from the tasks because all ManiSkill tasks share the arm. Numbers are those of
-mani-skill2 0.5.3: `assets/descriptions/panda_v3.urdf` (frames, inertias, limits, the camera on the
-hand) and `agents/configs/panda/defaults.py` (gains, force limits, action ranges). Collision shapes
-are primitives of our own, so that every physics engine computes the same contacts.
+Separate from the tasks because all ManiSkill tasks share the arm. The numbers come from mani-skill2
+0.5.3: `assets/descriptions/panda_v3.urdf` (frames, inertias, limits, the camera on the hand) and
+`agents/configs/panda/defaults.py` (gains, force limits, action ranges). Collision shapes are
+primitives, so that every physics engine computes the same contacts.
 
 Differences from SAPIEN: the drives' damping is joint damping, which the integrator treats
-implicitly and the force limit does not cover; gravity is compensated but Coriolis forces are not;
-friction of a pair is the larger of the two, not their mean; only the distal links collide with
-objects.
+implicitly and to which the force limit does not apply; gravity is compensated but Coriolis forces
+are not; the friction of a pair is the larger of the two values, not their mean; only the distal
+links collide with objects.
 
 Holds no state; the kinematics are pure JAX for one arm (use `jax.vmap`).
 """
@@ -30,16 +30,16 @@ BASE_POS = (-0.615, 0.0, 0.0)  # m, in the world; mani_skill2 envs/assembly/base
 ACTION_DIM = 7  # translation (3), rotation vector (3), gripper (1)
 MAX_TRANSLATION = 0.1  # m per control step at action 1, in the end-effector's frame
 MAX_ROTATION = 0.1  # rad, norm of the rotation vector at action norm 1
-GRIPPER_RANGE = (-0.01, 0.04)  # m, finger target at action -1 and 1; below 0 to press thin things
+GRIPPER_RANGE = (-0.01, 0.04)  # m, finger target at action -1 and 1; negative to press thin objects
 STIFFNESS, DAMPING, FORCE_LIMIT = 1e3, 1e2, 100.0  # N m/rad, N m s/rad, N m (N for the fingers)
 FINGER_FRICTION = 2.0
 # Rotor inertia, kg m^2 and kg. The constraint solver does not see the drives' damping, which only
-# enters the integration; where damping * time step exceeds a joint's inertia, contact forces fall
-# short and a grasped object creeps. This much inertia prevents it and leaves the motion (whose time
-# constant is damping / stiffness = 0.1 s) as it was.
+# enters the integration. If damping * time step exceeds a joint's inertia, contact forces are too
+# small and a grasped object creeps. This inertia prevents that without changing the motion, whose
+# time constant is damping / stiffness = 0.1 s.
 ARM_ARMATURE, FINGER_ARMATURE = 0.3, 1.0
 
-# Collision groups: a pair collides where one's contype meets the other's conaffinity.
+# Collision bits: a pair collides if the contype of one matches the conaffinity of the other.
 FLOOR_BIT, ROBOT_BIT, FIXTURE_BIT = 1, 2, 4
 
 
@@ -133,7 +133,7 @@ _TCP = 0.1034  # m, hand to the tool centre point along z
 _FINGER_BASE = 0.0584  # m, hand to the finger joints along z
 
 # Collision boxes of one finger, centre and half size in m (panda_v3.urdf); y is mirrored for the
-# right one. The sloped middle part is left out: the pad and the carriage enclose it.
+# right finger. The sloped middle part has no box: pad and carriage enclose it.
 _FINGER_PAD = ((0, 0.00758, 0.04525), (0.00875, 0.0076, 0.00925))
 _FINGER_CARRIAGE = ((0, 0.0185, 0.015), (0.011, 0.0075, 0.0145))
 
@@ -145,9 +145,9 @@ def add_panda(spec: mujoco.MjSpec, visual: bool) -> None:
     """Adds the arm, hand and nine position actuators to a model under construction.
 
     Args:
-      spec: the model; gets bodies `panda_link0` ... `panda_hand`, `panda_leftfinger`,
-        `panda_rightfinger`, site `tcp`, joints `panda_joint1` ... `panda_finger_joint2`.
-      visual: whether to add the Franka meshes of the gymnasium-robotics package (rendering only).
+      spec: the model; gets the bodies `panda_link0` ... `panda_hand`, `panda_leftfinger` and
+        `panda_rightfinger`, the site `tcp` and the joints `panda_joint1` ... `panda_finger_joint2`.
+      visual: whether to add the Franka meshes of the gymnasium-robotics package, for rendering.
     """
     if visual:
         add_meshes(spec)
@@ -169,14 +169,14 @@ def add_arm(
 
     Args:
       mount: the body that carries the arm's base frame.
-      prefix: of all names: links `<prefix>link1`, `<prefix>hand`, `<prefix>leftfinger`; joints
-        `<prefix>joint1`, `<prefix>finger_joint1`; ...
-      damping: of the seven joints, N m s/rad.
+      prefix: prefix of all names: links `<prefix>link1`, `<prefix>hand`, `<prefix>leftfinger`,
+        joints `<prefix>joint1`, `<prefix>finger_joint1`, ...
+      damping: damping of the seven joints, N m s/rad.
       visual: whether to add the meshes of `add_meshes`.
-      camera: whether the hand carries one.
+      camera: whether the hand carries a camera.
 
     Returns:
-      The hand.
+      The body of the hand.
     """
     parent = mount
     for index, link in enumerate(_LINKS, start=1):
@@ -217,7 +217,7 @@ def add_arm(
 
 
 def add_position_actuator(spec: mujoco.MjSpec, joint: str) -> None:
-    """Adds a drive towards a joint position, named like its joint; the joint itself damps."""
+    """Adds a drive to a joint position, with the joint's name; the joint itself has the damping."""
     spec.add_actuator(
         name=joint,
         target=joint,
@@ -276,7 +276,7 @@ def _add_fingers(hand: mujoco.MjsBody, prefix: str, visual: bool) -> None:
 
 
 def _add_camera(hand: mujoco.MjsBody, prefix: str) -> None:
-    """The camera on the hand; its inertia is about its own centre."""
+    """Adds the camera on the hand; its inertia is about its own centre."""
     camera = hand.add_body(name=f"{prefix}camera", pos=(0.0465, 0, 0.036), gravcomp=1.0)
     camera.mass, camera.ipos, camera.explicitinertial = 0.564, (0, 0, 0), True
     camera.fullinertia = (0.003879257, 0.00049894, 0.003881243, 0, 0, 0)
@@ -285,11 +285,11 @@ def _add_camera(hand: mujoco.MjsBody, prefix: str) -> None:
         size=(0.0115, 0.0495, 0.010025),
         rgba=(0.15, 0.15, 0.17, 1),
         **_collision(True),
-    ).group = 2  # the camera has no mesh: its box is its picture
+    ).group = 2  # the camera has no mesh, so its box is drawn
 
 
 def _collision(distal: bool) -> dict[str, int]:
-    """Collision bits of a robot shape; group 3 is hidden in pictures."""
+    """Returns the collision bits of a robot shape; pictures hide group 3."""
     if not distal:
         return {"contype": 0, "conaffinity": FLOOR_BIT, "group": 3}
     return {"contype": ROBOT_BIT, "conaffinity": FLOOR_BIT | FIXTURE_BIT, "group": 3}
@@ -305,7 +305,7 @@ def add_meshes(spec: mujoco.MjSpec) -> None:
     Raises:
       ModuleNotFoundError: the package is not installed.
     """
-    # Found without importing the package, which would load Gymnasium and print its notices.
+    # This finds the package without importing it, which would load Gymnasium and print notices.
     package = importlib.util.find_spec("gymnasium_robotics")
     if package is None or package.origin is None:
         raise ModuleNotFoundError(
@@ -331,10 +331,10 @@ def _add_visual(body: mujoco.MjsBody, mesh: str, quat=(1, 0, 0, 0)) -> None:
 
 
 class ArmFrames(NamedTuple):
-    """Where the arm's joints and its tool centre point are, in the robot's base frame.
+    """Poses of the arm's joints and tool centre point, in the robot's base frame.
 
     Attributes:
-      pos: (3,) m, the tool centre point.
+      pos: (3,) m, position of the tool centre point.
       columns: (3, 3), row i is the tool's i-th axis (a column of its rotation matrix).
       origins: (7, 3) m, a point on each joint's axis.
       axes: (7, 3), unit vectors along the joints' axes.
@@ -347,10 +347,10 @@ class ArmFrames(NamedTuple):
 
 
 def forward_kinematics(arm_qpos: jax.Array) -> ArmFrames:
-    """Frames of the arm at joint angles (7,) in rad.
+    """Computes the frames of the arm at joint angles (7,) in rad.
 
-    Written with vectors instead of 3x3 products: every fixed turn is a quarter turn about x, which
-    only swaps columns, and batched tiny matrix products are slow on CPUs.
+    It uses vectors instead of 3x3 products: every fixed turn is a quarter turn about x, which only
+    swaps columns, and batched tiny matrix products are slow on CPUs.
     """
     pos = jnp.zeros(3)
     x, y, z = jnp.eye(3)
@@ -374,16 +374,16 @@ def forward_kinematics(arm_qpos: jax.Array) -> ArmFrames:
 
 
 def tool_jacobian(frames: ArmFrames) -> jax.Array:
-    """(6, 7), d(position, rotation) of the tool / d(joint angles), in the base frame."""
+    """Returns (6, 7), d(position, rotation) of the tool / d(joint angles), in the base frame."""
     linear = jnp.cross(frames.axes, frames.pos - frames.origins)
     return jnp.concatenate([linear, frames.axes], axis=1).T
 
 
 def tcp_pose(arm_qpos: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """World position (3,) in m and quaternion (4,) w x y z of the tool centre point.
+    """Returns the tool centre point's world position (3,), m, and quaternion (4,), w x y z.
 
-    Of the two quaternions of a rotation, the one with y >= 0: a tool that points down has w near 0,
-    and a sign that followed w would jump from step to step.
+    Of the two quaternions of a rotation it returns the one with y >= 0. A tool that points down has
+    w near 0, so a sign that followed w would jump from step to step.
     """
     frames = forward_kinematics(arm_qpos)
     quat = quat_from_columns(*frames.columns)
@@ -391,11 +391,12 @@ def tcp_pose(arm_qpos: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def delta_pose_control(robot_qpos: jax.Array, action: jax.Array, iterations: int = 3) -> jax.Array:
-    """Joint targets for one `pd_ee_delta_pose` action.
+    """Computes the joint targets of one `pd_ee_delta_pose` action.
 
-    The target is the current tool pose times the delta (in the tool's frame), solved for joint
-    angles by damped Gauss-Newton steps. Source: mani_skill2 agents/controllers/pd_ee_pose.py, which
-    lets Pinocchio iterate to convergence; three steps leave under 0.1 mm for the largest action.
+    The target is the current tool pose times the delta (in the tool's frame); damped Gauss-Newton
+    steps solve for the joint angles. Source: mani_skill2 agents/controllers/pd_ee_pose.py, which
+    lets Pinocchio iterate to convergence. Three steps leave an error under 0.1 mm for the largest
+    action.
 
     Args:
       robot_qpos: (9,) joint positions, rad and m.
@@ -416,8 +417,8 @@ def delta_pose_control(robot_qpos: jax.Array, action: jax.Array, iterations: int
         return arm + _damped_solve(tool_jacobian(frames), error)
 
     def iterate(_, carry):
-        # Frames are carried although the angles say it all: what a loop carries is stored, where
-        # XLA's CPU compiler would compute it anew at each of its uses.
+        # The loop carries the frames although they follow from the angles: XLA's CPU compiler
+        # stores what a loop carries, and would otherwise recompute the frames at each use.
         arm = gauss_newton(*carry)
         return arm, forward_kinematics(arm)
 
@@ -430,7 +431,7 @@ def delta_pose_control(robot_qpos: jax.Array, action: jax.Array, iterations: int
 
 
 def _goal(start: ArmFrames, action: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Commanded position (3,) and axes (3, 3) of the tool, as in `ArmFrames`."""
+    """Returns the commanded position (3,) and axes (3, 3) of the tool, as in `ArmFrames`."""
     move = MAX_TRANSLATION * action[:3]
     turn = action[3:6] / jnp.maximum(1.0, jnp.linalg.norm(action[3:6])) * MAX_ROTATION
     pos = start.pos + jnp.sum(move[:, None] * start.columns, axis=0)
@@ -439,9 +440,10 @@ def _goal(start: ArmFrames, action: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _damped_solve(jacobian: jax.Array, error: jax.Array, damping: float = 1e-4) -> jax.Array:
-    """J^T (J J^T + damping)^-1 error, (6, 7) and (6,) to (7,).
+    """Returns J^T (J J^T + damping)^-1 error, (7,), for J (6, 7) and error (6,).
 
-    By L D L^T factors, written out: batched LAPACK calls and loops cost several times as much.
+    The L D L^T factorisation is written out, because batched LAPACK calls and loops take several
+    times as long.
     """
     gram = jnp.sum(jacobian[:, None, :] * jacobian[None, :, :], axis=-1)  # (6, 6)
     size = error.shape[0]
@@ -463,5 +465,5 @@ def _damped_solve(jacobian: jax.Array, error: jax.Array, damping: float = 1e-4) 
 
 
 def _dot(a: list[jax.Array], b: list[jax.Array]) -> jax.Array | float:
-    """Sum of the products of scalars; 0 if there are none."""
+    """Returns the sum of the products of scalars; 0 if there are none."""
     return sum((x * y for x, y in zip(a, b, strict=True)), start=0.0)

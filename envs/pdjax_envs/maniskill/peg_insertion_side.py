@@ -1,10 +1,11 @@
 """PegInsertionSide: grasp a peg on the table and push it sideways into a box with a 3 mm clearance.
 
-Facts from mani-skill2 0.5.3 `envs/assembly/peg_insertion_side.py` (spawn ranges, sizes, observation
-order, both rewards) with the success test of the reference implementation's `PegInsertionSide-v2`
-(policy_decorator `envs/maniskill_fixed.py`: the head's depth has an upper bound too).
+Spawn ranges, sizes, observation order and both rewards come from mani-skill2 0.5.3
+`envs/assembly/peg_insertion_side.py`, the success test from the reference implementation's
+`PegInsertionSide-v2` (policy_decorator `envs/maniskill_fixed.py`), in which the depth of the peg's
+head has an upper bound too.
 
-Differences from SAPIEN: MuJoCo contacts at 200 Hz instead of PhysX at 500 Hz; see `panda.py`.
+Differences from SAPIEN: MuJoCo computes contacts at 200 Hz, PhysX at 500 Hz; see also `panda.py`.
 """
 
 from collections.abc import Mapping
@@ -22,15 +23,15 @@ from pdjax_envs.physics.engine import PhysicsState, Scene
 from pdjax_envs.rotations import quat_about_z, quat_conjugate, rotate, to_frame
 from pdjax_envs.task import Episode, Start, Task
 
-CLEARANCE = 0.003  # m, hole's half width less the peg's
+CLEARANCE = 0.003  # m, the hole's half width minus the peg's
 PEG_HALF_LENGTH = (0.075, 0.125)  # m
 PEG_HALF_WIDTH = (0.015, 0.025)  # m
 PEG_XY = ((-0.1, -0.3), (0.1, 0.0))  # m, low and high
 PEG_YAW_SPREAD = np.pi / 3  # rad about pi/2
 BOX_XY = ((-0.05, 0.2), (0.05, 0.4))  # m
 BOX_YAW_SPREAD = np.pi / 8  # rad about pi/2
-LARGEST = 1.1  # times these sizes, by shifts: what bounding volumes are compiled for
-SUCCESS_DEPTH = (-0.015, 0.075)  # m, the peg's head along the hole, from the middle of the box
+LARGEST = 1.1  # shifts may scale these sizes so far; bounding volumes are compiled for it
+SUCCESS_DEPTH = (-0.015, 0.075)  # m, depth of the peg's head along the hole, from the box's middle
 SET_BACK = 2e-4  # m, see `_walls`
 REST_ARM = panda.REST_ARM * np.array([1, 1, 1, 1, 1, 1, -1])  # the hand is turned by 90 degrees
 
@@ -42,10 +43,10 @@ OBSERVATION = (
     ("box_hole_radius", 1),
 )
 MEANINGS = tabletop.ROBOT_MEANINGS | {
-    "peg_pose": "the peg's middle in the world: position, m, and quaternion; x points to its head",
-    "peg_half_size": "half the peg's length, width and height, m",
-    "box_hole_pose": "the hole's middle in the world: position, m, and quaternion; x goes into it",
-    "box_hole_radius": "half the hole's width, m",
+    "peg_pose": "middle of the peg in the world: position, m, and quaternion; x points to its head",
+    "peg_half_size": "half the length, width and height of the peg, m",
+    "box_hole_pose": "middle of the hole in the world: position, m, and quaternion; x goes inwards",
+    "box_hole_radius": "half the width of the hole, m",
 }
 ACTION = (("ee_delta_position", 3), ("ee_delta_rotation", 3), ("gripper", 1))
 
@@ -65,7 +66,7 @@ _OVERRIDE_ROWS = {
 
 
 class PegParams(NamedTuple):
-    """Sizes of one episode: all in m; `hole_offset` (2,) is y, z in the box's frame."""
+    """The sizes of one episode, all in m; `hole_offset` (2,) is y, z in the box's frame."""
 
     peg_half_length: jax.Array
     peg_half_width: jax.Array
@@ -76,10 +77,10 @@ class PegParams(NamedTuple):
 
 
 def _make_model(visual: bool) -> mujoco.MjModel:
-    """The scene; peg and walls are compiled at their largest."""
+    """Builds the model, with the peg and the walls at their largest."""
     spec = tabletop.make_spec("PegInsertionSide", visual)
-    # Only MJX reads this: it would otherwise solve for every possible contact, 216 of them,
-    # touching or not. Demonstrations have at most 12 of one kind at a time.
+    # Only MJX reads this number. Without it, MJX would solve for all 216 possible contacts,
+    # touching or not. Demonstrations have 12 or fewer of one kind at a time.
     spec.add_numeric(name="max_contact_points", data=[24], size=1)
     _add_peg(spec)
     _add_box(spec)
@@ -119,7 +120,7 @@ def _add_box(spec: mujoco.MjSpec) -> None:
     length, width = LARGEST * PEG_HALF_LENGTH[1], LARGEST * PEG_HALF_WIDTH[0]
     body = spec.worldbody.add_body(name="box", pos=(0, 0.3, length))
     sizes, positions = _walls(length, width + CLEARANCE, np.zeros(2), np)
-    # The hole may lie off the middle: each wall may be this much thicker.
+    # The hole may be off the middle, so each wall may be this much thicker.
     slack = 0.25 * (length - width)
     for index, (name, size, pos) in enumerate(zip(_WALLS, sizes, positions, strict=True)):
         size = size + slack * (np.arange(3) == (1 if index < 2 else 2))
@@ -135,7 +136,7 @@ def _add_box(spec: mujoco.MjSpec) -> None:
 
 
 def _box_inertia(half_length, half_width):
-    """Mass in kg and principal inertias in kg m^2 of the peg; floats or traced scalars."""
+    """Returns the peg's mass, kg, and principal inertias, kg m^2, as floats or traced scalars."""
     mass = tabletop.DENSITY * 8 * half_length * half_width**2
     along = mass / 3 * 2 * half_width**2
     across = mass / 3 * (half_length**2 + half_width**2)
@@ -143,10 +144,11 @@ def _box_inertia(half_length, half_width):
 
 
 def _walls(outer, inner, center, xp):
-    """Half sizes and centres (4, 3) of the four walls around the hole; `xp` is numpy or jax.numpy.
+    """Returns half sizes and centres (4, 3) of the walls of the hole; `xp` is numpy or jax.numpy.
 
-    Source: mani_skill2 `_build_box_with_hole`; `center` (2,) is the hole's offset in y and z. Where
-    walls overlap at the box's edges one is set back a little: faces in one plane flicker.
+    `center` (2,) is the hole's offset in y and z. Source: mani_skill2 `_build_box_with_hole`. Where
+    walls overlap at the edges of the box, one is set back a little, because faces in the same plane
+    flicker when drawn.
     """
     thickness = (outer - inner) * 0.5
     y, z = center[0] * 0.5, center[1] * 0.5
@@ -203,28 +205,28 @@ def sample_start(key: jax.Array) -> Start:
 
 
 def get_state(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
-    """Positions, velocities and the episode's sizes and places (`PegParams`)."""
+    """Returns positions, velocities and the episode's sizes and places (`PegParams`)."""
     return {"qpos": physics.qpos, "qvel": physics.qvel, **episode.params._asdict()}
 
 
 def make_start(state: Mapping[str, Any]) -> Start:
-    """An episode that starts from such a state."""
+    """Builds a start from such a state."""
     params = PegParams(*(jnp.asarray(state[name]) for name in PegParams._fields))
     return Start(Episode(_overrides(params), params), state["qpos"], state["qvel"])
 
 
 def _overrides(params: PegParams) -> dict[str, jax.Array]:
-    """Model values of one episode, rows in the order of `_OVERRIDE_ROWS`."""
+    """Returns the model values of one episode, with rows in the order of `_OVERRIDE_ROWS`."""
     length, width = params.peg_half_length, params.peg_half_width
     zero = jnp.zeros(())
     mass, inertia = _box_inertia(length, width)
     inertia = jnp.stack(inertia)
     walls, wall_pos = _walls(length, params.hole_half_width, params.hole_offset, jnp)
     peg = jnp.stack([length, width, width])
-    # The head is drawn a hair larger than the peg beneath it.
+    # The head is drawn slightly larger than the peg beneath it.
     head = jnp.stack([length / 2, width + 2e-4, width + 2e-4])
-    # What mj_setConst derives for a free body: its mass matrix and the inverse inertias that scale
-    # the constraint solver's softness.
+    # These are the values that mj_setConst derives for a free body: its mass matrix and the inverse
+    # inertias that scale the softness of constraints.
     inverse = jnp.stack([1 / mass, jnp.mean(1 / inertia)])
     return {
         "geom_size": jnp.concatenate([jnp.stack([peg, head]), walls]),
@@ -241,7 +243,7 @@ def _overrides(params: PegParams) -> dict[str, jax.Array]:
 
 
 def resize(start: Start, factor: jax.Array) -> Start:
-    """A peg of another size on the floor; the box is built for it, with the same clearance."""
+    """Scales the peg and keeps it on the floor; the box fits it with the same clearance."""
     old = start.episode.params
     params = old._replace(
         peg_half_length=factor * old.peg_half_length,
@@ -260,13 +262,13 @@ def resize(start: Start, factor: jax.Array) -> Start:
 
 
 def control(episode: Episode, physics: PhysicsState, action: jax.Array) -> jax.Array:
-    """`pd_ee_delta_pose`: (7,) action to (9,) joint targets."""
+    """Turns a `pd_ee_delta_pose` action (7,) into joint targets (9,)."""
     del episode
     return panda.delta_pose_control(physics.qpos[: panda.NUM_JOINTS], action)
 
 
 def observe(episode: Episode, physics: PhysicsState) -> jax.Array:
-    """The 50 numbers of ManiSkill2's state mode, in its order (`OBSERVATION`)."""
+    """Returns the 50 numbers of ManiSkill2's state mode, in its order (`OBSERVATION`)."""
     params = episode.params
     hole_pos = params.box_pos + rotate(params.box_quat, jnp.append(0.0, params.hole_offset))
     width = params.peg_half_width
@@ -282,12 +284,12 @@ def observe(episode: Episode, physics: PhysicsState) -> jax.Array:
 
 
 def features(obs: jax.Array) -> jax.Array:
-    """(11,) relations of tool, peg and hole, from the observation alone; bounded to [-3, 3].
+    """Computes (11,) relations of tool, peg and hole from the observation, within [-3, 3].
 
-    The peg's head from the hole's entrance in the hole's frame (3, per 2 cm), the peg's direction
-    in it (2, per 0.1 rad), the tool from the peg's middle in the peg's frame (3, per 2 cm), the
-    tool's x axis across the peg (1, per 0.1 rad), the fingers' opening less the peg (1, per 1 cm)
-    and the peg's height above the floor (1, per 2 cm).
+    In the hole's frame: the peg's head relative to the hole's entrance (3, per 2 cm) and the peg's
+    direction (2, per 0.1 rad). In the peg's frame: the tool relative to the peg's middle (3, per
+    2 cm). Further: the tool's x axis across the peg (1, per 0.1 rad), the fingers' opening minus
+    the peg's width (1, per 1 cm) and the peg's height above the floor (1, per 2 cm).
     """
     tool_pos, tool_quat, peg_pos, peg_quat = obs[25:28], obs[28:32], obs[32:35], obs[35:39]
     half_length, half_width, hole_pos, hole_quat = obs[39], obs[40], obs[42:45], obs[45:49]
@@ -310,7 +312,7 @@ def features(obs: jax.Array) -> jax.Array:
 
 
 def peg_head_at_hole(episode: Episode, physics: PhysicsState) -> jax.Array:
-    """(3,) m, the middle of the peg's front face in the hole's frame; x goes into the hole."""
+    """Returns the middle (3,) of the peg's front face in the hole's frame, m; x points inwards."""
     params = episode.params
     pos, quat = physics.qpos[panda.NUM_JOINTS :][:3], physics.qpos[panda.NUM_JOINTS :][3:]
     head = pos + rotate(quat, jnp.stack([params.peg_half_length, *jnp.zeros(2)]))
@@ -319,7 +321,7 @@ def peg_head_at_hole(episode: Episode, physics: PhysicsState) -> jax.Array:
 
 
 def success(episode: Episode, physics: PhysicsState) -> jax.Array:
-    """Whether the peg's head is inside the hole and deep enough."""
+    """Returns whether the peg's head is inside the hole and deep enough."""
     head = peg_head_at_hole(episode, physics)
     radius = episode.params.hole_half_width
     deep = (head[0] >= SUCCESS_DEPTH[0]) & (head[0] <= SUCCESS_DEPTH[1])
@@ -327,12 +329,12 @@ def success(episode: Episode, physics: PhysicsState) -> jax.Array:
 
 
 def sparse_reward(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
-    """Sparse: 1 at success."""
+    """Returns 1 at success, else 0."""
     return {"success": success(episode, physics).astype(jnp.float32)}
 
 
 def dense_reward(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
-    """The terms of mani_skill2's `compute_dense_reward`, up to 25; see `peg_reward`."""
+    """Returns the terms of mani_skill2's `compute_dense_reward`, up to 25; see `peg_reward`."""
     return peg_reward.dense_terms(episode, physics, success(episode, physics))
 
 

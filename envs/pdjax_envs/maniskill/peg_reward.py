@@ -1,10 +1,10 @@
-"""The dense reward of mani_skill2's PegInsertionSide, by its formula (`compute_dense_reward`).
+"""The dense reward of mani_skill2's PegInsertionSide, with its formula (`compute_dense_reward`).
 
-Apart from the task because it has notions of its own: how well the hand is turned to the peg, and
-whether it holds it. mani_skill2 asks contact impulses for the latter; here both finger pads must be
-within 1 mm of the peg, which is turned by at most 20 degrees between them. The two differ where the
-fingers do not press, and where edges meet faces at a larger angle, for then an impulse points along
-the finger whatever the peg's angle.
+Separate from the task because it has notions of its own: how well the hand is aligned with the peg,
+and whether it holds the peg. mani_skill2 derives the latter from contact impulses. Here both finger
+pads must be within 1 mm of the peg, whose sides may be at an angle of up to 20 degrees to them. The
+two tests differ if the fingers do not press, and if edges meet faces at a larger angle, because
+then the impulse points along the finger at any angle of the peg.
 """
 
 import jax
@@ -16,21 +16,21 @@ from pdjax_envs.physics.engine import PhysicsState
 from pdjax_envs.rotations import rotate, to_frame
 from pdjax_envs.task import Episode
 
-GRASP_BACK = 0.06  # m, the place to grasp, from the peg's middle towards its tail
-MAX_ANGLE = np.deg2rad(20)  # of the grasped peg's sides to the fingers
-TURNED = 0.2 * np.pi  # rad, the hand's angle to the peg from which reaching counts
-ALIGNED = 0.01  # m, of the peg's head and middle from the hole's axis
-# The peg's axes in the tool's frame, (2, 3, 3), where fingers from above close across it.
+GRASP_BACK = 0.06  # m, distance of the grasp from the peg's middle towards its tail
+MAX_ANGLE = np.deg2rad(20)  # largest angle between the fingers and the sides of a grasped peg
+TURNED = 0.2 * np.pi  # rad, angle of hand to peg below which reaching counts
+ALIGNED = 0.01  # m, largest distance of the peg's head and middle from the hole's axis
+# (2, 3, 3), the peg's axes in the tool's frame for which fingers from above close across the peg.
 _HOLDS = np.array([np.diag([sign, -sign, -1]) for sign in (1, -1)])
 
 
 def grasped(episode: Episode, physics: PhysicsState) -> jax.Array:
-    """() bool, whether the fingers hold the peg, across."""
+    """Returns () bool, whether the fingers hold the peg across its sides."""
     params, qpos = episode.params, physics.qpos
     pos, quat = qpos[panda.NUM_JOINTS :][:3], qpos[panda.NUM_JOINTS :][3:]
     tool_pos, tool_quat = panda.tcp_pose(qpos[: panda.ARM_JOINTS])
     axes = tabletop.box_axes(tool_quat, quat)
-    # Only the piece between the pads counts: where the peg's axis passes the tool, if it does.
+    # Only the piece between the pads counts, where the peg's axis passes the tool, if it does.
     along = axes[0][0]
     offset = -to_frame(tool_pos, tool_quat, pos)[0] / jnp.where(jnp.abs(along) < 0.1, 0.1, along)
     end = params.peg_half_length - tabletop.PAD[0]
@@ -42,7 +42,7 @@ def grasped(episode: Episode, physics: PhysicsState) -> jax.Array:
 
 
 def dense_terms(episode: Episode, physics: PhysicsState, done: jax.Array) -> dict[str, jax.Array]:
-    """The reward's terms, whose sum is at most 25; `done` () bool is success."""
+    """Returns the terms of the reward, whose sum is 25 or less; `done` () bool is success."""
     params, qpos = episode.params, physics.qpos
     pos, quat = qpos[panda.NUM_JOINTS :][:3], qpos[panda.NUM_JOINTS :][3:]
     tool_pos, tool_quat = panda.tcp_pose(qpos[: panda.ARM_JOINTS])

@@ -1,18 +1,23 @@
 """PushChair: push an office chair to the target on the floor and leave it there, upright.
 
-Facts from mani-skill2 0.5.3 `envs/ms1/push_chair.py` and `envs/ms1/base_env.py` (spawns, success,
-observation order, episode length) and `agents/controllers` (velocity drives); the robot is
-`mobile_panda.py`'s. PushChair has five chairs; PushChairHeldOut three others, to ask what a policy
-does with chairs that it has never seen.
+Spawns, success, observation order and episode length come from mani-skill2 0.5.3
+`envs/ms1/push_chair.py` and `envs/ms1/base_env.py`, the velocity drives from `agents/controllers`,
+the robot from `mobile_panda.py`. PushChair has five chairs. PushChairHeldOut has three others, to
+test a policy on chairs that it has never seen.
 
-The padding of the chair's joint state to 25 joints is the original's, whose chairs have wheels.
-Differences from it: chairs are a procedural family (`chairs.py`), whose frame is where the
-seat meets its base, instead of PartNet-Mobility's; the seat starts at a random angle to its base
-and turns with viscous friction only; the chair stands still where its velocity at this instant says
-so, instead of its motion over the last control step (the limit of the turning rate, 0.2 in units of
-pi rad/s, is the original's); the target is drawn as a disc of the radius that counts. There is no
-dense reward: the original measures the hands' distance from points sampled on PartNet's meshes.
-MuJoCo contacts at 200 Hz instead of PhysX at 500 Hz.
+The chair's joint state is padded to 25 joints as in the original, whose chairs have wheels.
+
+Differences from the original:
+
+- Chairs come from a procedural family (`chairs.py`) instead of PartNet-Mobility; the origin of a
+  chair's frame is where the seat meets the base.
+- The seat starts at a random angle to its base and turns with viscous friction only.
+- The current velocity decides whether the chair stands still, not its motion over the last control
+  step. The limit of the turning rate, 0.2 in units of pi rad/s, is the original's.
+- The target is drawn as a disc with the radius that counts as success.
+- There is no dense reward: the original measures distances of the hands from points sampled on
+  PartNet's meshes.
+- MuJoCo computes contacts at 200 Hz, PhysX at 500 Hz.
 """
 
 from collections.abc import Mapping
@@ -34,15 +39,15 @@ from pdjax_envs.task import Episode, Start, Task
 PHYSICS_STEP = 0.005  # s
 CONTROL_HZ = 20.0
 EPISODE_STEPS = 200  # control steps
-DISTANCE = (0.8, 1.2)  # m, chair from the target and robot from the chair
-CHAIR_TURN = 0.4 * np.pi  # rad, from facing the target
-ROBOT_SIDE = 0.2 * np.pi  # rad about the chair, from right behind it
-ROBOT_TURN = 0.05 * np.pi  # rad, from facing the chair
+DISTANCE = (0.8, 1.2)  # m, from the target to the chair and from the chair to the robot
+CHAIR_TURN = 0.4 * np.pi  # rad, largest angle away from facing the target
+ROBOT_SIDE = 0.2 * np.pi  # rad about the chair, largest angle away from right behind it
+ROBOT_TURN = 0.05 * np.pi  # rad, largest angle away from facing the chair
 SEAT_DAMPING = (5.0, 15.0)  # N m s/rad
-CLOSE = 0.15  # m, chair from the target at success
-TILT = 0.05 * np.pi  # rad
-STATIC = (0.1, 0.2 * np.pi)  # m/s and rad/s
-MAX_DOF = 25  # of the chair's padded joint state
+CLOSE = 0.15  # m, largest distance of the chair from the target at success
+TILT = 0.05 * np.pi  # rad, largest tilt at success
+STATIC = (0.1, 0.2 * np.pi)  # m/s and rad/s, largest velocities at success
+MAX_DOF = 25  # length of the chair's padded joint state
 NUM_POS, NUM_VEL = mobile_panda.NUM_JOINTS + 8, mobile_panda.NUM_JOINTS + 7
 CHAIR = slice(mobile_panda.NUM_JOINTS, mobile_panda.NUM_JOINTS + 7)  # pose in qpos
 CHAIR_VEL = slice(mobile_panda.NUM_JOINTS, mobile_panda.NUM_JOINTS + 6)
@@ -57,14 +62,14 @@ OBSERVATION = (
     *mobile_panda.SENSORS,
 )
 MEANINGS = mobile_panda.MEANINGS | {
-    "chair_pose": "the chair's base in the world: where the seat meets it, m, and quaternion",
-    "chair_vel": "its velocity, m/s, world axes",
-    "chair_ang_vel": "its angular velocity, rad/s, world axes",
-    "chair_qpos": "the seat's angle on the base, rad; the rest is padding",
-    "chair_qvel": "the seat's turning rate on the base, rad/s; the rest is padding",
+    "chair_pose": "base of the chair in the world: the point under the seat, m, and quaternion",
+    "chair_vel": "velocity of the chair's base, m/s, world axes",
+    "chair_ang_vel": "angular velocity of the chair's base, rad/s, world axes",
+    "chair_qpos": "angle of the seat on the base, rad; the rest is padding",
+    "chair_qvel": "turning rate of the seat on the base, rad/s; the rest is padding",
 }
 
-# Floor and fingers keep their friction; it is among the overrides so that shifts can scale all.
+# Floor and fingers keep their friction; the overrides include it so that shifts can scale it.
 _ROUGH = ("floor", *mobile_panda.FINGER_GEOMS)
 _FRICTION = [(1.0, 0.005, 1e-4)] + [(panda.FINGER_FRICTION, 0.05, 1e-4)] * (len(_ROUGH) - 1)
 _OVERRIDE_ROWS = chairs.OVERRIDE_ROWS | {
@@ -73,7 +78,7 @@ _OVERRIDE_ROWS = chairs.OVERRIDE_ROWS | {
 
 
 class ChairParams(NamedTuple):
-    """`chair` () int32, which one, see `chairs`; `seat_damping` () N m s/rad of its turning."""
+    """The seed `chair` () int32, see `chairs`, and the damping `seat_damping` () N m s/rad."""
 
     chair: jax.Array
     seat_damping: jax.Array
@@ -87,9 +92,9 @@ def _make_model(visual: bool) -> mujoco.MjModel:
     option.timestep = PHYSICS_STEP
     option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST  # see `mobile_panda`
     option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
-    # Bodies' bounding volume trees would hold the compiled sizes, not the episode's.
+    # The bodies' bounding volume trees would use the compiled sizes, not the episode's.
     option.disableflags |= mujoco.mjtDisableBit.mjDSBL_MIDPHASE.value
-    # Only MJX reads these: it would otherwise solve for every possible contact, touching or not.
+    # Only MJX reads these. Without them it would solve for every possible contact, touching or not.
     spec.add_numeric(name="max_contact_points", data=[24], size=1)
     spec.add_numeric(name="max_geom_pairs", data=[12], size=1)
     spec.worldbody.add_geom(
@@ -117,7 +122,7 @@ def _make_model(visual: bool) -> mujoco.MjModel:
 
 
 def sample_start(key: jax.Array, kinds: tuple[int, ...] = chairs.TRAINING) -> Start:
-    """A chair about the target, facing it roughly; the robot behind the chair, facing it.
+    """Draws a chair near the target, roughly facing it, and the robot behind and facing the chair.
 
     Source: mani_skill2 `_initialize_chair`, `_initialize_robot`, `_set_joint_physical_parameters`.
     """
@@ -125,7 +130,7 @@ def sample_start(key: jax.Array, kinds: tuple[int, ...] = chairs.TRAINING) -> St
     chair = jax.random.choice(kind_key, jnp.array(kinds, jnp.int32))
     spread = jax.random.uniform(place_key, (7,), minval=-1.0)  # each in [-1, 1)
     middle, half = np.mean(DISTANCE), np.ptp(DISTANCE) / 2
-    around = np.pi * spread[0]  # where the chair is, seen from the target
+    around = np.pi * spread[0]  # direction of the chair as seen from the target
     facing = around - np.pi + CHAIR_TURN * spread[1]
     seat = np.pi * spread[2]  # the seat's angle on its base
     chair_xy = (middle + half * spread[3]) * _direction(around)
@@ -157,12 +162,12 @@ def _direction(angle: jax.Array) -> jax.Array:
 
 
 def get_state(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
-    """Positions, velocities and which chair it is (`ChairParams`)."""
+    """Returns positions, velocities and the chair (`ChairParams`)."""
     return {"qpos": physics.qpos, "qvel": physics.qvel, **episode.params._asdict()}
 
 
 def make_start(state: Mapping[str, Any]) -> Start:
-    """An episode that starts from such a state."""
+    """Builds a start from such a state."""
     params = ChairParams(*(jnp.asarray(state[name]) for name in ChairParams._fields))
     overrides = chairs.overrides(*params)
     friction = jnp.concatenate([jnp.array(_FRICTION), overrides["geom_friction"]])
@@ -171,7 +176,7 @@ def make_start(state: Mapping[str, Any]) -> Start:
 
 
 def resize(start: Start, factor: jax.Array) -> Start:
-    """A chair of another size on the floor; its casters are further from the middle."""
+    """Scales the chair and keeps it on the floor; the casters' distance from the middle changes."""
     overrides = dict(start.episode.overrides)
     turning = overrides["dof_damping"].at[chairs.TURNING_ROW].multiply(factor**2)
     overrides["dof_damping"] = turning
@@ -180,13 +185,13 @@ def resize(start: Start, factor: jax.Array) -> Start:
 
 
 def control(episode: Episode, physics: PhysicsState, action: jax.Array) -> jax.Array:
-    """`base_pd_joint_vel_arm_pd_joint_vel`: (20,) action to (22,) targets of the drives."""
+    """Turns a `base_pd_joint_vel_arm_pd_joint_vel` action (20,) into drive targets (22,)."""
     del episode
     return mobile_panda.control(physics.qpos[2], action)
 
 
 def observe(episode: Episode, physics: PhysicsState) -> jax.Array:
-    """The 131 numbers of ManiSkill2's state mode, in its order (`OBSERVATION`)."""
+    """Returns the 131 numbers of ManiSkill2's state mode, in its order (`OBSERVATION`)."""
     del episode
     qpos, qvel = physics.qpos, physics.qvel
     pose, velocity = qpos[CHAIR], qvel[CHAIR_VEL]
@@ -195,7 +200,7 @@ def observe(episode: Episode, physics: PhysicsState) -> jax.Array:
         *mobile_panda.observe(qpos, qvel),
         pose,
         velocity[:3],
-        rotate(pose[3:], velocity[3:]),  # MuJoCo's is in the chair's frame
+        rotate(pose[3:], velocity[3:]),  # MuJoCo gives it in the chair's frame
         *(qpos[-1:], padding, qvel[-1:], padding),
         physics.fields["sensordata"],
     ]
@@ -203,12 +208,12 @@ def observe(episode: Episode, physics: PhysicsState) -> jax.Array:
 
 
 def features(obs: jax.Array) -> jax.Array:
-    """(10,) relations of chair, target and robot, from the observation alone; within [-3, 3].
+    """Computes (10,) relations of chair, target and robot from the observation, within [-3, 3].
 
-    In the robot's frame: the target from the chair (2, per 15 cm), the chair from 80 cm before the
-    robot (2, per 20 cm) and the chair's velocity (2, per 0.1 m/s). The chair's distance from the
-    target (1, per 15 cm) and turning rate (1, per 0.2 pi rad/s), its tilt (1, per 0.05 pi) and the
-    lift above the chair's frame (1, per 20 cm).
+    In the robot's frame: the target relative to the chair (2, per 15 cm), the chair relative to a
+    point 80 cm ahead of the robot (2, per 20 cm) and the chair's velocity (2, per 0.1 m/s).
+    Further: the chair's distance from the target (1, per 15 cm), its turning rate (1, per 0.2 pi
+    rad/s), its tilt (1, per 0.05 pi) and the lift's height above the chair's frame (1, per 20 cm).
     """
     turn, chair, quat, velocity = obs[40], obs[44:47], obs[47:51], obs[51:54]
     ahead = _direction(turn)
@@ -231,13 +236,13 @@ def features(obs: jax.Array) -> jax.Array:
 
 
 def _tilt(quat: jax.Array) -> jax.Array:
-    """() rad, between the frame's z axis and the world's."""
-    # cos(tilt) = 1 - 2 (x^2 + y^2); arcsin of the half angle keeps its precision near 0
+    """Returns the angle () between the frame's z axis and the world's, rad."""
+    # cos(tilt) = 1 - 2 (x^2 + y^2); arcsin of the half angle is precise near 0
     return 2 * jnp.arcsin(jnp.minimum(1.0, jnp.sqrt(quat[1] ** 2 + quat[2] ** 2)))
 
 
 def success(episode: Episode, physics: PhysicsState) -> jax.Array:
-    """Whether the chair is close to the target, upright and standing still."""
+    """Returns whether the chair is close to the target, upright and standing still."""
     del episode
     pose, velocity = physics.qpos[CHAIR], physics.qvel[CHAIR_VEL]
     close = jnp.linalg.norm(pose[:2]) < CLOSE
@@ -247,7 +252,7 @@ def success(episode: Episode, physics: PhysicsState) -> jax.Array:
 
 
 def sparse_reward(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
-    """1 at success."""
+    """Returns 1 at success, else 0."""
     return {"success": success(episode, physics).astype(jnp.float32)}
 
 

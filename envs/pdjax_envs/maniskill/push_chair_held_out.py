@@ -1,7 +1,7 @@
 """PushChairHeldOut: PushChair with three chairs that no demonstration has shown.
 
-Everything else is `push_chair.py`'s: demonstrations are recorded on its five chairs, and a policy
-trained on them is asked here what it does with others.
+Everything else is the same as in `push_chair.py`. Demonstrations show that task's five chairs; this
+task tests policies trained on them with other chairs.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from pdjax_envs.task import Start, Task
 
 
 def sample_start(key: jax.Array) -> Start:
-    """As PushChair's, with one of the held-out chairs."""
+    """Draws a start as PushChair does, with one of the three held-out chairs."""
     return push_chair.sample_start(key, chairs.HELD_OUT)
 
 

@@ -1,13 +1,13 @@
 """StackCube: put the red cube on the green one and let go.
 
-Facts from mani-skill2 0.5.3 `envs/pick_and_place/stack_cube.py` (spawns, sizes, observation order,
-success, dense reward) and `agents/controllers/pd_ee_pose.py` (translation in the tool's frame, the
-tool keeps its orientation).
+Spawns, sizes, observation order, success and dense reward come from mani-skill2 0.5.3
+`envs/pick_and_place/stack_cube.py`, the control mode from `agents/controllers/pd_ee_pose.py`
+(translation in the tool's frame, while the tool keeps its orientation).
 
-Differences from SAPIEN: MuJoCo contacts at 200 Hz instead of PhysX at 500 Hz; see `panda.py`. A
-cube counts as grasped where both finger pads touch it, by geometry (within 1 mm) instead of by
-contact impulses, so that every engine and every learner's view agrees; success and dense reward
-differ where fingers are less than 1 mm from the cube without pressing it.
+Differences from SAPIEN: MuJoCo computes contacts at 200 Hz, PhysX at 500 Hz; see also `panda.py`. A
+cube counts as grasped if both finger pads touch it by geometry (within 1 mm) instead of by contact
+impulses, so that all engines agree. Success and dense reward therefore differ if the fingers are
+less than 1 mm from the cube without pressing it.
 """
 
 from collections.abc import Mapping
@@ -26,17 +26,17 @@ from pdjax_envs.rotations import quat_about_z
 from pdjax_envs.task import Episode, Start, Task
 
 HALF_SIZE = 0.02  # m
-REGION = ((-0.1, -0.2), (0.1, 0.2))  # m, low and high, of each cube about a common shift
+REGION = ((-0.1, -0.2), (0.1, 0.2))  # m, low and high, place of each cube about a common shift
 SHIFT = 0.1  # m
-# Centres are further apart than this: mani_skill2's sampler adds both cubes' radii.
+# Smallest distance of the centres: mani_skill2's sampler adds the radii of both cubes.
 APART = 2 * (np.sqrt(2) * HALF_SIZE + 0.001)  # m
-TRIALS = 32  # draws for the second cube; all fail in less than one start of 10^20
-ON_TOP = 0.005  # m, at success: horizontally beyond a cube's half diagonal, and vertically
-STATIC = (1e-3, 1e-2)  # m/s and rad/s
+TRIALS = 32  # draws for the second cube; all of them fail in fewer than one start in 10^20
+ON_TOP = 0.005  # m, tolerance at success: horizontally beyond half a diagonal, and vertically
+STATIC = (1e-3, 1e-2)  # m/s and rad/s, largest velocities at success
 FINGERS_WIDE = 2 * tabletop.FINGERS_OPEN  # m
 A, B = slice(9, 16), slice(16, 23)  # poses in qpos
 A_VEL, B_VEL = slice(9, 15), slice(15, 21)
-# The cube's axes in the tool's frame, (4, 3, 3), where fingers from above close on its sides.
+# (4, 3, 3), the cube's axes in the tool's frame for which fingers from above close on its sides.
 _HOLDS = np.array(
     [[[c, s, 0], [s, -c, 0], [0, 0, -1]] for c, s in ((1, 0), (-1, 0), (0, 1), (0, -1))]
 )
@@ -50,17 +50,17 @@ OBSERVATION = (
     ("cube_a_to_cube_b", 3),
 )
 MEANINGS = tabletop.ROBOT_MEANINGS | {
-    "cube_a_pose": "the red cube in the world: position, m, and quaternion (w, x, y, z)",
-    "cube_b_pose": "the green cube in the world, likewise",
-    "tcp_to_cube_a": "the red cube's position less the tool's, m, world axes",
-    "tcp_to_cube_b": "the green cube's position less the tool's, m, world axes",
-    "cube_a_to_cube_b": "the green cube's position less the red one's, m, world axes",
+    "cube_a_pose": "pose of the red cube in the world: position, m, and quaternion (w, x, y, z)",
+    "cube_b_pose": "pose of the green cube in the world: position, m, and quaternion (w, x, y, z)",
+    "tcp_to_cube_a": "offset from the tool to the red cube, m, world axes",
+    "tcp_to_cube_b": "offset from the tool to the green cube, m, world axes",
+    "cube_a_to_cube_b": "offset from the red cube to the green one, m, world axes",
 }
 ACTION = (("ee_delta_position", 3), ("gripper", 1))
 
 
 class CubeParams(NamedTuple):
-    """`half_size` () m, of both cubes."""
+    """The `half_size` () of both cubes, m."""
 
     half_size: jax.Array
 
@@ -75,7 +75,7 @@ def _make_model(visual: bool) -> mujoco.MjModel:
             type=mujoco.mjtGeom.mjGEOM_BOX,
             size=[HALF_SIZE] * 3,
             density=tabletop.DENSITY,
-            # The cubes meet each other too.
+            # The cubes collide with each other too.
             contype=panda.FIXTURE_BIT,
             conaffinity=tabletop.OBJECT["conaffinity"],
             rgba=(*color, 1),
@@ -86,10 +86,10 @@ def _make_model(visual: bool) -> mujoco.MjModel:
 
 
 def sample_start(key: jax.Array) -> Start:
-    """Both cubes on the floor, turned anyhow and apart; the robot near its rest pose.
+    """Draws both cubes on the floor, apart, at any angle; the robot is near its rest pose.
 
-    Source: mani_skill2 `_initialize_actors`, whose sampler draws the second cube until it is clear
-    of the first.
+    Source: mani_skill2 `_initialize_actors`, whose sampler redraws the second cube until it is
+    clear of the first.
     """
     keys = jax.random.split(key, 5)
     low, high = jnp.array(REGION[0]), jnp.array(REGION[1])
@@ -108,18 +108,18 @@ def sample_start(key: jax.Array) -> Start:
 
 
 def get_state(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
-    """Positions and velocities: nothing else is drawn."""
+    """Returns positions and velocities; an episode draws nothing else."""
     del episode
     return {"qpos": physics.qpos, "qvel": physics.qvel}
 
 
 def make_start(state: Mapping[str, Any]) -> Start:
-    """An episode that starts from such a state."""
+    """Builds a start from such a state."""
     return Start(Episode({}, CubeParams(jnp.float32(HALF_SIZE))), state["qpos"], state["qvel"])
 
 
 def resize(start: Start, factor: jax.Array) -> Start:
-    """Cubes of another size on the floor; the green one makes room where they would overlap."""
+    """Scales the cubes and keeps them on the floor; moves the green one if they would overlap."""
     params = CubeParams(factor * start.episode.params.half_size)
     apart = start.qpos[B][:2] - start.qpos[A][:2]
     distance = jnp.linalg.norm(apart)
@@ -130,14 +130,14 @@ def resize(start: Start, factor: jax.Array) -> Start:
 
 
 def control(episode: Episode, physics: PhysicsState, action: jax.Array) -> jax.Array:
-    """`pd_ee_delta_pos`: (4,) action to (9,) joint targets; the tool keeps its orientation."""
+    """Turns a `pd_ee_delta_pos` action (4,) into joint targets (9,); the tool does not rotate."""
     del episode
     still = jnp.concatenate([action[:3], jnp.zeros(3), action[3:]])
     return panda.delta_pose_control(physics.qpos[: panda.NUM_JOINTS], still)
 
 
 def observe(episode: Episode, physics: PhysicsState) -> jax.Array:
-    """The 55 numbers of ManiSkill2's state mode, in its order (`OBSERVATION`)."""
+    """Returns the 55 numbers of ManiSkill2's state mode, in its order (`OBSERVATION`)."""
     del episode
     robot = tabletop.observe_robot(physics.qpos, physics.qvel)
     tcp, cube_a, cube_b = robot[3], physics.qpos[A], physics.qpos[B]
@@ -146,14 +146,14 @@ def observe(episode: Episode, physics: PhysicsState) -> jax.Array:
 
 
 def grasped(episode: Episode, physics: PhysicsState) -> jax.Array:
-    """Whether both finger pads touch the red cube."""
+    """Returns whether both finger pads touch the red cube."""
     cube = physics.qpos[A]
     half_size = jnp.repeat(episode.params.half_size, 3)
     return tabletop.pinched(physics.qpos, cube[:3], cube[3:], half_size)
 
 
 def stacked(episode: Episode, physics: PhysicsState) -> jax.Array:
-    """Whether the red cube is on the green one."""
+    """Returns whether the red cube is on the green one."""
     half_size = episode.params.half_size
     offset = physics.qpos[A][:3] - physics.qpos[B][:3]
     near = jnp.linalg.norm(offset[:2]) <= np.sqrt(2) * half_size + ON_TOP
@@ -161,7 +161,7 @@ def stacked(episode: Episode, physics: PhysicsState) -> jax.Array:
 
 
 def success(episode: Episode, physics: PhysicsState) -> jax.Array:
-    """Whether the red cube is on the green one, at rest, and let go."""
+    """Returns whether the red cube is on the green one, at rest and released."""
     velocity = physics.qvel[A_VEL]
     static = jnp.linalg.norm(velocity[:3]) <= STATIC[0]
     static &= jnp.linalg.norm(velocity[3:]) <= STATIC[1]
@@ -169,12 +169,12 @@ def success(episode: Episode, physics: PhysicsState) -> jax.Array:
 
 
 def sparse_reward(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
-    """1 at success."""
+    """Returns 1 at success, else 0."""
     return {"success": success(episode, physics).astype(jnp.float32)}
 
 
 def dense_reward(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
-    """The terms of mani_skill2's `compute_dense_reward`, up to 15."""
+    """Returns the terms of mani_skill2's `compute_dense_reward`, up to 15."""
     half_size = episode.params.half_size
     tool_pos, tool_quat = panda.tcp_pose(physics.qpos[: panda.ARM_JOINTS])
     cube_a, cube_b = physics.qpos[A], physics.qpos[B]
@@ -183,12 +183,12 @@ def dense_reward(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array
     placed = (jnp.linalg.norm(left[:2]) < 0.8 * half_size) & (jnp.abs(left[2]) <= 0.005)
     before, there = ~done & ~placed, ~done & placed
 
-    # |R - R'|^2 / 8 to the nearest of the four ways to hold the cube from above
+    # |R - R'|^2 / 8 for the nearest of the four ways to hold the cube from above
     turn = jnp.stack(tabletop.box_axes(tool_quat, cube_a[3:]))
     apart = jnp.min(jnp.sum((turn - _HOLDS) ** 2, axis=(1, 2)))
     velocity = physics.qvel[B_VEL]
     disturbed = jnp.linalg.norm(velocity[:3]) + jnp.linalg.norm(velocity[3:])
-    # From below and from more than 2 cm above the place the cube has to come to its height first.
+    # A cube that is below the place, or more than 2 cm above it, must first reach its height.
     wrong_height = 2 * jnp.maximum(left[2], jnp.maximum(0.0, -0.02 - left[2]))
     carry = 2 * tabletop.nearness(5 * wrong_height) + 4 * tabletop.nearness(
         5 * jnp.linalg.norm(left)
@@ -209,11 +209,11 @@ def dense_reward(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array
 
 
 def features(obs: jax.Array) -> jax.Array:
-    """(8,) relations of tool and cubes, from the observation alone; bounded to [-3, 3].
+    """Computes (8,) relations of tool and cubes from the observation, within [-3, 3].
 
-    The tool from the red cube (3, per 2 cm), the red cube from its place on the green one (3, per
-    2 cm), the fingers' opening less the cube (1, per 1 cm) and the red cube's height above the
-    floor (1, per 2 cm).
+    The tool relative to the red cube (3, per 2 cm), the red cube relative to its place on the green
+    one (3, per 2 cm), the fingers' opening minus the cube's width (1, per 1 cm) and the red cube's
+    height above the floor (1, per 2 cm).
     """
     to_a, a_to_b = obs[46:49], obs[52:55]
     place = a_to_b + jnp.array([0.0, 0.0, 2 * HALF_SIZE])

@@ -1,6 +1,6 @@
-"""The scene that ManiSkill2's tabletop tasks share: floor, Panda, solver settings, what a grasp is.
+"""The scene that ManiSkill2's tabletop tasks share: floor, Panda, solver settings, test of a grasp.
 
-Apart from the robot, which other scenes may use, and from the tasks, which add their objects.
+Separate from the robot, which other scenes may use, and from the tasks, which add their objects.
 """
 
 import jax
@@ -19,7 +19,7 @@ FINGERS_OPEN = 0.04  # m
 DENSITY = 1000.0  # kg/m^3, SAPIEN's default
 TOUCH = 0.001  # m
 PAD = (0.00875, 0.00925)  # m, half size of a finger's pad across and along the finger
-# Collision bits of things that lie about; see `panda`.
+# Collision bits of loose objects; see `panda`.
 OBJECT = {
     "contype": 0,
     "conaffinity": panda.FLOOR_BIT | panda.ROBOT_BIT | panda.FIXTURE_BIT,
@@ -27,11 +27,11 @@ OBJECT = {
 
 
 def make_spec(name: str, visual: bool) -> mujoco.MjSpec:
-    """A model under construction with floor and robot.
+    """Starts a model with floor and robot.
 
     Args:
-      name: of the model.
-      visual: whether to add what is only drawn.
+      name: name of the model.
+      visual: whether to add parts that are only drawn.
     """
     spec = mujoco.MjSpec()
     spec.modelname = name
@@ -39,9 +39,9 @@ def make_spec(name: str, visual: bool) -> mujoco.MjSpec:
     option = spec.option
     option.timestep = PHYSICS_STEP
     option.integrator = mujoco.mjtIntegrator.mjINT_EULER  # joint damping is implicit
-    # Elliptic cones and stiff friction: with pyramidal ones things slip out of the grasp.
+    # Elliptic cones and stiff friction: with pyramidal cones, objects slip out of the grasp.
     option.cone, option.impratio = mujoco.mjtCone.mjCONE_ELLIPTIC, 10
-    # Bodies' bounding volume trees would hold the compiled sizes, not the episode's.
+    # The bodies' bounding volume trees would use the compiled sizes, not the episode's.
     option.disableflags |= mujoco.mjtDisableBit.mjDSBL_MIDPHASE.value
     spec.worldbody.add_geom(
         name="floor",
@@ -56,13 +56,13 @@ def make_spec(name: str, visual: bool) -> mujoco.MjSpec:
 
 
 def sample_robot(key: jax.Array, rest_arm: jax.typing.ArrayLike) -> jax.Array:
-    """(9,) joint positions near `rest_arm` (7,) rad, fingers open."""
+    """Draws joint positions (9,) near `rest_arm` (7,) rad, with open fingers."""
     arm = jnp.asarray(rest_arm) + ROBOT_NOISE * jax.random.normal(key, (panda.ARM_JOINTS,))
     return jnp.concatenate([arm, jnp.full(2, FINGERS_OPEN)])
 
 
 def observe_robot(qpos: jax.Array, qvel: jax.Array) -> list[jax.Array]:
-    """Joint positions (9,), velocities (9,), the base's pose (7,) and the tool's pose (7,)."""
+    """Returns joint positions (9,), velocities (9,), the poses of base (7,) and tool (7,)."""
     return [
         qpos[: panda.NUM_JOINTS],
         qvel[: panda.NUM_JOINTS],
@@ -72,19 +72,19 @@ def observe_robot(qpos: jax.Array, qvel: jax.Array) -> list[jax.Array]:
 
 
 def box_axes(tool_quat: jax.Array, quat: jax.Array) -> list[jax.Array]:
-    """A box's three axes (3,), each in the tool's frame; the fingers move along that one's y."""
+    """Returns a box's three axes (3,) in the tool's frame, along whose y axis the fingers move."""
     origin = jnp.zeros(3)
     return [to_frame(origin, tool_quat, rotate(quat, axis)) for axis in jnp.eye(3)]
 
 
 def pinched(qpos: jax.Array, pos: jax.Array, quat: jax.Array, half_size: jax.Array) -> jax.Array:
-    """Whether both finger pads touch a box, by geometry: within `TOUCH`, and not beside it.
+    """Returns whether both finger pads touch a box: they are within `TOUCH` and not beside it.
 
     Args:
-      qpos: the robot's joint positions come first, rad and m.
-      pos: (3,) m, the box's middle in the world.
-      quat: (4,) its orientation.
-      half_size: (3,) m.
+      qpos: positions; the robot's joint positions come first, rad and m.
+      pos: (3,) m, middle of the box in the world.
+      quat: (4,) orientation of the box.
+      half_size: (3,) m, half size of the box.
 
     Returns:
       () bool.
@@ -92,7 +92,7 @@ def pinched(qpos: jax.Array, pos: jax.Array, quat: jax.Array, half_size: jax.Arr
     tool_pos, tool_quat = panda.tcp_pose(qpos[: panda.ARM_JOINTS])
     center = to_frame(tool_pos, tool_quat, pos)
     axes = box_axes(tool_quat, quat)
-    reach = half_size @ jnp.abs(jnp.stack(axes))  # (3,) m, to each side
+    reach = half_size @ jnp.abs(jnp.stack(axes))  # (3,) m, extent to each side
     left, right = qpos[panda.ARM_JOINTS], qpos[panda.ARM_JOINTS + 1]
     touching = (left - (center[1] + reach[1]) <= TOUCH) & (right - (reach[1] - center[1]) <= TOUCH)
     beside = (jnp.abs(center[0]) <= reach[0] + PAD[0]) & (jnp.abs(center[2]) <= reach[2] + PAD[1])
@@ -100,15 +100,15 @@ def pinched(qpos: jax.Array, pos: jax.Array, quat: jax.Array, half_size: jax.Arr
 
 
 def nearness(distance: jax.Array) -> jax.Array:
-    """1 - tanh(distance), as mani_skill2's rewards have it: 1 at 0, 0 far away."""
+    """Returns 1 - tanh(distance) as in mani_skill2's rewards: 1 at distance 0, 0 far away."""
     return 1 - jnp.tanh(distance)
 
 
 ROBOT_OBSERVATION = (("qpos", 9), ("qvel", 9), ("base_pose", 7), ("tcp_pose", 7))
 
 ROBOT_MEANINGS = {
-    "qpos": "angles of the seven arm joints, rad, and the two fingers' openings, m",
-    "qvel": "their velocities, rad/s and m/s",
-    "base_pose": "the robot's base in the world: position, m, and quaternion (w, x, y, z)",
-    "tcp_pose": "the tool centre point in the world: position, m, and quaternion with y >= 0",
+    "qpos": "angles of the seven arm joints, rad, and openings of the two fingers, m",
+    "qvel": "velocities of `qpos`, rad/s and m/s",
+    "base_pose": "pose of the robot's base in the world: position, m, and quaternion (w, x, y, z)",
+    "tcp_pose": "pose of the tool centre point in the world: position, m, quaternion with y >= 0",
 }

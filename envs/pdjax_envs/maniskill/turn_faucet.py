@@ -1,15 +1,18 @@
 """TurnFaucet: turn a faucet's handle by nine tenths of its range.
 
-Facts from mani-skill2 0.5.3 `envs/misc/turn_faucet.py` and its list of faucets: places, the robot's
-place and rest pose with closed fingers, observation order, target, success, the handle's damping,
-density, and 1 cm of air below the faucet.
+These facts come from mani-skill2 0.5.3 `envs/misc/turn_faucet.py` and its list of faucets: places,
+the robot's place and rest pose with closed fingers, observation order, target, success, the
+handle's damping, density, and 1 cm of air below the faucet.
 
-Differences from SAPIEN: PartNet's faucets cannot be had, so a family of our own takes their place
-(`faucets.py`): ten to demonstrate and train on, and four for the task TurnFaucetHeldOut. Each has
-one handle (a third of PartNet's have two) and a limited joint. MuJoCo contacts at 200 Hz instead of
-PhysX at 500 Hz; see `panda.py`, but without a camera on the hand. The joint's small friction is
-left out: a carried handle with this damping stops by itself. Of the rewards there is the sparse one
-only; the dense one measures distances between points that are sampled on meshes.
+Differences from SAPIEN:
+
+- PartNet's faucets are not available; a procedural family replaces them (`faucets.py`): ten faucets
+  for demonstrations and training, and four for the task TurnFaucetHeldOut. Each has one handle (a
+  third of PartNet's have two) and a limited joint.
+- MuJoCo computes contacts at 200 Hz, PhysX at 500 Hz; see also `panda.py`. The hand has no camera.
+- The joint's small friction is left out: a handle with this damping stops by itself.
+- There is only the sparse reward; the dense one measures distances between points that are sampled
+  on meshes.
 """
 
 from collections.abc import Mapping
@@ -27,16 +30,17 @@ from pdjax_envs.physics.engine import PhysicsState, Scene, row_ids
 from pdjax_envs.rotations import quat_about_z, rotate
 from pdjax_envs.task import Episode, Start, Task
 
-BASE_POS = np.array([-0.56, 0.0, 0.0])  # m, the robot's, in place of `panda.BASE_POS`
+BASE_POS = np.array([-0.56, 0.0, 0.0])  # m, the robot's base, instead of `panda.BASE_POS`
 REST_ARM = np.array([0, -0.785, 0, -2.356, 0, 1.57, 0.785])  # rad
 FAUCET_XY = 0.05  # m, largest distance from the origin along x and y
-FAUCET_YAW = np.pi / 12  # rad, largest
+FAUCET_YAW = np.pi / 12  # rad, largest angle
 DENSITY = 8000.0  # kg/m^3
 HANDLE_DAMPING = 2.0  # N m s/rad
-# kg m^2. Rotor inertia for the same reason as the arm's, see `panda.py`: damping * time step is
-# 0.01, a handle's own inertia 0.0008-0.0056. It still stops within some hundredths of a second.
+# kg m^2. Rotor inertia, for the same reason as in the arm, see `panda.py`: damping * time step is
+# 0.01 and a handle's own inertia 0.0008-0.0056. The handle still stops within some hundredths of a
+# second.
 HANDLE_ARMATURE = 0.03
-FRICTION = 1.5  # the mean of the fingers' (2) and SAPIEN's default (1), as SAPIEN mixes them
+FRICTION = 1.5  # the mean of the fingers' (2) and SAPIEN's default (1), as SAPIEN computes it
 HANDLE = panda.NUM_JOINTS  # index in qpos and qvel
 
 OBSERVATION = (
@@ -47,15 +51,15 @@ OBSERVATION = (
     ("angle_dist", 1),
 )
 MEANINGS = tabletop.ROBOT_MEANINGS | {
-    "target_angle_diff": "the angle that the handle has to pass, rad; it starts at 0",
-    "target_joint_axis": "the handle's axis, about which it turns, a unit vector in the world",
-    "target_link_pos": "where the handle's centre of mass was at the start, in the world, m",
-    "angle_dist": "what is left of the angle, rad; negative at success",
+    "target_angle_diff": "angle that the handle has to pass, rad; the handle starts at 0",
+    "target_joint_axis": "axis about which the handle turns, unit vector in the world",
+    "target_link_pos": "the handle's centre of mass at the start, in the world, m",
+    "angle_dist": "remaining angle, rad; negative at success",
 }
 ACTION = (("ee_delta_position", 3), ("ee_delta_rotation", 3), ("gripper", 1))
 
 _SHAPES = (*faucets.FIXED, *faucets.MOVING)
-# What differs between faucets; the pose of `faucet` is each episode's.
+# The model values that differ between faucets; each episode sets the pose of `faucet`.
 _FAUCET_ROWS = {
     "geom_size": _SHAPES,
     "geom_pos": _SHAPES,
@@ -76,13 +80,13 @@ _OVERRIDE_ROWS = _FAUCET_ROWS | dict.fromkeys(("body_pos", "body_quat"), ("fauce
 
 
 class FaucetParams(NamedTuple):
-    """One episode's faucet.
+    """The faucet of one episode.
 
     Attributes:
-      model_id: () int32, its place in the family.
+      model_id: () int32, its index in the family.
       faucet_pos: (3,) m.
       faucet_quat: (4,).
-      target_angle: () rad, the handle's angle to pass; it starts at 0.
+      target_angle: () rad, the angle that the handle has to pass; it starts at 0.
       target_joint_axis: (3,) unit vector in the world.
       target_link_pos: (3,) m, the handle's centre of mass at the start.
     """
@@ -96,7 +100,7 @@ class FaucetParams(NamedTuple):
 
 
 def _add_faucet(spec: mujoco.MjSpec, faucet: faucets.Faucet) -> None:
-    """Adds bodies `faucet` and `handle`."""
+    """Adds the bodies `faucet` and `handle`."""
     body = spec.worldbody.add_body(name="faucet", pos=(0, 0, faucets.HEIGHT))
     handle = body.add_body(name="handle", pos=faucet.pivot, quat=faucet.quat, gravcomp=1.0)
     handle.add_joint(
@@ -119,27 +123,27 @@ def _add_faucet(spec: mujoco.MjSpec, faucet: faucets.Faucet) -> None:
             density=DENSITY if moving else 0,
             contype=panda.FIXTURE_BIT,
             conaffinity=0,
-            priority=1,  # contacts take friction and dimension from the faucet
+            priority=1,  # the faucet sets friction and dimension of contacts
             friction=(FRICTION, 0.005, 0.0001),
         )
 
 
 def _make_model(visual: bool) -> mujoco.MjModel:
-    """The scene; the faucet is compiled at the largest of each shape."""
+    """Builds the model, with each shape of the faucet at its largest."""
     spec = tabletop.make_spec("TurnFaucet", visual)
     spec.body("panda_link0").pos = BASE_POS
     spec.delete(spec.body("panda_camera"))
-    # Only MJX reads this: it would otherwise solve for every possible contact, touching or not.
+    # Only MJX reads this. Without it MJX would solve for every possible contact, touching or not.
     spec.add_numeric(name="max_contact_points", data=[16], size=1)
     largest = np.max([faucet.size for faucet in FAMILY], axis=0)
-    # Poses that are nobody's: MuJoCo takes for granted what coincides with a body's own frames.
+    # Arbitrary poses: MuJoCo relies on frames that coincide with a body's own frame.
     rng = np.random.default_rng(0)
     place, turn = rng.normal(size=(len(_SHAPES), 3)), rng.normal(size=(len(_SHAPES), 4))
     _add_faucet(spec, FAMILY[0]._replace(size=largest, place=place, turn=turn))
     if visual:
         spec.add_material(name="chrome", rgba=(0.72, 0.74, 0.77, 1), specular=0.9, shininess=0.8)
         spec.add_material(name="grip", rgba=(0.93, 0.45, 0.2, 1), specular=0.5, shininess=0.6)
-        spec.body("faucet").add_geom(  # fills the air below
+        spec.body("faucet").add_geom(  # fills the gap below
             type=mujoco.mjtGeom.mjGEOM_CYLINDER,
             size=(0.045, faucets.HEIGHT / 2 + 0.002, 0),
             pos=(0, 0, 0.002 - faucets.HEIGHT / 2),
@@ -154,7 +158,7 @@ def _make_model(visual: bool) -> mujoco.MjModel:
 
 
 def _make_table() -> dict[str, np.ndarray]:
-    """Model values of all faucets, field -> (14, rows, ...), as MuJoCo compiles them."""
+    """Returns the model values of all faucets as MuJoCo compiles them: field -> (14, rows, ...)."""
     table: dict[str, list[np.ndarray]] = {field: [] for field in _FAUCET_ROWS}
     for faucet in FAMILY:
         spec = mujoco.MjSpec()
@@ -172,7 +176,7 @@ _RANGE = _TABLE["jnt_range"][:, 0, 1]  # (14,) rad
 
 
 def sample_start(key: jax.Array, models: tuple[int, ...] = faucets.TRAINING) -> Start:
-    """One of the ten faucets for training (any of them alike), its place and the robot's noise.
+    """Draws one of the ten training faucets with equal chance, its place and the robot's noise.
 
     Source: mani_skill2 `_set_model`, `_initialize_articulations`, `_initialize_agent`.
     """
@@ -193,12 +197,12 @@ def sample_start(key: jax.Array, models: tuple[int, ...] = faucets.TRAINING) -> 
 
 
 def get_state(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
-    """Positions, velocities and the episode's faucet (`FaucetParams`)."""
+    """Returns positions, velocities and the episode's faucet (`FaucetParams`)."""
     return {"qpos": physics.qpos, "qvel": physics.qvel, **episode.params._asdict()}
 
 
 def make_start(state: Mapping[str, Any]) -> Start:
-    """An episode that starts from such a state; what follows from the faucet may be missing."""
+    """Builds a start from such a state; values that follow from the faucet may be missing."""
     model_id, pos, quat = (jnp.asarray(state[name]) for name in FaucetParams._fields[:3])
     row = {field: jnp.asarray(values)[model_id] for field, values in _TABLE.items()}
     pivot, turn = row["body_pos"][0], row["body_quat"][0]
@@ -215,7 +219,7 @@ def make_start(state: Mapping[str, Any]) -> Start:
 
 
 def resize(start: Start, factor: jax.Array) -> Start:
-    """A faucet of another size on its place: its handle is elsewhere."""
+    """Scales the faucet at its place, which moves its handle."""
     params = start.episode.params
     middle = params.faucet_pos + factor * (params.target_link_pos - params.faucet_pos)
     episode = start.episode._replace(params=params._replace(target_link_pos=middle))
@@ -223,13 +227,13 @@ def resize(start: Start, factor: jax.Array) -> Start:
 
 
 def control(episode: Episode, physics: PhysicsState, action: jax.Array) -> jax.Array:
-    """`pd_ee_delta_pose`: (7,) action to (9,) joint targets."""
+    """Turns a `pd_ee_delta_pose` action (7,) into joint targets (9,)."""
     del episode
     return panda.delta_pose_control(physics.qpos[: panda.NUM_JOINTS], action)
 
 
 def observe(episode: Episode, physics: PhysicsState) -> jax.Array:
-    """The 40 numbers of ManiSkill2's state mode, in its order (`OBSERVATION`)."""
+    """Returns the 40 numbers of ManiSkill2's state mode, in its order (`OBSERVATION`)."""
     params = episode.params
     qpos, qvel, base, tcp_pos, tcp_quat = tabletop.observe_robot(physics.qpos, physics.qvel)
     shift = jnp.array(BASE_POS - panda.BASE_POS)
@@ -239,7 +243,7 @@ def observe(episode: Episode, physics: PhysicsState) -> jax.Array:
         base.at[:3].add(shift),
         tcp_pos + shift,
         tcp_quat,
-        params.target_angle[None],  # less the angle at the start, 0
+        params.target_angle[None],  # minus the angle at the start, 0
         params.target_joint_axis,
         params.target_link_pos,
         (params.target_angle - physics.qpos[HANDLE])[None],
@@ -248,11 +252,11 @@ def observe(episode: Episode, physics: PhysicsState) -> jax.Array:
 
 
 def features(obs: jax.Array) -> jax.Array:
-    """(8,) relations of tool and handle, from the observation alone; bounded to [-3, 3].
+    """Computes (8,) relations of tool and handle from the observation, within [-3, 3].
 
-    The tool from where the handle's middle was at the start (3, per 5 cm), how a turn about an
-    axis through there would move the tool (3, per 5 cm and rad), and the angles to go and turned so
-    far (2, per 0.5 rad).
+    The tool relative to the handle's middle at the start (3, per 5 cm), the motion of the tool in a
+    turn about an axis through that point (3, per 5 cm and rad), and the angles that remain and that
+    the handle has turned so far (2, per 0.5 rad).
     """
     tool, turn, axis, middle, left = obs[25:28], obs[32], obs[33:36], obs[36:39], obs[39]
     offset = tool - middle
@@ -262,12 +266,12 @@ def features(obs: jax.Array) -> jax.Array:
 
 
 def success(episode: Episode, physics: PhysicsState) -> jax.Array:
-    """Whether the handle is past its target angle."""
+    """Returns whether the handle is past its target angle."""
     return physics.qpos[HANDLE] > episode.params.target_angle
 
 
 def sparse_reward(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array]:
-    """Sparse: 1 at success."""
+    """Returns 1 at success, else 0."""
     return {"success": success(episode, physics).astype(jnp.float32)}
 
 

@@ -1,7 +1,8 @@
 """TurnFaucetHeldOut: TurnFaucet with four faucets that no demonstration shows.
 
 Base policies and demonstrations of TurnFaucet work here: the published experiments train a base
-policy on ten faucets and refine it on four others. All else is as in `turn_faucet.py`.
+policy on ten faucets and refine it on four others. Everything else is the same as in
+`turn_faucet.py`.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from pdjax_envs.task import Start, Task
 
 
 def sample_start(key: jax.Array) -> Start:
-    """One of the four faucets held out (any of them alike), its place and the robot's noise."""
+    """Draws one of the four held-out faucets with equal chance, its place and the robot's noise."""
     return turn_faucet.sample_start(key, faucets.HELD_OUT)
 
 

@@ -8,15 +8,15 @@ import numpy as np
 
 from pdjax_envs.physics.engine import Array, PhysicsState, Scene
 
-ANOMALOUS_SPEED = 200.0  # rad/s or m/s; no joint of a sane simulation is as fast
-ANOMALOUS_OVERRUN = 0.5  # rad or m beyond a joint's limit; Adroit's soft ones give way by 0.25
+ANOMALOUS_SPEED = 200.0  # rad/s or m/s; no joint in a sound simulation is this fast
+ANOMALOUS_OVERRUN = 0.5  # rad or m beyond a joint's limit; Adroit's soft limits give way by 0.25
 
 
 class Limits(NamedTuple):
-    """Positions of the limited joints that turn about an axis or slide along one.
+    """The limits of all limited joints that turn about an axis or slide along one.
 
     Attributes:
-      index: (joints,) where they are in qpos.
+      index: (joints,) the joints' places in qpos.
       low, high: (joints,) rad or m.
     """
 
@@ -26,7 +26,7 @@ class Limits(NamedTuple):
 
 
 def joint_limits(scene: Scene | None) -> Limits:
-    """The limits that a scene's joints have; none without a scene of ours."""
+    """Returns the limits of a scene's joints; none if the task has no scene."""
     if scene is None:
         return Limits(np.zeros(0, int), np.zeros(0), np.zeros(0))
     model, one_number = scene.model, (mujoco.mjtJoint.mjJNT_HINGE, mujoco.mjtJoint.mjJNT_SLIDE)
@@ -36,7 +36,7 @@ def joint_limits(scene: Scene | None) -> Limits:
 
 
 def is_anomalous(limits: Limits, physics: PhysicsState, obs: Array) -> Array:
-    """Whether a state is anomalous, () bool: too fast, too far beyond a limit, or not finite."""
+    """Returns () bool: the state is too fast, far beyond a joint's limit, or not finite."""
     speed = jnp.max(jnp.abs(physics.qvel), initial=0.0)
     joints = physics.qpos[limits.index]
     overrun = jnp.max(jnp.maximum(limits.low - joints, joints - limits.high), initial=0.0)

@@ -1,7 +1,7 @@
 """The one interface between tasks and simulators.
 
-Tasks are written for one environment against `PhysicsState`; an engine steps it. `jax.vmap` makes
-both handle many environments. Nothing outside this package calls a simulator's stepping functions.
+A task reads the `PhysicsState` of one environment; an engine steps it. `jax.vmap` batches both.
+Nothing outside this package calls a simulator's stepping functions.
 """
 
 import dataclasses
@@ -14,9 +14,9 @@ import numpy as np
 
 Array = jax.Array
 Overrides = dict[str, Array]
-"""Per-environment model values: field name -> (rows, ...) in the order of `Scene.override_rows`."""
+"""Model values of one environment: field -> (rows, ...) in the order of `Scene.override_rows`."""
 
-# What names the rows of a model field; `dof_*` rows are those of the named joint.
+# The kind of object that names the rows of a model field; a joint names its `dof_*` rows.
 _ROW_KINDS = {
     "geom": mujoco.mjtObj.mjOBJ_GEOM,
     "body": mujoco.mjtObj.mjOBJ_BODY,
@@ -27,18 +27,18 @@ _ROW_KINDS = {
 
 
 class PhysicsState(NamedTuple):
-    """One environment's physics as tasks see it.
+    """The physics of one environment as tasks see it.
 
     Attributes:
       qpos: (nq,) float32, m and rad.
       qvel: (nv,) float32, m/s and rad/s.
-      fields: derived quantities that the scene asks for (`site_xpos`, ...), see
+      fields: the derived quantities listed in `Scene.fields` (`site_xpos`, ...), see
         `Scene.fresh_fields`.
       overflow: () bool, the engine's buffers were too small for the contacts or constraints of the
-        last control step, so that some were left out.
+        last control step, so some were left out.
       raw: the engine's own exact state; opaque to tasks.
 
-    Where JAX runs in 64 bits (JAX_ENABLE_X64) the native engine gives all of them in float64.
+    If JAX runs in 64 bits (JAX_ENABLE_X64), the native engine returns float64.
     """
 
     qpos: Array
@@ -49,14 +49,14 @@ class PhysicsState(NamedTuple):
 
 
 class Buffers(NamedTuple):
-    """Room that an engine must allocate before it knows how much is needed; Warp does.
+    """Memory that an engine must allocate before it knows how much it needs, as Warp does.
 
     Attributes:
-      contacts: contact points of one environment, and also pairs of geoms that come so near that
-        their contacts are computed. Environments share: of n, one may have more while all together
-        have at most n times as many.
-      constraints: rows that contacts, limits and friction take in the constraint solver, in one
-        environment; no environment may have more.
+      contacts: room per environment for contact points, and also for pairs of geoms that are near
+        enough for their contacts to be computed. Environments share it: one may have more as long
+        as all n together have n times this number or fewer.
+      constraints: the largest number of rows that contacts, limits and friction may take in the
+        constraint solver of any one environment.
     """
 
     contacts: int = 64
@@ -69,16 +69,17 @@ class Scene:
 
     Attributes:
       model: the compiled MuJoCo model. Geoms whose size is overridden must be compiled at their
-        largest, since bounding volumes are not overridden.
+        largest, because bounding volumes are not overridden.
       n_substeps: physics steps per control step.
-      override_rows: model field -> names of the objects whose rows differ per environment.
+      override_rows: model field -> names of the objects whose rows differ between environments.
       fields: names of the derived `mujoco.MjData` fields that the task reads.
-      fresh_fields: whether these are computed anew after each control step. MuJoCo's own step
-        leaves them one substep old, which costs nothing and is what Gymnasium's tasks read.
-      ctrl_scale: (center, half_range), each (nu,) float64, where the task's ctrl is in [-1, 1] and
-        the simulator gets center + half_range * ctrl: the native engine does this in float64.
-      buffers: room for contacts and constraints; what does not fit is left out and reported in
-        `PhysicsState.overflow`.
+      fresh_fields: whether these fields are recomputed after each control step. MuJoCo's own step
+        leaves them one substep old; that costs nothing and is what Gymnasium's tasks read.
+      ctrl_scale: (center, half_range), each (nu,) float64, or None. With it the task's ctrl is in
+        [-1, 1] and the simulator gets center + half_range * ctrl, which the native engine computes
+        in float64.
+      buffers: room for contacts and constraints. An engine leaves out what does not fit and reports
+        it in `PhysicsState.overflow`.
     """
 
     model: mujoco.MjModel
@@ -90,7 +91,7 @@ class Scene:
     buffers: Buffers = dataclasses.field(default_factory=Buffers)
 
     def scale_ctrl(self, ctrl: Any) -> Any:
-        """What the simulator gets for a task's ctrl (..., nu)."""
+        """Returns the simulator's ctrl for a task's ctrl (..., nu)."""
         if self.ctrl_scale is None:
             return ctrl
         center, half_range = self.ctrl_scale
@@ -98,13 +99,13 @@ class Scene:
 
 
 class Engine(NamedTuple):
-    """A simulator bound to a scene; pure functions for one environment.
+    """A simulator as pure functions for one environment.
 
     Attributes:
-      name: `native`, `mjx` or `warp`.
-      model: the argument of the functions below: never donated, may be batched by nobody.
+      name: `native`, `mjx`, `warp`, or the name of a task's own physics.
+      model: the first argument of the functions below; never donated and never batched.
       reset: (model, overrides, qpos, qvel) -> PhysicsState at time 0.
-      step: (model, overrides, state, ctrl) -> PhysicsState, `n_substeps` later.
+      step: (model, overrides, state, ctrl) -> PhysicsState one control step later.
     """
 
     name: str
@@ -114,10 +115,10 @@ class Engine(NamedTuple):
 
 
 def row_ids(model: mujoco.MjModel, field: str, names: tuple[str, ...]) -> np.ndarray:
-    """Row indices of named objects in a model field such as `geom_size` or `dof_invweight0`.
+    """Returns the rows of named objects in a model field such as `geom_size` or `dof_invweight0`.
 
     Raises:
-      KeyError: an object of that name does not exist.
+      KeyError: the model has no object with one of these names.
     """
     kind = field.split("_")[0]
     ids = []
@@ -134,11 +135,11 @@ def row_ids(model: mujoco.MjModel, field: str, names: tuple[str, ...]) -> np.nda
 
 
 def apply_overrides(model: mujoco.MjModel, scene: Scene, overrides: Mapping[str, Any]) -> None:
-    """Writes one environment's overrides into a model in place, to render or to inspect it.
+    """Writes the overrides of one environment into a model in place, to render or inspect it.
 
     Args:
-      model: `scene.model` or a model that has objects of the same names.
-      scene: whose `override_rows` name the rows.
+      model: `scene.model`, or a model with objects of the same names.
+      scene: the scene whose `override_rows` name the rows.
       overrides: field -> (rows, ...) values of one environment.
     """
     for field, names in scene.override_rows.items():

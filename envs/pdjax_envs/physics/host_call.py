@@ -1,12 +1,13 @@
-"""Calls from compiled programs on a CPU into Python, under names that outlast the process.
+"""Calls from compiled CPU programs into Python, under keys that outlast the process.
 
-JAX's own callbacks tie a program to the Python objects of its process, so that its compilation
-cache must not keep it. Here a program holds a number that is computed from what is called, and a
-handler of XLA's typed FFI finds the function by that number: a later process that makes the same
-function loads the program from disk instead of compiling it again.
+JAX's own callbacks tie a program to the Python objects of its process, so JAX's compilation cache
+cannot keep the program. Here a program instead holds a number that is computed from the called
+function, and a handler of XLA's typed FFI looks the function up by that number. A later process
+that makes the same function loads the program from disk instead of compiling it again.
 
-The handler speaks XLA's C interface (`xla/ffi/api/c_api.h` among jaxlib's headers) by ctypes, in
-versions that were read; `available` tells. The only memory here is the table of functions.
+The handler uses XLA's C interface (`xla/ffi/api/c_api.h` among jaxlib's headers) through ctypes.
+`available` returns whether it supports the installed version of that interface. The module's only
+state is the table of functions.
 """
 
 import ctypes
@@ -25,23 +26,23 @@ import numpy as np
 HostFunction = Callable[[list[np.ndarray], list[np.ndarray]], None]
 
 _TARGET = "pdjax_host_call"
-_VERSIONS = {(0, 3), (0, 5)}  # whose structs are those below: jaxlib 0.10 and 0.12
-_METADATA = 1  # kind of extension by which XLA asks for a handler's version
+_VERSIONS = {(0, 3), (0, 5)}  # versions with the structs below: jaxlib 0.10 and 0.12
+_METADATA = 1  # the kind of extension with which XLA asks for a handler's version
 _INTERNAL = 13  # XLA_FFI_Error_Code
-_ERROR_CREATE = 48  # bytes into XLA_FFI_Api, where the pointer to that function is
+_ERROR_CREATE = 48  # byte offset in XLA_FFI_Api of the pointer to that function
 _DTYPES = {1: np.bool_, 4: np.int32, 8: np.uint32, 11: np.float32, 12: np.float64}
 
 _MOST_VIEWS = 1024
 
 _functions: dict[int, HostFunction] = {}
-# XLA uses the same memory again and again; a view costs several times its look-up.
+# XLA reuses the same memory; making a view takes several times as long as looking it up.
 _views: dict[tuple[int, type, tuple[int, ...]], np.ndarray] = {}
 
 
 def available() -> bool:
-    """Whether `call` works here: on one CPU device, with an interface that is known.
+    """Returns whether `call` works here: on a single CPU device, with a supported interface.
 
-    With four emulated devices some processes crashed at their very end, when all was done.
+    With four emulated devices, some processes crashed at exit, after all work was done.
     """
     return jax.default_backend() == "cpu" and jax.local_device_count() == 1 and _register()
 
@@ -49,12 +50,12 @@ def available() -> bool:
 def call(
     function: HostFunction, key: int, results: Sequence[jax.ShapeDtypeStruct]
 ) -> Callable[..., Any]:
-    """A host function as a JAX function that `vmap` batches.
+    """Returns a host function as a JAX function that `vmap` can batch.
 
     Args:
-      function: (inputs, outputs to fill), NumPy views of XLA's own buffers with equal leading axes,
-        valid within the call; must depend on its inputs alone and never call JAX.
-      key: 63 bits, since lowering takes no more; equal only for functions that do the same.
+      function: (inputs, outputs to fill), which are NumPy views of XLA's own buffers with equal
+        leading axes, valid during the call. It must depend on its inputs alone and never call JAX.
+      key: 63 bits, the most that lowering accepts; equal only for functions that do the same.
       results: shapes and dtypes of the outputs without leading axes.
     """
     _functions.setdefault(key, function)
@@ -151,7 +152,7 @@ _ErrorCreate = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(_ErrorArguments)
 
 @cache
 def _version() -> tuple[int, int]:
-    """Of the interface that the installed jaxlib speaks."""
+    """Returns the version of the installed jaxlib's interface."""
     header = Path(jax.ffi.include_dir()) / "xla/ffi/api/c_api.h"
     text = header.read_text() if header.exists() else ""
     found = [re.search(rf"#define XLA_FFI_API_{part} (\d+)", text) for part in ("MAJOR", "MINOR")]
@@ -161,10 +162,10 @@ def _version() -> tuple[int, int]:
 
 @cache
 def _register() -> bool:
-    """Makes the handler known to XLA, once; False where its interface is another."""
+    """Registers the handler with XLA once; returns False if XLA's interface is not supported."""
     if _version() not in _VERSIONS or sys.maxsize < 2**32:
         return False
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_handle))  # XLA keeps the pointer for good
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_handle))  # XLA keeps the pointer
     pointer = ctypes.cast(_handle, ctypes.c_void_p).value
     jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(pointer), platform="cpu")
     return True
@@ -172,7 +173,7 @@ def _register() -> bool:
 
 @ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(_CallFrame))
 def _handle(pointer: Any) -> int | None:
-    """XLA's call: None, or an error that XLA then raises."""
+    """Handles a call from XLA; returns None or a pointer to an error, which XLA then raises."""
     frame = pointer.contents
     if frame.extension_start and frame.extension_start.contents.type == _METADATA:
         version = frame.extension_start.contents.metadata.contents.version
@@ -181,7 +182,7 @@ def _handle(pointer: Any) -> int | None:
     try:
         key = _Scalar.from_address(frame.attrs.items[0]).value[0]
         _functions[key](_arrays(frame.args), _arrays(frame.rets))
-    except BaseException:  # an interruption too: nothing may pass through C
+    except BaseException:  # interruptions too: no exception may pass through C
         arguments = _ErrorArguments(
             ctypes.sizeof(_ErrorArguments), None, traceback.format_exc().encode(), _INTERNAL
         )
@@ -191,7 +192,7 @@ def _handle(pointer: Any) -> int | None:
 
 
 def _arrays(buffers: _Buffers) -> list[np.ndarray]:
-    """Views of XLA's memory."""
+    """Returns NumPy views of XLA's buffers."""
     return [_view(_Buffer.from_address(buffers.items[index])) for index in range(buffers.size)]
 
 

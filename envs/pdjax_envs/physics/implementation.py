@@ -1,6 +1,6 @@
-"""What an implementation of MJX provides; `mjx` and `warp` each build one.
+"""The functions that an implementation of MJX provides; `mjx` and `warp` each build one.
 
-Kept apart so that neither of them imports the other for it.
+Separate from both so that neither has to import the other.
 """
 
 import contextlib
@@ -10,20 +10,20 @@ from typing import Any, NamedTuple
 
 from pdjax_envs.physics.engine import Array
 
-with contextlib.redirect_stdout(io.StringIO()):  # prints that the optional Warp is not installed
+with contextlib.redirect_stdout(io.StringIO()):  # MJX prints that Warp is not installed
     from mujoco import mjx
 
 
 class Implementation(NamedTuple):
-    """What differs between MJX's implementations.
+    """What differs between the implementations of MJX.
 
     Attributes:
       model: MJX's model of the scene.
-      make_data: (model, number of environments) -> MJX's state of one of them.
-      derive: (model, data) -> data with derived fields at its qpos and qvel.
+      make_data: (model, number of environments) -> MJX's state of one environment.
+      derive: (model, data) -> data with the derived fields at its qpos and qvel.
       overflow: data after a step -> () bool, whether contacts or constraints were left out.
-      together: (number of environments, arguments of one) -> result, as a function of the
-        arguments of one environment alone.
+      together: turns a function (number of environments, arguments of one) -> result into a
+        function of the arguments of one environment.
     """
 
     model: mjx.Model

@@ -1,9 +1,9 @@
 """MuJoCo in JAX: the engines for accelerators, `mjx` and `warp`.
 
-The same physics as `native.py`, computed by `mujoco.mjx`: by its own implementation in JAX, which
-is compiled into the program, or by MuJoCo Warp's kernels, called from it (`warp.py`). In float32,
-so trajectories follow MuJoCo C's only to rounding, and diverge where contacts amplify it. Holds no
-state.
+They simulate the same physics as `native.py`, but with `mujoco.mjx`: either with its own JAX
+implementation, which is compiled into the program, or with MuJoCo Warp's kernels, which the program
+calls (`warp.py`). Both compute in float32, so trajectories match MuJoCo C's only up to rounding and
+diverge where contacts amplify it. Holds no state.
 """
 
 import copy
@@ -20,20 +20,21 @@ from pdjax_envs.physics import mjx_flags
 from pdjax_envs.physics.engine import Array, Engine, Overrides, PhysicsState, Scene, row_ids
 from pdjax_envs.physics.implementation import Implementation, mjx
 
-# MJX's line search always runs to its limit, and the solver in float32 seldom reaches MuJoCo's
-# tolerance of 1e-8 before its own. These suffice for grasping and insertion; see test_mjx.py.
+# MJX's line search always runs to its iteration limit, and in float32 the solver seldom reaches
+# MuJoCo's tolerance of 1e-8 earlier. These limits suffice for grasping and insertion, see
+# test_mjx.py.
 SOLVER_ITERATIONS, LINE_SEARCH_ITERATIONS = 10, 10
-# Name of the custom number by which a model limits MJX's contact points of each dimension.
+# Name of the custom number with which a model limits MJX's contact points per contact dimension.
 CONTACT_LIMIT = "max_contact_points"
 
 
 class Carried(NamedTuple):
-    """What MJX carries from step to step besides qpos and qvel.
+    """MJX's state from step to step, besides qpos and qvel.
 
     Attributes:
       time: () s.
       act: (na,) actuator activations.
-      qacc_warmstart: (nv,) where the solver starts.
+      qacc_warmstart: (nv,) the solver's starting point.
     """
 
     time: Array
@@ -44,9 +45,9 @@ class Carried(NamedTuple):
 def make_engine(scene: Scene, impl: Literal["jax", "warp"] = "jax") -> Engine:
     """Binds MJX to a scene.
 
-    The functions close over the model instead of taking it as their argument: as constants of the
-    program its fields are folded, which halves compilation and makes steps 1.4 to 3 times as fast
-    (measured on CPUs).
+    The functions close over the model instead of taking it as an argument. The compiler can then
+    fold the model's fields as constants, which halves compilation time and makes steps 1.4 to 3
+    times as fast (measured on CPUs).
 
     Raises:
       RuntimeError: JAX's CPU backend started without options that MJX needs.
@@ -55,7 +56,7 @@ def make_engine(scene: Scene, impl: Literal["jax", "warp"] = "jax") -> Engine:
     """
     mjx_flags.prepare()
     if impl == "warp":
-        from pdjax_envs.physics import warp  # which needs an optional package
+        from pdjax_envs.physics import warp  # needs an optional package
 
         implementation = warp.implementation(scene)
     else:
@@ -94,7 +95,7 @@ def make_engine(scene: Scene, impl: Literal["jax", "warp"] = "jax") -> Engine:
             after = read(mjx.step(model, data))
             return after._replace(overflow=after.overflow | state.overflow)
 
-        # The loop carries the few arrays that matter; all of `mjx.Data` would be copied each time.
+        # The loop carries only these few arrays; it would copy all of `mjx.Data` at each step.
         state = state._replace(overflow=jnp.zeros((), bool))
         state = jax.lax.fori_loop(0, scene.n_substeps, substep, state)
         return refreshed(model, count, state) if shapes and scene.fresh_fields else state
@@ -108,11 +109,11 @@ def make_engine(scene: Scene, impl: Literal["jax", "warp"] = "jax") -> Engine:
 
 
 def _jax_implementation(scene: Scene) -> Implementation:
-    """MJX's own implementation, which computes all contacts unless the model sets a limit."""
+    """Builds MJX's own implementation, which computes all contacts unless the model limits them."""
     limited = copy.copy(scene.model)
     limited.opt.iterations = min(limited.opt.iterations, SOLVER_ITERATIONS)
     limited.opt.ls_iterations = min(limited.opt.ls_iterations, LINE_SEARCH_ITERATIONS)
-    # MJX keeps disable flags that it does not know, such as midphase, and has no use for them.
+    # MJX keeps disable flags that it does not know, such as midphase, and ignores them.
     nominal = mjx.put_model(limited, impl="jax")
     found = mujoco.mj_name2id(scene.model, mujoco.mjtObj.mjOBJ_NUMERIC, CONTACT_LIMIT)
     limit = int(scene.model.numeric_data[scene.model.numeric_adr[found]]) if found >= 0 else -1
@@ -131,9 +132,9 @@ def _jax_implementation(scene: Scene) -> Implementation:
 
 
 def _full(limit: int, data: mjx.Data) -> Array:
-    """() bool, whether all contact points of a kind that MJX keeps at most `limit` of touch.
+    """Returns () bool, whether all `limit` contact points kept for some contact dimension touch.
 
-    MJX keeps the deepest of each contact dimension, so then it may have left others out.
+    MJX keeps the deepest points of each dimension, so it may have left others out in that case.
     """
     contact = data._impl.contact
     touching = contact.dist < contact.includemargin
@@ -145,7 +146,7 @@ def _full(limit: int, data: mjx.Data) -> Array:
 
 
 def _check(scene: Scene, model: mjx.Model) -> dict[str, tuple[int, ...]]:
-    """MuJoCo's shapes of the derived fields; MJX gives matrices as (3, 3), MuJoCo as (9,)."""
+    """Returns MuJoCo's shapes of the derived fields: (9,) for a matrix, which is (3, 3) in MJX."""
     for field in scene.override_rows:
         if not isinstance(getattr(model, field, None), jax.Array):
             raise ValueError(f"MJX cannot vary {field} per environment; use the native engine")
@@ -157,10 +158,10 @@ def _check(scene: Scene, model: mjx.Model) -> dict[str, tuple[int, ...]]:
 
 
 def _override(model: mjx.Model, rows: Mapping[str, np.ndarray], overrides: Overrides) -> mjx.Model:
-    """The model of one environment.
+    """Returns the model of one environment.
 
-    All overrides are applied, also those that MJX stores but never reads (dof_M0; body_subtreemass
-    unless a sensor asks for a subtree's momentum): XLA drops what nobody uses.
+    It applies all overrides, even those that MJX stores but never reads (dof_M0; body_subtreemass
+    unless a sensor asks for a subtree's momentum), because XLA drops unused values.
     """
     replaced = {}
     for field, index in rows.items():

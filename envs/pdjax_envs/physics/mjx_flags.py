@@ -1,7 +1,7 @@
 """XLA options that MJX needs on a CPU, added before any JAX backend starts.
 
-Separate from `mjx.py` so that a program can call `prepare` first thing, without importing MuJoCo.
-It changes this process's environment variable XLA_FLAGS and nothing else.
+Separate from `mjx.py` so that a program can call `prepare` at its very start without importing
+MuJoCo. It changes the environment variable XLA_FLAGS of this process and nothing else.
 """
 
 import os
@@ -12,26 +12,26 @@ import jax
 import jaxlib.version
 from jax._src import xla_bridge  # JAX has no public way to ask whether a backend has started
 
-# (option, value, first jaxlib version without the need). An option that a jaxlib does not know
-# aborts the process, so each is added only below its version.
+# (option, value, first jaxlib version that does not need it). A jaxlib aborts the process at an
+# unknown option, so each option is added only below its version.
 _OPTIONS = (
-    # Otherwise a batched MJX step deadlocks in XLA's CPU runtime (jaxlib 0.10.2: Adroit Relocate,
+    # Without it, a batched MJX step deadlocks in XLA's CPU runtime (jaxlib 0.10.2: Adroit Relocate,
     # 512 environments).
     ("xla_cpu_enable_concurrency_optimized_scheduler", "false", (0, 12)),
-    # Otherwise each joint of a chain computes all joints before it anew: a step of the Panda takes
+    # Without it, each joint of a chain recomputes all joints before it: a step of the Panda takes
     # 60 times as long.
     ("xla_cpu_use_fusion_emitters", "false", (0, 11)),
 )
 
 
 def prepare() -> None:
-    """Adds to XLA_FLAGS what MJX needs on a CPU with the installed jaxlib.
+    """Adds the options to XLA_FLAGS that MJX needs on a CPU with the installed jaxlib.
 
-    Call it at start-up where MJX may run on a CPU. Options already in XLA_FLAGS keep the user's
-    value; calling it again changes nothing; accelerators ignore the options.
+    Call it at start-up if MJX may run on a CPU. Options that are already in XLA_FLAGS keep their
+    value, calling it again changes nothing, and accelerators ignore the options.
 
     Raises:
-      RuntimeError: too late, a CPU backend has started without them.
+      RuntimeError: a CPU backend has already started without the options.
     """
     flags = os.environ.get("XLA_FLAGS", "").strip()
     missing = _missing(flags, jaxlib.version.__version__)
@@ -51,7 +51,7 @@ def prepare() -> None:
 
 
 def _missing(flags: str, version: str) -> list[str]:
-    """Options that this jaxlib needs and `flags` (options, or the name of a file of them) lacks."""
+    """Returns options that jaxlib needs and `flags` (options or a file with options) lacks."""
     if flags and not flags.startswith("-") and Path(flags).exists():
         flags = Path(flags).read_text()
     present = re.findall(r"--(\w+)", flags)

@@ -1,12 +1,12 @@
 """MuJoCo's own C engine, stepped on all cores from inside jitted programs.
 
-`mujoco.batch.Batch` runs many simulations on a thread pool. Here a host callback hands it the state
-of all environments and takes the next one back. Everything that MuJoCo carries from step to step
-(time, qpos, qvel, act, history, solver warm start) crosses exactly: JAX has no float64 by default,
-so each number travels as two uint32. Trajectories are therefore bit-identical with a plain C loop.
+`mujoco.batch.Batch` runs many simulations on a thread pool. A host callback passes it the state of
+all environments and returns the next state. Everything that MuJoCo carries from step to step (time,
+qpos, qvel, act, history, solver warm start) passes exactly: JAX has no float64 by default, so each
+number travels as two uint32. Trajectories are therefore bit-identical to those of a plain C loop.
 
-The only memory here is a cache of batches by size. Every call writes all inputs, so results depend
-on the arguments alone.
+The module's only state is a cache of batches by size. Every call writes all inputs, so results
+depend on the arguments alone.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ from jax.experimental.buffer_callback import buffer_callback
 from pdjax_envs.physics import host_call
 from pdjax_envs.physics.engine import Array, Engine, Overrides, PhysicsState, Scene, row_ids
 
-# Carried from step to step; a prefix of MuJoCo's integration state.
+# The state carried from step to step; a prefix of MuJoCo's integration state.
 _CARRIED = (
     mujoco.mjtState.mjSTATE_TIME.value
     | mujoco.mjtState.mjSTATE_QPOS.value
@@ -38,7 +38,7 @@ _CARRIED = (
     | mujoco.mjtState.mjSTATE_HISTORY.value
     | mujoco.mjtState.mjSTATE_WARMSTART.value
 )
-# Warnings that contacts or constraints did not fit into MuJoCo's memory.
+# MuJoCo's warnings that contacts or constraints did not fit into its memory.
 _FULL = slice(
     mujoco.mjtWarning.mjWARN_CONTACTFULL.value, mujoco.mjtWarning.mjWARN_CNSTRFULL.value + 1
 )
@@ -51,10 +51,10 @@ def make_engine(scene: Scene, num_threads: int = 0) -> Engine:
       scene: model, substeps, overrides and derived fields.
       num_threads: physics threads; 0 = one per core.
 
-    Mocap bodies stay where the model has them.
+    Mocap bodies stay where the model places them.
 
     Raises:
-      ValueError: the model has plugin state, which does not cross.
+      ValueError: the model has plugin state, which this engine does not carry.
     """
     model = scene.model
     if model.npluginstate:
@@ -67,7 +67,7 @@ def make_engine(scene: Scene, num_threads: int = 0) -> Engine:
     run_forward = _as_jax(host, 0)
 
     def call(run, overrides, raw, ctrl):
-        # In one piece: each array that crosses costs about 5 us.
+        # One array, because each array that passes to the host costs about 5 us.
         rows = [jnp.ravel(overrides[field]).astype(_real()) for field in scene.override_rows]
         packed = [jnp.concatenate(rows)] if rows else []
         raw, overflow, qpos, qvel, *fields = run(raw, ctrl, *packed)
@@ -92,12 +92,12 @@ def make_engine(scene: Scene, num_threads: int = 0) -> Engine:
 
 
 def _real() -> type:
-    """The real numbers that leave the engine."""
+    """Returns the type of the real numbers that the engine returns."""
     return jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
 
 
 def float64_bits(x: Array) -> Array:
-    """The exact float64 of each number, as two uint32, low word first.
+    """Returns the exact float64 value of each number as two uint32, low word first.
 
     Args:
       x: (...,) float32 or, in JAX's 64-bit mode, float64. Subnormal float32 become zero.
@@ -110,14 +110,14 @@ def float64_bits(x: Array) -> Array:
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     sign, exponent = bits >> 31, (bits >> 23) & 0xFF
     mantissa = jnp.where(exponent == 0, 0, bits & 0x7FFFFF)
-    # The exponent's bias grows from 127 to 1023; zero, infinity and NaN keep their marks.
+    # The exponent's bias grows from 127 to 1023; zero, infinity and NaN keep their exponents.
     wide = jnp.where(exponent == 0, 0, jnp.where(exponent == 255, 2047, exponent + 896))
     high = (sign << 31) | (wide << 20) | (mantissa >> 3)
     return jnp.stack([mantissa << 29, high], axis=-1)
 
 
 def _as_jax(host: "_Host", n_substeps: int) -> Callable[..., list[Array]]:
-    """`host.run` of so many substeps as a JAX function that `vmap` batches."""
+    """Returns `host.run` with this number of substeps as a JAX function that `vmap` can batch."""
     function, results = partial(host.run, n_substeps), host.result_shapes()
 
     def in_place(_, outputs, *inputs):
@@ -130,8 +130,8 @@ def _as_jax(host: "_Host", n_substeps: int) -> Callable[..., list[Array]]:
         function(inputs, outputs)
         return outputs
 
-    # On a CPU the host reads and writes XLA's own buffers: a call costs tens of microseconds. The
-    # memory of other devices is out of its reach; `pure_callback` copies, for 300 us and more.
+    # On a CPU the host reads and writes XLA's own buffers, and a call takes tens of microseconds.
+    # The memory of other devices is out of its reach; `pure_callback` copies, in 300 us or more.
     if host_call.available():
         return host_call.call(function, host.key(n_substeps), results)
     if jax.default_backend() == "cpu":
@@ -140,15 +140,16 @@ def _as_jax(host: "_Host", n_substeps: int) -> Callable[..., list[Array]]:
 
 
 class _Views(NamedTuple):
-    """Live arrays of a batch, first axis = environments.
+    """Live arrays of a batch; the first axis is the environment.
 
     Attributes:
-      carried: (n, carried) float64, the state that crosses.
+      carried: (n, carried) float64, the state that passes between JAX and MuJoCo.
       ctrl: (n, nu) float64.
       overrides: (target, rows) pairs in the order of `Scene.override_rows`.
-      written: (n, numbers) what they hold, as they crossed; NaN before the first call.
+      written: (n, numbers) the overrides written last, as JAX passed them; NaN before the first
+        call.
       full: (n, 2) int32, how often contacts and constraints did not fit.
-      outputs: float64 arrays that leave as real numbers: qpos, qvel, derived fields.
+      outputs: float64 arrays that are returned as real numbers: qpos, qvel, derived fields.
     """
 
     batch: mujoco.batch.Batch
@@ -160,8 +161,8 @@ class _Views(NamedTuple):
     outputs: list[np.ndarray]
 
     def override(self, packed: np.ndarray) -> None:
-        """Writes overrides (n, numbers) where they changed: MuJoCo copies what was written."""
-        if np.array_equal(packed.view(np.uint32), self.written.view(np.uint32)):  # bit by bit
+        """Writes overrides (n, numbers) if they changed, since MuJoCo copies what is written."""
+        if np.array_equal(packed.view(np.uint32), self.written.view(np.uint32)):  # bitwise
             return
         self.written[:] = packed
         begin = 0
@@ -173,7 +174,7 @@ class _Views(NamedTuple):
 
 
 class _Host:
-    """The host side: NumPy in, NumPy out, never JAX."""
+    """The host side: takes and fills NumPy arrays and never calls JAX."""
 
     def __init__(self, scene: Scene, num_threads: int):
         self._scene = scene
@@ -186,7 +187,7 @@ class _Host:
         self.carried = mujoco.mj_stateSize(scene.model, _CARRIED)
 
     def result_shapes(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Shapes of (raw, overflow, qpos, qvel, *fields) for one environment."""
+        """Returns the shapes of (raw, overflow, qpos, qvel, *fields) for one environment."""
         model = self._scene.model
         derived = [np.asarray(getattr(self._data, field)).shape for field in self._scene.fields]
         shapes = [(model.nq,), (model.nv,), *derived]
@@ -197,7 +198,7 @@ class _Host:
         )
 
     def key(self, n_substeps: int) -> int:
-        """63 bits of all that `run` depends on besides its inputs; the same in every process."""
+        """Hashes what `run` depends on besides its inputs to 63 bits, the same in every process."""
         scene = self._scene
         model = np.empty(mujoco.mj_sizeModel(scene.model), np.uint8)
         mujoco.mj_saveModel(scene.model, None, model)
@@ -215,13 +216,13 @@ class _Host:
         return int.from_bytes(hashlib.sha256(b"".join(parts)).digest()[:8], "little") >> 1
 
     def run(self, n_substeps: int, inputs: list[np.ndarray], outputs: list[np.ndarray]) -> None:
-        """Advances all environments, or with no substeps computes the derived fields.
+        """Advances all environments; with no substeps it only computes the derived fields.
 
         Args:
           n_substeps: physics steps.
-          inputs: raw (..., 2 * carried), ctrl (..., nu) and the overrides in one piece, where
-            there are any; same leading axes.
-          outputs: filled; raw and what `result_shapes` lists.
+          inputs: raw (..., 2 * carried), ctrl (..., nu) and, if there are any, the overrides in one
+            array; all with the same leading axes.
+          outputs: arrays to fill, in the order of `result_shapes`.
         """
         raw, ctrl, *overrides = inputs
         count = math.prod(raw.shape[:-1])
@@ -249,10 +250,10 @@ class _Host:
             for field, names in scene.override_rows.items():
                 rows = row_ids(scene.model, field, names)
                 adjacent = np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows)))
-                # Slices are written several times faster than lists of rows.
+                # Writing a slice is several times as fast as writing a list of rows.
                 where = slice(rows[0], rows[0] + len(rows)) if adjacent else rows
                 overrides.append((batch.expand(field), where))
-            # Fields are bound before the first call, or that call leaves them at zero.
+            # Fields must be bound before the first call, which otherwise leaves them at zero.
             outputs = [batch.bind(field) for field in ("qpos", "qvel", *scene.fields)]
             numbers = sum(target[0, rows].size for target, rows in overrides)
             self._views[count] = _Views(
@@ -268,31 +269,31 @@ class _Host:
 
 
 def _stages(scene: Scene) -> tuple[int, int]:
-    """Up to where MuJoCo computes after the steps of a control step, and at a reset."""
+    """Returns the stages up to which MuJoCo computes after a control step and at a reset."""
     none, velocity, acceleration = (
         getattr(mujoco.mjtStage, f"mjSTAGE_{name}").value for name in ("NONE", "VEL", "ACC")
     )
     if not scene.fresh_fields:
-        return none, acceleration  # as mj_step leaves them, and mj_forward
+        return none, acceleration  # like mj_step and mj_forward
     return (velocity if scene.fields else none), velocity
 
 
 class _FloatMode:
-    """The floating-point mode of the thread that makes this.
+    """The floating-point mode of the thread that creates this object.
 
-    XLA's threads flush subnormal numbers to zero. MuJoCo, called from one of them, would round
-    differently from a plain C loop - and differently from environment to environment, since only
-    some of the batch's threads are XLA's.
+    XLA's threads flush subnormal numbers to zero. If MuJoCo ran in one of them, it would round
+    differently from a plain C loop, and differently between environments, because only some of the
+    batch's threads are XLA's.
     """
 
     def __init__(self):
-        # Of the C library; PyDLL keeps the GIL, these calls take nanoseconds.
+        # Functions of the C library. PyDLL keeps the GIL; these calls take nanoseconds.
         self._libc = ctypes.PyDLL("ucrtbase" if sys.platform == "win32" else None)
         self._mode = self._current()
 
     @contextmanager
     def restored(self):
-        """Within: the mode that this object remembers."""
+        """Applies the remembered mode inside a `with` block."""
         before = self._current()
         self._libc.fesetenv(self._mode)
         try:

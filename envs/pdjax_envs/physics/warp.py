@@ -1,8 +1,8 @@
-"""MuJoCo Warp, MJX's implementation for NVIDIA GPUs: what differs from MJX's own in JAX.
+"""MuJoCo Warp, MJX's implementation for NVIDIA GPUs: what differs from MJX's own JAX code.
 
-Apart from `mjx.py`, which runs both, because only Warp needs room for contacts and constraints
-allocated beforehand, for all environments together. Kernels are compiled at their first use into
-Warp's cache (WARP_CACHE_PATH). Holds no state.
+Separate from `mjx.py`, which runs both, because only Warp must allocate memory for contacts and
+constraints in advance, for all environments together. Warp compiles kernels at their first use and
+caches them (WARP_CACHE_PATH). Holds no state.
 """
 
 import copy
@@ -21,24 +21,24 @@ from pdjax_envs.physics.engine import Array, Scene
 from pdjax_envs.physics.implementation import Implementation
 from pdjax_envs.rotations import quat_multiply, rotate
 
-# Iteration limits of the solvers count as overflows in Warp, but nothing is left out there.
+# Warp also counts solvers that reach their iteration limit, but then nothing was left out.
 _LEFT_OUT = int(OverflowType.ALL & ~(OverflowType.ITERATIONS | OverflowType.LS_ITERATIONS))
 
-# Model fields that say where geoms are.
+# The model fields that place geoms.
 _PLACES = {"body_pos", "body_quat", "geom_pos", "geom_quat"}
 
 
 def implementation(scene: Scene) -> Implementation:
-    """Warp for a scene.
+    """Builds the Warp implementation for a scene.
 
     Raises:
       NotImplementedError: Warp does not know a feature of the model.
     """
     model = copy.copy(scene.model)
-    # In float32 the solver would not reach less and go on to its limit. MuJoCo Warp has the same
-    # bound, but MJX passes it the model's own value.
+    # In float32 the solver cannot reach a smaller tolerance and would run to its iteration limit.
+    # MuJoCo Warp has the same bound, but MJX passes it the model's own value.
     model.opt.tolerance = max(model.opt.tolerance, 1e-6)
-    # Warp has no midphase and refuses to be told so; it changes no result.
+    # Warp has no midphase and refuses the flag that disables it; the flag changes no result.
     model.opt.disableflags &= ~mujoco.mjtDisableBit.mjDSBL_MIDPHASE.value
     nominal = mjx.put_model(model, impl="warp")
 
@@ -54,15 +54,15 @@ def implementation(scene: Scene) -> Implementation:
             )
         return data if fixed else _place_static_geoms(model, now, data)
 
-    # Overflows are reported; Warp need not print them too.
+    # The engine reports overflows, so Warp need not print them.
     quiet = cast(mjx.Model, nominal.tree_replace({"opt._impl.warn_overflow": 0}))
     return Implementation(quiet, make_data, mjx.forward, _overflow, _together)
 
 
 def _place_static_geoms(scene_model: mujoco.MjModel, model: mjx.Model, data: mjx.Data) -> mjx.Data:
-    """`data` with the geoms of bodies without joints where this environment's `model` has them.
+    """Returns `data` with the geoms of jointless bodies where this environment's `model` has them.
 
-    Warp computes their places once, in `make_data`, from the model it gets there.
+    Warp computes their places only once, in `make_data`, from the model that it gets there.
     """
     mocap = scene_model.body_mocapid[scene_model.body_rootid] >= 0
     static = (scene_model.body_weldid == 0) & ~mocap
@@ -84,14 +84,14 @@ def _place_static_geoms(scene_model: mujoco.MjModel, model: mjx.Model, data: mjx
 
 
 def _overflow(data: mjx.Data) -> Array:
-    """() bool, whether contacts or constraints were left out in the last step."""
+    """Returns () bool, whether the last step left out contacts or constraints."""
     return (data._impl.overflow & _LEFT_OUT) != 0
 
 
 def _together(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Tells a function of one environment how many there are.
+    """Passes the number of environments to a function of one environment.
 
-    Under `vmap`, however nested, all environments pass in one batch, which is as many.
+    Under `vmap`, even nested, all environments arrive in one batch, whose size is that number.
     """
 
     @jax.custom_batching.custom_vmap

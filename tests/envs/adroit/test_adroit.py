@@ -74,7 +74,8 @@ def play_theirs(name, reward, actor, seeds):
         set_state(env, name, start)
         starts.append(start)
         observations.append([env._get_obs()])
-        actions.append([]), rewards.append([]), successes.append([]), states.append([])
+        for rows in (actions, rewards, successes, states):
+            rows.append([])
         rng = np.random.default_rng(seed)
         for _ in range(STEPS):
             # Beyond [-1, 1] too, where both clip.
@@ -108,7 +109,9 @@ def make_ours(name, reward, mutated):
 
     if not mutated:
         return registry.make(f"Adroit{name}", "native", reward)
-    path = Path(importlib.import_module(f"pdjax_envs.adroit.{name.lower()}").__file__)
+    file = importlib.import_module(f"pdjax_envs.adroit.{name.lower()}").__file__
+    assert file is not None
+    path = Path(file)
     before, after = MUTATIONS[name]
     source = path.read_text()
     assert source.count(before) == 1

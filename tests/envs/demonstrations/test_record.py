@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import h5py
 import jax
@@ -88,7 +89,7 @@ def test_the_layout_is_maniskills(peg, tmp_path):
     store.write(tmp_path / "demos.h5", task, found)
     with h5py.File(tmp_path / "demos.h5") as file:
         assert sorted(file) == [f"traj_{index}" for index in range(EPISODES)]
-        group = file["traj_0"]
+        group: Any = file["traj_0"]
         steps = len(group["actions"])
         arrays = {name: group[name] for name in group if name != "init_state"}
         assert {name: array.shape for name, array in arrays.items()} == {

@@ -7,8 +7,10 @@ neither of which goes with JAX's NumPy; it imports nothing of ours. Nothing is d
 driver is needed (the library libvulkan.so.1 is); SAPIEN simulates one environment a process.
 """
 
+# pyright: reportMissingImports=false
 import os
 import sys
+from typing import Any
 
 import numpy as np
 import sapien.core as sapien
@@ -112,7 +114,10 @@ class Recorder:
         return np.concatenate([actor.pose.p, actor.pose.q, *moves])
 
     def save(self, path):
-        np.savez(path, **{key: np.array([row[key] for row in self.rows]) for key in self.rows[0]})
+        columns: dict[str, Any] = {
+            key: np.array([row[key] for row in self.rows]) for key in self.rows[0]
+        }
+        np.savez(path, **columns)
 
 
 def spawned(env, recorder, seeds=6):

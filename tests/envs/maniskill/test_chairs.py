@@ -58,7 +58,7 @@ def test_the_split_is_fixed():
     first = chairs.make_chair(0)
     np.testing.assert_allclose(first[:3], [0.4348814, 0.2257595, 0.2301382], atol=1e-6)
     heights = [chairs.make_chair(seed).height for seed in ALL]
-    np.testing.assert_array_equal(chairs.heights(), np.float32(heights))
+    np.testing.assert_array_equal(chairs.heights(), np.array(heights, np.float32))
     assert len(set(heights)) == 8
     with_arm_rests = [seed for seed in ALL if chairs.make_chair(seed).arm_height > 0]
     assert with_arm_rests == [0, 1, 2, 4, 7]  # both kinds on both sides of the split
@@ -87,7 +87,7 @@ def test_explicit_constants_are_what_mujoco_derives(scene, seed):
 
 @pytest.mark.parametrize("seed", ALL)
 def test_shapes_are_where_the_compiled_chair_has_them(scene, seed):
-    qpos = [0.3, -0.2, 0.5, 0.8, 0.1, -0.2, 0.55, 0.7]
+    qpos = np.array([0.3, -0.2, 0.5, 0.8, 0.1, -0.2, 0.55, 0.7])
     qpos[3:7] /= np.linalg.norm(qpos[3:7])
     ours, theirs = (alone(m, qpos, np.zeros(7)) for m in (overridden(scene, seed), compiled(seed)))
     for data in (ours, theirs):

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pdjax_envs.maniskill import panda, peg_insertion_side
-from pdjax_envs.physics.engine import PhysicsState
 from pdjax_envs.rotations import rotate
+from tests.probe import physics_at
 
 
 def observation(key, head_in_hole):
@@ -17,7 +17,7 @@ def observation(key, head_in_hole):
     middle = offset - jnp.array([1.0, 0, 0]) * params.peg_half_length
     peg_pos = params.box_pos + rotate(params.box_quat, middle)
     qpos = jnp.concatenate([start.qpos[: panda.NUM_JOINTS], peg_pos, params.box_quat])
-    physics = PhysicsState(qpos, start.qvel, {}, False, ())
+    physics = physics_at(qpos, start.qvel)
     return peg_insertion_side.observe(start.episode, physics), params
 
 
@@ -44,4 +44,4 @@ def test_millimetres_count_and_far_things_are_bounded():
 
 def _start(key):
     start = peg_insertion_side.sample_start(key)
-    return start.episode, PhysicsState(start.qpos, start.qvel, {}, False, ())
+    return start.episode, physics_at(start.qpos, start.qvel)

@@ -10,9 +10,10 @@ import pytest
 
 from pdjax_envs import registry
 from pdjax_envs.maniskill import panda, peg_insertion_side, peg_reward
-from pdjax_envs.physics.engine import PhysicsState, apply_overrides
+from pdjax_envs.physics.engine import apply_overrides
 from pdjax_envs.rotations import quat_about_z
 from pdjax_envs.task import Episode
+from tests.probe import physics_at
 
 WALLS = ("wall_left", "wall_right", "wall_top", "wall_bottom")
 
@@ -168,7 +169,7 @@ def place(head, hole_quat=(1.0, 0, 0, 0), half_width=0.02):
     mujoco.mju_quat2Mat(matrix, np.asarray(quat, np.float64))
     pos = matrix.reshape(3, 3) @ (np.array(head) - [half_length, 0, 0])
     qpos = jnp.concatenate([jnp.zeros(9), jnp.asarray(pos, jnp.float32), quat])
-    return Episode({}, params), PhysicsState(qpos, jnp.zeros(15), {}, False, None)
+    return Episode({}, params), physics_at(qpos, jnp.zeros(15))
 
 
 @pytest.mark.parametrize("hole_quat", [(1.0, 0, 0, 0), (0.8, 0, 0, 0.6)])
@@ -246,7 +247,7 @@ def held_peg(back=0.06, head=(-0.3, 0.0, 0.0), fingers=0.02, yaw=0.0):
         jnp.array(0.1), jnp.array(0.02), jnp.zeros(2), jnp.array(0.023), hole, hole_quat
     )
     qpos = jnp.concatenate([arm, jnp.full(2, fingers), pos, quat])
-    return Episode({}, params), PhysicsState(qpos, jnp.zeros(15), {}, False, None)
+    return Episode({}, params), physics_at(qpos, jnp.zeros(15))
 
 
 def reward_of(*state):

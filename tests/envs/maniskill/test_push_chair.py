@@ -10,8 +10,9 @@ import pytest
 
 from pdjax_envs import registry
 from pdjax_envs.maniskill import chairs, mobile_panda, push_chair
-from pdjax_envs.physics.engine import PhysicsState, apply_overrides
+from pdjax_envs.physics.engine import apply_overrides
 from pdjax_envs.task import Episode
+from tests.probe import physics_at
 
 NOTHING = Episode({}, ())
 
@@ -44,8 +45,7 @@ def placed(xy=(0.0, 0.0), quat=(1.0, 0, 0, 0), velocity=(0, 0, 0), turning=(0, 0
     arm = mobile_panda.START_ARM
     qpos = np.concatenate([[0, 0, 0, 0.9], arm, arm, [*xy, 0.42], quat, [0.0]])
     qvel = np.concatenate([np.zeros(22), velocity, turning, [0.0]])
-    fields = {"sensordata": jnp.zeros(24)}
-    return PhysicsState(jnp.float32(qpos), jnp.float32(qvel), fields, False, ())
+    return physics_at(jnp.float32(qpos), jnp.float32(qvel), {"sensordata": jnp.zeros(24)})
 
 
 def tilted(angle):

@@ -8,8 +8,8 @@ import pytest
 
 from pdjax_envs import registry
 from pdjax_envs.maniskill import panda, stack_cube
-from pdjax_envs.physics.engine import PhysicsState
 from pdjax_envs.task import Episode
+from tests.probe import physics_at
 
 EPISODE = Episode({}, stack_cube.CubeParams(jnp.float32(0.02)))
 UPRIGHT = np.array([1.0, 0, 0, 0])
@@ -28,9 +28,7 @@ def starts():
 
 def physics_of(qpos, qvel=None):
     qvel = np.zeros(21) if qvel is None else qvel
-    return PhysicsState(
-        jnp.asarray(qpos, jnp.float32), jnp.asarray(qvel, jnp.float32), {}, False, ()
-    )
+    return physics_at(jnp.asarray(qpos, jnp.float32), jnp.asarray(qvel, jnp.float32))
 
 
 def test_observation_is_what_c_computes(env):

@@ -13,7 +13,8 @@ from pdjax_envs import registry
 from pdjax_envs.demonstrations import store
 from pdjax_envs.demonstrations.store import DataError, Trajectory
 from pdjax_envs.maniskill import faucets, turn_faucet, turn_faucet_held_out
-from pdjax_envs.physics.engine import PhysicsState, apply_overrides
+from pdjax_envs.physics.engine import apply_overrides
+from tests.probe import physics_at
 
 FAMILY = faucets.make_family()
 RANGES = [
@@ -230,7 +231,7 @@ def test_each_task_draws_its_own_faucets(starts):
 def test_success(model_id, beyond, expected):
     start = start_of(model_id)
     angle = 0.9 * FAMILY[model_id].joint_range + beyond
-    physics = PhysicsState(start.qpos.at[9].set(angle), start.qvel, {}, False, ())
+    physics = physics_at(start.qpos.at[9].set(angle), start.qvel)
     assert bool(turn_faucet.success(start.episode, physics)) is expected
     assert turn_faucet.sparse_reward(start.episode, physics) == {"success": float(expected)}
 

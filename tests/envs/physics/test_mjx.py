@@ -181,6 +181,7 @@ def _child_peg():
     from pdjax_envs.task import make_env
 
     task = registry.make_task("PegInsertionSide")
+    assert task.expert is not None
     engines = {name: registry.make_engine(task.scene, name) for name in ("native", "mjx")}
     env, expert = make_env(task, engines["native"]), task.expert()
     key = jax.random.key(0)

@@ -321,7 +321,7 @@ def test_float64_bits_are_exact():
 
 def test_float64_bits_of_subnormals_are_zero():
     subnormal = np.array([1e-45, -1e-45, 1e-39], np.float32)
-    found = as_float64(native.float64_bits(subnormal))[:, 0]
+    found = as_float64(native.float64_bits(jnp.asarray(subnormal)))[:, 0]
     np.testing.assert_array_equal(found.view(np.uint64), np.array([0.0, -0.0, 0.0]).view(np.uint64))
 
 

@@ -1,8 +1,8 @@
 """A scripted demonstrator for PegInsertionSide: differential control through waypoints.
 
-It sees the same observation as a policy. Six phases: above the peg, down, close, lift, align before
-the hole, insert; the last three steer the peg itself, so a crooked grasp is corrected. A dropped
-peg sends it back to the start.
+It sees the same observation as a policy. It has six phases: move above the peg, descend, close the
+fingers, lift, align before the hole, insert. The last three steer the peg itself, which corrects a
+crooked grasp. If it drops the peg, it starts again.
 """
 
 from typing import NamedTuple
@@ -17,19 +17,19 @@ from pdjax_envs.task import Expert
 ABOVE, DOWN, CLOSE, LIFT, ALIGN, INSERT = range(6)
 HOVER = 0.08  # m, height of the tool above the peg before the descent
 STANDOFF = 0.03  # m, gap between the peg's head and the box before the insertion
-HOLD_BEHIND = 0.06  # m, grasp to the peg's middle, as ManiSkill2's dense reward asks
+HOLD_BEHIND = 0.06  # m, from the grasp to the peg's middle, as in ManiSkill2's dense reward
 CLOSE_STEPS = 8  # control steps for the fingers to close
 # Largest actions: beyond these the joint drives saturate, lag unevenly and tilt the tool. The
-# descent is slower, and it settles before the fingers close: haste there is hard to imitate.
+# descent is slower and settles before the fingers close, because haste there is hard to imitate.
 MOVE_LIMIT = (0.35, 0.2, 0.2, 0.35, 0.35, 0.35)  # by phase
 TURN_LIMIT = 0.8
-SETTLE_STEPS = 4  # control steps at the peg before the fingers close
+SETTLE_STEPS = 4  # control steps to wait at the peg before the fingers close
 OPEN, SHUT = 1.0, -1.0
 FINGER_SLIPS = 3.0  # chance per control step and unit of noise that open fingers start to close
 
 
 class Carry(NamedTuple):
-    """`phase` () int32, `timer` () int32 control steps that the phase's goal has been met."""
+    """The `phase` () int32, and `timer` () int32, control steps since the phase met its goal."""
 
     phase: jax.Array
     timer: jax.Array
@@ -67,25 +67,25 @@ def _act(carry: Carry, obs: jax.Array, key: jax.Array) -> tuple[jax.Array, Carry
     along = rotate(view.peg_quat, jnp.array([1.0, 0.0, 0.0]))
     yaw = jnp.arctan2(along[1], along[0])
 
-    # Where to hold the peg: behind its middle, so that the hand's camera stays clear of the box.
+    # Hold the peg behind its middle, so that the hand's camera stays clear of the box.
     hold = view.peg_pos - HOLD_BEHIND * along
     grip_quat = quat_multiply(quat_about_z(yaw), jnp.array([0.0, 1.0, 0.0, 0.0]))  # tool z down
     up = jnp.array([0.0, 0.0, 1.0])
 
-    # Where the peg should be: on the hole's axis, its head before the box or inside it.
+    # The goal of the peg is on the hole's axis, with its head before the box or inside it.
     into = rotate(view.hole_quat, jnp.array([1.0, 0.0, 0.0]))
     head_before = view.hole_pos - (view.half_length + STANDOFF) * into
     peg_before = head_before - view.half_length * into
     peg_inside = view.hole_pos - (view.half_length - 0.02) * into
     lifted = view.peg_pos.at[2].set(view.hole_pos[2])
 
-    # Steering the peg: the tool moves as a rigid body with it.
+    # To steer the peg, the tool moves with it as a rigid body.
     def steer(peg_goal, quat_goal):
         turn = quat_multiply(quat_goal, quat_conjugate(view.peg_quat))
         pos = peg_goal + rotate(turn, view.tool_pos - view.peg_pos)
         return pos, quat_multiply(turn, view.tool_quat)
 
-    # While inserting, first recover the axis, then advance: lateral error holds back.
+    # During the insertion, a lateral error holds the peg back until it is on the axis again.
     head = view.peg_pos + view.half_length * along
     lateral = head - view.hole_pos - jnp.dot(head - view.hole_pos, into) * into
     depth_left = jnp.dot(peg_inside - view.peg_pos, into)
@@ -111,7 +111,7 @@ def _act(carry: Carry, obs: jax.Array, key: jax.Array) -> tuple[jax.Array, Carry
 
 
 def _disturb(action: jax.Array, obs: jax.Array, key: jax.Array, noise: float) -> jax.Array:
-    """Gaussian noise on the arm; open fingers sometimes start to close too early."""
+    """Adds Gaussian noise to the arm; open fingers sometimes start to close too early."""
     del obs
     arm_key, finger_key = jax.random.split(key)
     arm = action[:6] + noise * jax.random.normal(arm_key, (6,))
@@ -120,7 +120,7 @@ def _disturb(action: jax.Array, obs: jax.Array, key: jax.Array, noise: float) ->
 
 
 def _move(view: _View, goal_pos, goal_quat, move_limit):
-    """Proportional action (6,) towards a tool pose, and the remaining distance and angle."""
+    """Returns a proportional action (6,) towards a tool pose, and the distance and angle left."""
     back = quat_conjugate(view.tool_quat)
     move = rotate(back, goal_pos - view.tool_pos)
     turn = quat_to_rotvec(quat_multiply(back, goal_quat))
@@ -135,7 +135,7 @@ def _limit(vector, longest):
 
 
 def _next_phase(carry: Carry, error, angle, held) -> Carry:
-    """Moves on when the goal is near; back to the start when the peg was lost."""
+    """Moves on once the goal is near; returns to the first phase if the peg was lost."""
     near = jnp.array([0.015, 0.004, 1e9, 0.02, 0.004, -1.0])[carry.phase]
     straight = jnp.array([0.1, 0.05, 1e9, 1e9, 0.02, -1.0])[carry.phase]
     there = (error < near) & (angle < straight)

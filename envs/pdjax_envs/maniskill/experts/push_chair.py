@@ -1,8 +1,9 @@
 """A scripted demonstrator for PushChair: drive around the chair, lower the arms, push.
 
-It sees the same observation as a policy. Two phases: go round the chair at a distance, to where it
-stands between robot and target, while the arms fold and, out of its reach, sink to the height of
-its seat; then push with both hands, the slower the nearer. A chair that slips aside sends it back.
+It sees the same observation as a policy. It has two phases. First it drives around the chair at a
+distance, until the chair is between robot and target. Meanwhile the arms fold and, away from the
+chair, sink to the height of its seat. Then it pushes with both hands, more slowly near the target.
+If the chair slips aside, it starts again.
 """
 
 from typing import NamedTuple
@@ -16,22 +17,22 @@ from pdjax_envs.task import Expert
 
 CIRCLE, PUSH = range(2)
 ROUND = 1.15  # m, distance from the chair on the way around it
-CLEAR = 1.06  # m, distance at which lowered hands do not reach it
-HAND_HEIGHT = 0.42 - 0.035  # m, hands above the lift, less the cushion's middle above its frame
-# Both hands 0.7 m ahead and 0.3 m apart.
+CLEAR = 1.06  # m, distance from the chair at which lowered hands do not reach it
+HAND_HEIGHT = 0.42 - 0.035  # m, hands above the lift minus cushion above the chair's frame
+# This pose puts both hands 0.7 m ahead and 0.3 m apart.
 FOLDED_ARM = np.array([0, 0.33, 0, -2.4, 0, 3.6, 0.78])  # rad
-GRIPPER = 0.2  # the action that keeps the fingers as they start
+GRIPPER = 0.2  # the action that keeps the fingers as they are at the start
 CONTACT = 0.98  # m, distance from the chair at which the hands may touch it
 PUSH_SPEED = 0.4  # m/s
-STEER = 1.5  # rad/s about the chair, and rad of what is missing
-STOP = 0.08  # m from the target
-LINED_UP, SLIPPED = 0.1, 0.9  # rad, target and chair as the robot sees them
-LOWERED, FOLDED = 0.03, 0.1  # m and rad, what is left to go
-BASE_NOISE = 3.0  # of the base, relative to the arms'
+STEER = 1.5  # rad/s about the chair per rad of error
+STOP = 0.08  # m, distance from the target at which it stops
+LINED_UP, SLIPPED = 0.1, 0.9  # rad, angle between target and chair as seen by the robot
+LOWERED, FOLDED = 0.03, 0.1  # m and rad, errors at which the arms count as lowered and folded
+BASE_NOISE = 3.0  # noise of the base relative to that of the arms
 
 
 class Carry(NamedTuple):
-    """`phase` () int32."""
+    """The `phase` () int32."""
 
     phase: jax.Array
 
@@ -67,7 +68,7 @@ def _act(carry: Carry, obs: jax.Array, key: jax.Array) -> tuple[jax.Array, Carry
     ahead, distance = _unit(view.chair[:2] - view.base)
     to_target, left = _unit(-view.chair[:2])
     aside = jnp.stack([-ahead[1], ahead[0]])
-    # How far the robot is around the chair from where it should push.
+    # The robot's angle around the chair from the place where it should push.
     angle = jnp.arctan2(to_target @ -aside, to_target @ ahead)
     pushing = carry.phase == PUSH
 
@@ -76,8 +77,8 @@ def _act(carry: Carry, obs: jax.Array, key: jax.Array) -> tuple[jax.Array, Carry
         jnp.clip(1.2 * (left - STOP), 0.0, PUSH_SPEED),
         jnp.clip(2.0 * (distance - ROUND), -0.4, 0.4),
     )
-    # Hands and seat stick together, so the chair goes where the base goes, and both turn about it;
-    # until at the target its direction means nothing any more.
+    # Hands and seat stick together, so the chair follows the base, and both turn about it. Near the
+    # target its direction loses its meaning.
     stuck = pushing & (distance < CONTACT)
     around = jnp.clip(-STEER * angle * distance, -0.5, 0.5)  # m/s, counterclockwise
     around = around * jnp.where(stuck, jnp.clip(left / 0.3, 0.0, 1.0), 1.0)
@@ -110,13 +111,13 @@ def _act(carry: Carry, obs: jax.Array, key: jax.Array) -> tuple[jax.Array, Carry
 
 
 def _unit(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Direction and length of a vector."""
+    """Returns the direction and the length of a vector."""
     length = jnp.linalg.norm(vector)
     return vector / jnp.maximum(length, 1e-6), length
 
 
 def _disturb(action: jax.Array, obs: jax.Array, key: jax.Array, noise: float) -> jax.Array:
-    """Gaussian noise on all velocities, more on the base's."""
+    """Adds Gaussian noise to all velocities, with more noise on the base."""
     del obs
     scale = jnp.where(jnp.arange(action.shape[0]) < 4, BASE_NOISE, 1.0)
     scale = scale.at[jnp.array([11, 19])].set(0.0)  # the grippers

@@ -1,9 +1,10 @@
 """A scripted demonstrator for TurnFaucet: pushes the handle round with closed fingers.
 
-It sees the same observation as a policy, and knows the family of faucets: which one stands there it
-tells from the handle's height, its axis and the angle to turn, and where to push from the family.
-How the faucet is turned shows only in an axis that leans. Three phases: over the place behind the
-handle, down, push. A tool that slips off the handle or gets stuck goes back to the start, up first.
+It sees the same observation as a policy and knows the family of faucets. It recognises the faucet
+by the handle's height, its axis and the angle to turn, and looks up where to push. The observation
+shows the faucet's orientation only if the axis leans. It has three phases: move above the place
+behind the handle, descend, push. If the tool slips off the handle or gets stuck, it rises and
+starts again.
 """
 
 from typing import NamedTuple
@@ -25,25 +26,25 @@ from pdjax_envs.rotations import (
 from pdjax_envs.task import Expert
 
 OVER, DOWN, PUSH = range(3)
-HOVER = 0.38  # m, height of the tool above all faucets
-STANDOFF = 0.02  # m between fingers and handle before the push
+HOVER = 0.38  # m, height at which the tool is above all faucets
+STANDOFF = 0.02  # m, gap between fingers and handle before the push
 LEAD = 0.35  # rad, how far ahead of the handle the pushing tool aims
-OVERSHOOT = 0.1  # rad beyond the target
+OVERSHOOT = 0.1  # rad, how far beyond the target it pushes
 FINGERS = (0.00875, 0.0152, 0.0093)  # m, half size of the closed fingers about the tool's centre
-NEAR = (0.02, 0.008, -1.0)  # m, distance at which a phase's goal is met
+NEAR = (0.02, 0.008, -1.0)  # m, distance at which a phase meets its goal
 STAY = (1, 2, 1)  # control steps at the goal before the next phase
 MOVE_LIMIT = (0.35, 0.3, 0.3)  # largest actions by phase; haste tilts the tool
 TURN_LIMIT = 1.0
-STRAIGHT = 0.3  # rad that the tool may be away from its orientation before it goes down
-ASIDE = 1.2  # rad by which the hand, which is wide, is turned away from a column beside the handle
-PATIENCE = 60  # control steps in a phase; what takes longer is stuck
-SLIPPED = 0.05  # m from where the pushing tool should be
+STRAIGHT = 0.3  # rad, largest error of the tool's orientation for the descent to begin
+ASIDE = 1.2  # rad by which the wide hand is turned away from a column beside the handle
+PATIENCE = 60  # control steps after which a phase counts as stuck
+SLIPPED = 0.05  # m, error of the pushing tool at which it counts as slipped
 SHUT = -1.0
-LEANS = 0.02  # horizontal part of an axis that shows how the faucet is turned
+LEANS = 0.02  # horizontal part of an axis that is enough to show the faucet's orientation
 
 
 class Carry(NamedTuple):
-    """`phase` () int32; control steps, () int32, in it and (`timer`) with its goal met."""
+    """The `phase` () int32; control steps () int32 in it, and (`timer`) since it met its goal."""
 
     phase: jax.Array
     steps: jax.Array
@@ -51,15 +52,15 @@ class Carry(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """The family in the faucets' frames, m and rad; first axis: faucets.
+    """The family in the faucets' frames, m and rad; the first axis is the faucet.
 
     Attributes:
-      seen: (3,) what tells faucets apart: the handle's height, its axis' z, the angle to turn.
-      axis: (3,) of the joint.
-      hold: (3,) from the pivot to where to push, at the start.
-      offset: (3,) from the handle's centre of mass to its pivot, at the start.
-      radius: () of the arm where it is pushed.
-      aside: () bool, whether the handle stands beside the column: the hand turns by `ASIDE`.
+      seen: (3,) what distinguishes faucets: the handle's height, z of its axis, the angle to turn.
+      axis: (3,) axis of the joint.
+      hold: (3,) vector from the pivot to the place to push, at the start.
+      offset: (3,) vector from the handle's centre of mass to its pivot, at the start.
+      radius: () radius of the arm at the place to push.
+      aside: () bool, whether the handle is beside the column, so that the hand turns by `ASIDE`.
     """
 
     seen: jax.Array
@@ -111,12 +112,12 @@ def _act(known: _Known, carry: Carry, obs: jax.Array) -> tuple[jax.Array, Carry]
     facing = quat_about_z(jnp.where(jnp.linalg.norm(axis[:2]) > LEANS, yaw, 0.0))
     pivot = link_pos + rotate(facing, faucet.offset)
     hold = rotate(facing, faucet.hold)
-    # Tool z down; the hand is wide along y, or nearly along x.
+    # The tool's z points down; the hand is wide along y, or nearly along x.
     down = jnp.array([0.0, 1.0, 0.0, 0.0])
     goal_quat = quat_multiply(quat_about_z(jnp.where(faucet.aside, ASIDE, 0.0)), down)
 
     def behind(angle, gap):
-        """Where the tool touches the arm from behind at an angle of the handle, less a gap."""
+        """Returns the tool's place behind the arm, with a gap, at an angle of the handle."""
         x, y, z = from_rotvec(angle * axis)
         place = hold[0] * x + hold[1] * y + hold[2] * z
         push = jnp.cross(axis, place)
@@ -128,7 +129,7 @@ def _act(known: _Known, carry: Carry, obs: jax.Array) -> tuple[jax.Array, Carry]
     angle = turn - left
     waiting = behind(angle, STANDOFF)
     far = jnp.linalg.norm((tool_pos - waiting)[:2]) > 2 * NEAR[OVER]
-    rise = far & (tool_pos[2] < HOVER - 2 * NEAR[OVER])  # straight up, whatever stands around
+    rise = far & (tool_pos[2] < HOVER - 2 * NEAR[OVER])  # straight up, away from everything
     over = jnp.where(rise, tool_pos, waiting).at[2].set(HOVER)
     pushing = behind(jnp.minimum(angle + LEAD, turn + OVERSHOOT), 0.0)
     goal_pos = jnp.stack([over, waiting, pushing])[carry.phase]
@@ -153,7 +154,7 @@ def _limit(vector: jax.Array, longest: jax.Array | float) -> jax.Array:
 
 
 def _next_phase(carry: Carry, distance: jax.Array, angle: jax.Array, slip: jax.Array) -> Carry:
-    """Moves on when the goal has been met for a while; back to the start when the tool slipped."""
+    """Moves on once the goal has been met for a while; restarts if the tool slipped."""
     there = (distance < jnp.array(NEAR)[carry.phase]) & (angle < STRAIGHT)
     timer = jnp.where(there, carry.timer + 1, 0)
     lost = (carry.phase == PUSH) & (slip > SLIPPED)
@@ -164,7 +165,7 @@ def _next_phase(carry: Carry, distance: jax.Array, angle: jax.Array, slip: jax.A
 
 
 def _disturb(action: jax.Array, obs: jax.Array, key: jax.Array, noise: float) -> jax.Array:
-    """Gaussian noise on the arm."""
+    """Adds Gaussian noise to the arm."""
     del obs
     arm = action[:6] + noise * jax.random.normal(key, (6,))
     return jnp.clip(jnp.append(arm, action[6]), -1.0, 1.0)
