@@ -192,7 +192,7 @@ def measure_memory(task: str, capacity: int, dtype: str) -> dict[str, Any]:
         state = state._replace(replay=replay)
         for _ in range(2):
             state, metrics = steps.train_epoch(state)
-            steps.assess(state.sac.actor, 0.2, 0, config.eval.episodes)
+            steps.play(0, config.eval.episodes, state.sac.actor, 0.2)
         if not metrics["gradient_steps"]:
             raise AssertionError("nothing was learned; the row would not be of training")
         held = free_memory.resident_memory() - before

@@ -55,14 +55,14 @@ def make_run(task_name: str, overrides: list[str]) -> Run:
 
 
 def make_epoch(run: Run, seeds: int = 0) -> Callable[[], float]:
-    """() -> seconds of the next epoch, of so many seeds in one program; 0 = one, not vmapped."""
+    """() -> seconds of the next epoch, of `seeds` members in one program; 0 = a run alone."""
     init, train_epoch, there = run.trainer.init, run.trainer.train_epoch, placement(run.mesh)
     hyperparams = make_hyperparams(run.config, residual_dim(run.config.decorator, run.base))
     key = jax.random.key(0)
     if seeds:
         key = jax.random.split(key, seeds)
         init = jax.vmap(init, (None, None, 0))
-        train_epoch, there = jax.vmap(train_epoch, (None, 0)), None
+        train_epoch, there = run.trainer.train_members, None
     epoch = jax.jit(
         train_epoch, donate_argnums=1, in_shardings=(None, there), out_shardings=(there, None)
     )

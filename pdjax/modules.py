@@ -10,7 +10,15 @@ from pdjax.types import Key, Params
 
 
 def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Any, Callable[[Key], Params]]:
-    """Parts a module into its static graph and a function key -> plain dict of arrays."""
+    """Splits a module into its static graph and its parameters.
+
+    Args:
+      build: makes the module from Flax's random streams.
+
+    Returns:
+      graph: the static graph; `nnx.merge(graph, params)` is the module.
+      init: key -> params, a plain dict of arrays.
+    """
 
     def init(key: Key) -> Params:
         return nnx.to_pure_dict(nnx.split(build(nnx.Rngs(params=key)))[1])

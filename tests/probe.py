@@ -1,29 +1,44 @@
 """Probe environments with known answers, stepped without a simulator."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 
 from pdjax.types import BasePolicy
-from pdjax_envs.physics.engine import Engine, PhysicsState, Scene
+from pdjax_envs import register, unregister
+from pdjax_envs.physics.engine import Engine, PhysicsState
 from pdjax_envs.task import Episode, Start, Task, make_env
 
 SPEED = 0.1  # position per control step at action 1
 
 
+@contextlib.contextmanager
+def registered(task):
+    """Makes a task available by name while the context lasts."""
+    register(task)
+    try:
+        yield task
+    finally:
+        unregister(task.name)
+
+
 def make_point_env(episode_steps=8, tolerance=0.05, goal=0.5, **kinds):
+    """The environment of `make_point_task`; `kinds` go to `task.make_env`."""
+    task = make_point_task(episode_steps, tolerance, goal)
+    return make_env(task, task.engine, **kinds)
+
+
+def make_point_task(episode_steps=8, tolerance=0.05, goal=0.5):
     """A point on a line: starts at a random place in [-0.1, 0.1], succeeds near the goal.
 
     Observation: (position, goal, steps taken); action: (velocity,); dense reward: the position.
-    `kinds` go to `task.make_env`.
+    Its physics is its own.
     """
 
     def sample_start(key):
         position = jax.random.uniform(key, (1,), minval=-0.1, maxval=0.1)
         return make_start({"qpos": position, "qvel": jnp.zeros(1)})
-
-    def get_state(episode, physics):
-        del episode
-        return {"qpos": physics.qpos, "qvel": physics.qvel}
 
     def make_start(state):
         return Start(Episode({}, jnp.float32(goal)), state["qpos"], state["qvel"])
@@ -42,11 +57,10 @@ def make_point_env(episode_steps=8, tolerance=0.05, goal=0.5, **kinds):
     def observe(episode, physics):
         return jnp.stack([physics.qpos[0], episode.params, physics.raw])
 
-    task = Task(
+    return Task(
         name="Point",
         summary="move a point to a goal",
-        scene=Scene(None, 1),
-        make_visual_model=lambda: None,
+        engine=Engine("probe", (), reset, step),
         observation=(("position", 1), ("goal", 1), ("steps", 1)),
         meanings={"position": "of the point", "goal": "to reach", "steps": "control steps taken"},
         action=(("velocity", 1),),
@@ -54,14 +68,11 @@ def make_point_env(episode_steps=8, tolerance=0.05, goal=0.5, **kinds):
         episode_steps=episode_steps,
         control_hz=10.0,
         sample_start=sample_start,
-        get_state=get_state,
         make_start=make_start,
-        control=lambda episode, physics, action: action,
         observe=observe,
         rewards={"dense": lambda episode, physics: {"position": physics.qpos[0]}},
         success=success,
     )
-    return make_env(task, Engine("probe", (), reset, step), **kinds)
 
 
 def make_constant_policy(velocity=0.0, act_horizon=2, obs_horizon=2):

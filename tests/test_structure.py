@@ -1,6 +1,7 @@
 """The rules of construction, read off the source: who imports whom, and how large things get."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,6 @@ MAX_LINES, MAX_FUNCTION, MAX_NESTING = 400, 80, 3
 # The limits are advice: what has a reason to break one is listed here with it.
 EXCEPTIONS = {
     "envs/pdjax_envs/maniskill/panda.py": "one robot: model, kinematics and controller together",
-    "pdjax/training/epoch.py": "make_trainer's closures are yet to become functions",
 }
 
 
@@ -58,6 +58,33 @@ def imports(source):
             assert node.level == 0, "relative import"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
+
+
+def without_type_checking(source):
+    """The source without its `if TYPE_CHECKING:` blocks, which no program runs."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            node.body = [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def cycle(sources):
+    """Modules that import one another in a circle, first and last the same; [] without a circle.
+
+    Imports inside functions count too. `sources` maps each module's dotted name to its source.
+    """
+    graph = {}
+    for name, source in sources.items():
+        found = imports(without_type_checking(source))
+        # `from a import b` names the module a.b, or a name in the module a.
+        homes = {dotted if dotted in sources else dotted.rpartition(".")[0] for dotted in found}
+        graph[name] = homes & sources.keys() - {name}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
 
 
 def roots(source):
@@ -154,6 +181,11 @@ def test_output_knows_no_algorithm(name):
     assert folders_used(source) <= {"output", "devices", "config"}
 
 
+@pytest.mark.parametrize("folder", ["envs/pdjax_envs", "pdjax"])
+def test_no_modules_import_one_another_in_a_circle(folder):
+    assert not cycle({name_of(path): path.read_text() for path in in_folder(folder)})
+
+
 @each(SHIPPED)
 def test_only_physics_steps_a_simulator(path):
     if not path.is_relative_to(ROOT / "envs/pdjax_envs/physics"):
@@ -211,6 +243,16 @@ def test_imports_upwards_are_found():
     assert imports_upwards("runs", source) == {"training"}
     assert not imports_upwards("training", source)
     assert imports_upwards("output", source) == {"training", "learner"}
+
+
+def test_circles_are_found():
+    lazily = "def f():\n    from p.a import x\n"
+    found = cycle({"p.a": "import p.b", "p.b": "from p import c", "p.c": lazily})
+    assert found[0] == found[-1] and set(found) == {"p.a", "p.b", "p.c"} and len(found) == 4
+    assert not cycle({"p.a": "import p.b", "p.b": "from p import c", "p.c": "import jax"})
+    assert cycle({"p": "from p.a import x", "p.a": "from p import y"})  # a package's own names
+    typed = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from p import a\n"
+    assert not cycle({"p.a": "import p.b", "p.b": typed})
 
 
 def test_stepping_is_found():

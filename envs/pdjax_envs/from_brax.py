@@ -10,13 +10,13 @@ import io
 import math
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 
 from pdjax_envs.names import UnknownName, unknown
-from pdjax_envs.physics.engine import Array, PhysicsState, Scene
+from pdjax_envs.physics.engine import Array, PhysicsState
 from pdjax_envs.task import ControlStep, Env, EnvState, Episode, Start, Task, admit, judge, select
 
 EPISODE_STEPS = 1000  # Brax's default, `brax.envs.create`
@@ -96,7 +96,6 @@ def _make_task(theirs: Any, name: str, episode_steps: int) -> Task:
     return Task(
         name=name,
         summary=f"{type(theirs).__name__} with its own physics",
-        scene=cast(Scene, None),  # nothing here to simulate with an engine of ours
         make_visual_model=no_picture,
         observation=(("state", shape[0]),),
         meanings={"state": "see its own documentation"},

@@ -1,8 +1,9 @@
 """Task names and physics engines, and how a program gets an environment by name.
 
-Third parties add tasks through the entry-point group `pdjax_envs.tasks`: each entry names a
-function () -> Task. Names such as `brax:ant` and `playground:CartpoleBalance` are environments of
-those libraries, see `from_brax`.
+A program adds a task of its own with `register`, for as long as the process lives. An installed
+package adds tasks through the entry-point group `pdjax_envs.tasks`: each entry names a function
+() -> Task. Names such as `brax:ant` and `playground:CartpoleBalance` are environments of those
+libraries, see `from_brax`.
 """
 
 import importlib
@@ -35,21 +36,74 @@ BUILT_IN = {
 }
 
 
-def task_names() -> list[str]:
-    """Names of all tasks, those of installed third parties included."""
-    return sorted({*BUILT_IN, *(entry.name for entry in entry_points(group="pdjax_envs.tasks"))})
-
-
 _FOREIGN = ("brax:", "playground:")
+_registered: dict[str, Task] = {}
 
 
-@cache
+def register(task: Task) -> None:
+    """Makes a task available under `task.name` to everything that finds tasks by name.
+
+    A registered task lives in this process only: another process (a resumed run, a sweep's trial)
+    registers it again, or finds it through the entry-point group `pdjax_envs.tasks`. Registering
+    the same object twice changes nothing. `pdjax_envs.gymnasium.register()` offers tasks that were
+    registered after it was imported to Gymnasium.
+
+    Args:
+      task: the task. Without `task.engine` its `scene` runs on any engine of `ENGINES`; with it,
+        that engine alone steps the task.
+
+    Raises:
+      TypeError: this is not a `Task`.
+      ValueError: another task has this name, or the task has neither scene nor engine.
+    """
+    if not isinstance(task, Task):
+        raise TypeError(f"register takes a pdjax_envs.Task, got {type(task).__name__}")
+    name = task.name
+    if name in _registered and _registered[name] is not task:
+        raise ValueError(
+            f"another task is registered as {name!r}; choose another name, or call"
+            f" pdjax_envs.unregister({name!r}) first"
+        )
+    if name.startswith(_FOREIGN) or name in _installed():
+        if make_task(name) is not task:
+            raise ValueError(f"the name {name!r} belongs to an installed task; choose another name")
+        return
+    if task.scene is None and task.engine is None:
+        raise ValueError(f"task {name!r} has neither scene nor engine; give it one of the two")
+    _registered[name] = task
+
+
+def unregister(name: str) -> None:
+    """Forgets a task that was registered under this name.
+
+    Raises:
+      UnknownName: no task is registered under this name.
+    """
+    if name not in _registered:
+        raise unknown("registered task", name, _registered)
+    del _registered[name]
+
+
+def task_names() -> list[str]:
+    """Returns the names of all tasks: built in, installed by third parties, registered."""
+    return sorted({*_installed(), *_registered})
+
+
+def _installed() -> set[str]:
+    return {*BUILT_IN, *(entry.name for entry in entry_points(group="pdjax_envs.tasks"))}
+
+
 def make_task(name: str) -> Task:
-    """Builds a task by name.
+    """Returns the task of this name; the same object for every call.
 
     Raises:
       UnknownName: no such task.
     """
+    return _registered[name] if name in _registered else _build_task(name)
+
+
+@cache
+def _build_task(name: str) -> Task:
     if name.startswith(_FOREIGN):
         return _make_foreign(name).task
     if name in BUILT_IN:
@@ -118,7 +172,8 @@ def make(
 
     Args:
       name: of the task.
-      physics: of the engine, or `auto`.
+      physics: of the engine, or `auto`; a task with physics of its own takes `auto` only, or the
+        name of its own engine.
       reward: see `task.make_env`.
       terminate_on_success: see `task.make_env`.
       shift: perturbations joined by +, see `shifts`; "" for none.
@@ -131,13 +186,23 @@ def make(
         kinds = ", ".join(["success", *task.rewards])
         raise UnknownName(f"task {name} has no reward {reward!r}; choose one of: {kinds}")
     if name.startswith(_FOREIGN):
-        if physics != "auto":
-            raise UnknownName(f"{name} brings its own physics, got {physics!r}; choose auto")
-        return _shift(_make_foreign(name, reward, terminate_on_success), shift)
+        env = _make_foreign(name, reward, terminate_on_success)
+        _check_own_physics(name, physics, env.engine)
+        return _shift(env, shift)
     for part in _parse_shift(task, shift):
         task = part.of_task(task)
-    engine = make_engine(task.adapt(task.scene, resolve_engine(physics)), physics)
+    if task.engine is not None:
+        _check_own_physics(name, physics, task.engine.name)
+        engine = task.engine
+    else:
+        engine = make_engine(task.adapt(task.scene, resolve_engine(physics)), physics)
     return _shift(make_env(task, engine, reward, terminate_on_success), shift)
+
+
+def _check_own_physics(name: str, physics: str, engine: str) -> None:
+    """Refuses every engine but the task's own, by name or as `auto`."""
+    if physics not in ("auto", engine):
+        raise UnknownName(f"{name} brings its own physics, got {physics!r}; choose auto")
 
 
 def _parse_shift(task: Task, shift: str) -> list[shifts.Shift]:

@@ -45,6 +45,8 @@ class Shift(NamedTuple):
 
 def needed(name: str, task: Task) -> str:
     """What a task lacks for a shift, in words; "" where it lacks nothing."""
+    if name in ("mass", "friction", "size") and task.engine is not None:
+        return "its physics is its own"
     if name in ("mass", "friction", "size") and not task.objects:
         return "it names no objects to move"
     if name == "size" and not callable(task.resize):

@@ -9,7 +9,7 @@ decides when a new episode starts.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, cast
 
 import jax
 import jax.numpy as jnp
@@ -40,15 +40,38 @@ class Start(NamedTuple):
 RewardTerms = Callable[[Episode, PhysicsState], dict[str, Array]]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+_NO_SCENE = cast(Scene, None)  # typed as a scene, since what reads one is only used with one
+
+
+def _no_picture() -> NoReturn:
+    raise NotImplementedError("this task has no model to draw; give it make_visual_model")
+
+
+def _qpos_and_qvel(episode: Episode, physics: PhysicsState) -> dict[str, Array]:
+    del episode
+    return {"qpos": physics.qpos, "qvel": physics.qvel}
+
+
+def _start_at(state: Mapping[str, Any]) -> Start:
+    return Start(Episode({}, ()), state["qpos"], state["qvel"])
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Task:
     """A task as pure functions for one environment.
+
+    Either `scene` says what one of our engines simulates, or `engine` steps the task with physics
+    of its own.
 
     Attributes:
       name: as users spell it.
       summary: one line for listings.
-      scene: model, substeps, overrides and derived fields, as the native engine takes them.
-      make_visual_model: () -> model with meshes for rendering; objects keep their names.
+      scene: model, substeps, overrides and derived fields, as the native engine takes them; left
+        out where `engine` is given.
+      engine: the task's own physics; its `name` is what results record. None (the default) for an
+        engine of ours. `Engine.reset` and `Engine.step` are pure JAX functions for one environment.
+      make_visual_model: () -> model with meshes for rendering; objects keep their names. By default
+        the task cannot be drawn.
       observation: (name, size) of each part of the observation, in order.
       meanings: part of the observation -> what it is, with unit and frame.
       action: (name, size) of each part of the action, in order; all in [-1, 1].
@@ -57,9 +80,11 @@ class Task:
       control_hz: control steps per second.
       sample_start: key -> Start, a fresh random initial state.
       get_state: (episode, physics) -> named arrays that determine the episode from here on, in the
-        names of the task's original package; `qpos` and `qvel` are always among them.
-      make_start: such a dict -> Start; an episode may start from any of its states.
-      control: (episode, physics, action in [-1, 1]) -> ctrl (nu,).
+        names of the task's original package; `qpos` and `qvel` are always among them and by default
+        all of it.
+      make_start: such a dict -> Start; an episode may start from any of its states. By default its
+        episode has neither overrides nor params.
+      control: (episode, physics, action in [-1, 1]) -> ctrl (nu,); by default the action itself.
       observe: (episode, physics) -> observation (obs_dim,) float32.
       rewards: kind ("sparse", "dense") -> function (episode, physics) -> named terms, whose sum is
         the reward as the task's original package defines it.
@@ -82,22 +107,25 @@ class Task:
     """
 
     name: str
-    summary: str
-    scene: Scene
-    make_visual_model: Callable[[], Any]
     observation: tuple[tuple[str, int], ...]
-    meanings: Mapping[str, str]
     action: tuple[tuple[str, int], ...]
-    control_mode: str
     episode_steps: int
     control_hz: float
     sample_start: Callable[[Array], Start]
-    get_state: Callable[[Episode, PhysicsState], dict[str, Array]]
-    make_start: Callable[[Mapping[str, Any]], Start]
-    control: Callable[[Episode, PhysicsState, Array], Array]
     observe: Callable[[Episode, PhysicsState], Array]
-    rewards: Mapping[str, RewardTerms]
     success: Callable[[Episode, PhysicsState], Array]
+    scene: Scene = _NO_SCENE
+    engine: Engine | None = None
+    summary: str = ""
+    make_visual_model: Callable[[], Any] = _no_picture
+    meanings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    control_mode: str = "own"
+    get_state: Callable[[Episode, PhysicsState], dict[str, Array]] = _qpos_and_qvel
+    make_start: Callable[[Mapping[str, Any]], Start] = _start_at
+    control: Callable[[Episode, PhysicsState, Array], Array] = lambda episode, physics, action: (
+        action
+    )
+    rewards: Mapping[str, RewardTerms] = dataclasses.field(default_factory=dict)
     adapt: Callable[[Scene, str], Scene] = lambda scene, engine: scene
     objects: tuple[str, ...] = ()
     resize: Callable[[Start, Array], Start] | str = "it does not say what their size changes"

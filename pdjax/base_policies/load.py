@@ -1,27 +1,48 @@
-"""The one door to a base policy: reads a directory of any kind and checks that it fits the task."""
+"""The one door to a base policy: a directory of any kind, or an object in memory.
 
+Kept apart from the kinds of policies, so that nobody else has to know which kinds there are.
+`load_base` and `is_foreign` read files; `from_memory` and the functions on a `BasePolicy` are pure.
+"""
+
+import dataclasses
+import time
 from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
 
 from pdjax.base_policies import imitation
-from pdjax.base_policies.foreign import assemble
+from pdjax.base_policies.foreign import assemble, description
+from pdjax.base_policies.foreign.description import Description, Device
+from pdjax.base_policies.foreign.host import through_host
+from pdjax.config import schema
 from pdjax.config.fields import BasePolicyConfig, ConfigError
 from pdjax.types import BasePolicy
 from pdjax_envs import registry
 from pdjax_envs.task import Task
 
+MEASURED_S = 0.3  # seconds that measuring a call may take, once it is compiled
+
 
 def load_base(base_policy: BasePolicyConfig, task: Task) -> BasePolicy:
-    """Reads a base policy of any kind and checks that it is one for the task.
+    """Reads a base policy's directory of any kind and checks that the policy fits the task.
+
+    Args:
+      base_policy: the directory, and how many control steps of each chunk to execute.
+      task: that the policy will act in.
 
     Raises:
-      ConfigError, checkpoint.CheckpointError: there is none, or it is for another task.
+      ConfigError, checkpoint.CheckpointError: there is no policy, or it is for another task.
     """
     path = Path(base_policy.path)
     if not base_policy.path:
         raise ConfigError(
             "base_policy.path is empty; set it to a directory of `pdjax imitate` or `pdjax wrap`"
         )
-    read = assemble.load if assemble.is_foreign(path) else imitation.load
+    read = assemble.load if is_foreign(path) else imitation.load
     base, trained_for = read(path, base_policy.act_horizon)
     other = trained_for != task.name and registry.family(trained_for) != task.family
     if other or (base.obs_dim, base.act_dim) != (task.obs_dim, task.act_dim):
@@ -31,3 +52,121 @@ def load_base(base_policy: BasePolicyConfig, task: Task) -> BasePolicy:
             f" {task.act_dim}); change either"
         )
     return base
+
+
+def is_foreign(directory: Path) -> bool:
+    """Whether a directory holds a policy that pdjax did not train."""
+    return description.peek(directory).get("kind") in description.KINDS
+
+
+def from_memory(
+    policy: Any,
+    *,
+    obs_dim: int,
+    act_dim: int,
+    act_horizon: int = 1,
+    obs_horizon: int = 0,
+    obs_mean: ArrayLike | None = None,
+    obs_std: ArrayLike | None = None,
+    action_low: ArrayLike = -1.0,
+    action_high: ArrayLike = 1.0,
+    task: str = "",
+    device: Device = "cpu",
+    in_program: bool | None = None,
+) -> BasePolicy:
+    """Builds a frozen base policy from a function or object that exists only in memory.
+
+    Args:
+      policy: one of
+        - a JAX function, written for one environment, obs_history (obs_horizon, obs_dim) -> chunk
+          (act_horizon, act_dim), or for all, with a leading num_envs axis in both;
+        - a NumPy function for all environments;
+        - an object with `init_carry`, `apply` and perhaps `params`, as in `BasePolicy` (JAX);
+        - an object with `init_carry` and `act`, as in `foreign.host.HostPolicy` (NumPy);
+        - a torch.nn.Module.
+        Observations are raw float32, oldest first. A chunk of one step may come without its
+        act_horizon axis.
+      obs_dim: numbers in one observation.
+      act_dim: numbers in one action.
+      act_horizon: control steps in one chunk.
+      obs_horizon: observations that the policy reads; 0 = `policy.obs_horizon` if it has one,
+        else 1.
+      obs_mean: (obs_dim,) mean of the observations, for the residual policy's normalisation only;
+        None = 0.
+      obs_std: (obs_dim,) their standard deviation, above 0; None = 1.
+      action_low: the action that means -1: one number, or (act_dim,). Actions are scaled from
+        [action_low, action_high] to [-1, 1], then clipped.
+      action_high: the action that means 1.
+      task: name of the policy's task, which error messages mention.
+      device: where a torch module computes.
+      in_program: whether the policy computes inside the jitted program (True) or is called through
+        the host once a decision (False). None = inside where JAX can trace it. A function is traced
+        once: later changes of what it closes over do not reach the policy.
+
+    Returns:
+      The policy, with actions in [-1, 1]. One that computes inside the program can be written to a
+      directory by `foreign.exported.export_policy`.
+
+    Raises:
+      ConfigError: a size or number that cannot be, or a policy that does not fit the sizes.
+    """
+    sizes = {
+        "obs_dim": obs_dim,
+        "act_dim": act_dim,
+        "obs_horizon": obs_horizon or getattr(policy, "obs_horizon", 1),
+        "act_horizon": act_horizon,
+    }
+    said = {"kind": "python", "task": task, "device": device, "obs_mean": [0.0], "obs_std": [1.0]}
+    about = schema.build(Description, said | sizes)
+    about = dataclasses.replace(
+        about,
+        obs_mean=_numbers("obs_mean", np.zeros(about.obs_dim) if obs_mean is None else obs_mean),
+        obs_std=_numbers("obs_std", np.ones(about.obs_dim) if obs_std is None else obs_std),
+        action_low=_numbers("action_low", action_low),
+        action_high=_numbers("action_high", action_high),
+    )
+    about.validate()
+    obs_shape, chunk_shape = (
+        (about.obs_horizon, about.obs_dim),
+        (about.act_horizon, about.act_dim),
+    )
+    parts = assemble.adapt(policy, obs_shape, about.device, chunk_shape, in_program)
+    return assemble.assemble(parts, about)
+
+
+def _numbers(name: str, values: ArrayLike) -> tuple[float, ...]:
+    """A vector, or one number, as a description keeps it."""
+    try:
+        array = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name} got {values!r}, expected numbers") from None
+    if array.ndim > 1:
+        raise ConfigError(f"{name} has the shape {array.shape}, expected one number or a vector")
+    return tuple(array.reshape(-1).tolist())
+
+
+def cost(base: BasePolicy, num_envs: int) -> tuple[str, float]:
+    """Measures what calling a policy costs.
+
+    Args:
+      base: the policy.
+      num_envs: environments that one call serves.
+
+    Returns:
+      Where the policy computes, `in the program` or `through the host`, and the median time of a
+      call in microseconds.
+    """
+    keys = jax.random.split(jax.random.key(0), num_envs)
+    call = jax.vmap(base.apply, (None, 0, 0, 0))
+    carry = jax.vmap(base.init_carry)(jax.random.split(jax.random.key(1), num_envs))
+    history = jnp.zeros((num_envs, base.obs_horizon, base.obs_dim))
+    inputs = (base.params, carry, history)
+    way = "through the host" if through_host(base) else "in the program"
+    compiled = jax.jit(call)
+    jax.block_until_ready(compiled(*inputs, jax.random.clone(keys)))
+    times, end = [], time.monotonic() + MEASURED_S
+    while len(times) < 3 or time.monotonic() < end:
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(*inputs, jax.random.clone(keys)))
+        times.append(time.perf_counter() - start)
+    return way, 1e6 * float(np.median(times))

@@ -22,6 +22,7 @@ from pdjax.base_policies import settings
 from pdjax.commands.table import COMMANDS, Command
 from pdjax.config import fields, schema
 from pdjax.config import files as configs
+from pdjax.config.presets import PRESETS
 from pdjax.config.schema import ConfigError, Option
 from pdjax.sweep import spec
 
@@ -131,7 +132,7 @@ def _config_help() -> str:
     lines = [
         f"\nconfigs that come with pdjax: {', '.join(configs.known_configs())}",
         f"(TASK: {tasks}; KIND: {kinds})",
-        f"presets: {', '.join(fields.PRESETS)}; a file starts from one, or from a config that"
+        f"presets: {', '.join(PRESETS)}; a file starts from one, or from a config that"
         " comes with pdjax, by `preset: NAME`",
         "config keys, in a YAML file or after --set (type, default = preset pd):",
     ]

@@ -189,8 +189,8 @@ class Export:
     deviations of the base's data, or where a number is not finite; it counts how often."""
     seed: Seed = 50_000
     """Seed of these episodes."""
-    physics: Physics = "auto"
-    """Physics engine of the trial."""
+    physics: Physics | None = None
+    """Physics engine of the trial; default as in the run's config."""
 
     def run(self) -> dict[str, Any]:
         """Writes, reads back, tries and prints."""
@@ -198,7 +198,7 @@ class Export:
         from pdjax.runs import export
 
         found = export.export_run(
-            self.run_directory, self.out, self.episodes, self.seed, self.physics
+            self.run_directory, self.out, self.episodes, self.seed, self.physics or ""
         )
         tables.show_exported(found)
         return found

@@ -122,9 +122,8 @@ class Eval:
     """Episodes, each played by both policies."""
     seed: Seed = 20_000
     """Seed of the episodes."""
-    physics: Physics = "auto"
-    """Physics engine; auto = native on a CPU, warp on an NVIDIA GPU where it is installed, else
-    mjx."""
+    physics: Physics | None = None
+    """Physics engine; default as in the run's config."""
     shift: str = ""
     """Perturbations: mass, friction, size, held_out, sensor_noise, camera, action_delay; joined by
     + to meet together; `none`; `all` = none and each by itself. Default as in training."""
@@ -134,12 +133,12 @@ class Eval:
         from pdjax.output import tables
         from pdjax.runs import evaluate
 
-        where = (self.run_directory, self.episodes, self.seed, self.physics)
+        where = (self.run_directory, self.episodes, self.seed, self.physics or "")
         if self.shift == "all":
             found = evaluate.evaluate_shifts(*where)
             tables.show_shifts(found)
             return {"shifts": found}
-        summary = evaluate.evaluate_run(*where, self.shift)
+        _, summary = evaluate.evaluate_run(*where, self.shift)
         tables.show_comparison(summary)
         return summary
 
@@ -164,7 +163,7 @@ class Compare:
         """Reads, prints and draws."""
         from pdjax.runs import compare
 
-        return compare.compare_runs(self.runs, self.out, self.threshold)
+        return compare.show_comparison(self.runs, self.out, self.threshold)
 
 
 @dataclasses.dataclass(frozen=True)

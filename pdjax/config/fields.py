@@ -1,7 +1,12 @@
-"""Every knob of a run: frozen dataclasses with unit, presets with source, YAML in and out.
+"""Every knob of a run: frozen dataclasses with type, range, default, unit and meaning.
 
-One place, so that help texts, defaults, files and code cannot disagree. A config is plain data:
-it is validated once, when a run is built, and never changed afterwards.
+This is the one place that declares a knob. Help texts, files, overrides, checks and the list of
+numbers that a sweep may vary are all derived from it, so they cannot disagree. A config is plain
+data: pdjax validates it once, when it builds a run, and never changes it afterwards.
+
+To add a knob, add a field with its meaning below it. To let the members of one program differ in a
+number, also mark the field `Sweepable` and give `learner.gradient_step.Hyperparams` an attribute of
+the same name; the code reads the number from there.
 """
 
 import dataclasses
@@ -23,159 +28,198 @@ Physics = Literal["auto", "native", "mjx", "warp"]
 
 
 @dataclasses.dataclass(frozen=True)
+class Sweepable:
+    """Marks a number in which the members of one program may differ.
+
+    A compiled program receives such a number as an argument, in `Hyperparams`, and must not read it
+    from the config: the config would make it a constant that all members share.
+
+    Attributes:
+      is_switch: the value 0 leaves a term out of the program, so either all members have 0 or none.
+    """
+
+    is_switch: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class TaskConfig:
-    """Which simulation a policy acts in."""
+    """The simulated task that the policy acts in."""
 
     name: str = "PegInsertionSide"
-    """Task name, one of `pdjax envs`."""
+    """Name of the task; `pdjax envs` lists all of them."""
     physics: Physics = "auto"
-    """Physics engine; auto = native on a CPU, warp on an NVIDIA GPU where it is installed, else
-    mjx."""
+    """Physics engine. auto chooses native on a CPU, warp on an NVIDIA GPU if warp is installed, and
+    mjx otherwise."""
     reward: Literal["success", "sparse", "dense"] = "success"
-    """What training maximises: success = 1 where the task is solved, else 0; sparse and dense as
-    the task's original package defines them, where it does."""
+    """Reward that training maximises. success gives 1 when the task is solved, else 0; sparse and
+    dense are the rewards of the task's original package, if it defines them."""
     terminate_on_success: bool = True
-    """Whether success ends a training episode; evaluation always plays to the time limit."""
+    """Whether success ends a training episode. Evaluation always plays to the time limit."""
     shift: str = ""
-    """Perturbations drawn anew for each episode, joined by +: mass, friction, size, held_out,
-    sensor_noise, camera, action_delay; empty = none. Evaluation during and after training meets
-    them too."""
+    """Perturbations of the task, drawn anew for each episode and joined by +: mass, friction, size,
+    held_out, sensor_noise, camera, action_delay. Empty means none. They apply in training and in
+    the evaluations during and after it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BasePolicyConfig:
-    """The frozen policy that is refined."""
+    """The frozen policy that pdjax refines."""
 
     path: str = ""
-    """Directory written by `pdjax imitate`, `pdjax import` or `pdjax wrap`."""
+    """Directory of the base policy, as `pdjax imitate`, `pdjax import` or `pdjax wrap` writes
+    it."""
     act_horizon: Natural = 0
-    """Control steps executed of each predicted chunk; 0 = as the policy was trained."""
+    """Control steps to execute of each chunk that the base policy predicts; 0 keeps the number that
+    the policy was trained with."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoratorConfig:
-    """How the residual is added to the base action."""
+    """How the residual is added to the base action.
 
-    residual_scale: Share = 0.1
-    """Largest change of an action by the residual, as a share of [-1, 1]; the paper's alpha."""
-    exploration_steps: Natural = 30_000
-    """Decisions over which the residual is progressively let in; the paper's H; 0 = at once."""
+    A decision is one call of the base policy and the chunk of control steps that it executes.
+    """
+
+    residual_scale: Annotated[Share, Sweepable(is_switch=True)] = 0.1
+    """Largest change of an action by the residual, as a share of the action range [-1, 1]; the
+    paper calls it alpha. Larger values let the residual correct more, but make exploration riskier;
+    `pdjax screen` suggests one."""
+    exploration_steps: Annotated[Natural, Sweepable()] = 30_000
+    """Number of decisions over which the gate opens: the share of decisions that apply the residual
+    grows linearly from 0 to 1. The paper calls it H; 0 opens the gate at once."""
     actor_input: Literal["obs", "obs_base_action"] = "obs"
-    """What the residual policy reads."""
+    """Input of the residual policy: the observation, or the observation and the base action."""
     gate: Literal["random", "uncertain"] = "random"
-    """Where the residual is let in: random = by chance; uncertain = in the same share of
-    environments, but where two draws of the base policy differ most (a second call of it; for
-    stochastic ones)."""
+    """How the gate chooses the environments that apply the residual. random draws them; uncertain
+    takes the same share of environments, but those where two draws of the base policy differ most
+    (this costs a second call of the base policy and only helps a stochastic one)."""
     residual_limits: Annotated[tuple[float, ...], Range(0, 1)] = ()
-    """Share of residual_scale that each number of an action may use; empty = all of it."""
+    """Share of residual_scale that each number of an action may use; empty means all of it."""
     residual_per: Literal["chunk", "control_step"] = "chunk"
-    """How often the residual policy is asked; control_step = anew at each step of the base policy's
-    chunk, which then counts as one decision (the base policy is called at each, too)."""
+    """How often the residual policy is called. chunk calls it once per chunk. control_step calls it
+    at every control step, which then counts as one decision; the base policy is also called at
+    every control step."""
     critic_input: Literal["sum", "res", "concat"] = "sum"
-    """Action that the critics read: base + scaled residual (unclipped), residual, or both."""
+    """Action that the critics read: sum is base action + scaled residual (not clipped), res is the
+    residual, concat is both side by side."""
     hold_residual: bool = False
-    """One residual for all control steps of a chunk, instead of one for each."""
+    """Whether one residual applies to all control steps of a chunk. Otherwise the residual policy
+    outputs one residual for each control step."""
     task_features: bool = False
-    """Let the learner also read the task's features, where it has any: relations between objects,
-    computed from the same observation on the scale that matters (see `Task.features`)."""
+    """Whether the learner also reads the task's features, if it has any: relations between objects,
+    computed from the same observation and scaled to the distances that matter (see
+    `Task.features`)."""
     normalize_obs: bool = False
-    """Whiten the learner's observations by the base policy's data statistics."""
+    """Whether to whiten the learner's observations with the mean and standard deviation of the base
+    policy's training data."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SACConfig:
-    """The learner."""
+    """The learner: soft actor-critic (SAC) for the residual policy."""
 
-    gamma: Share = 0.97
+    gamma: Annotated[Share, Sweepable()] = 0.97
     """Discount per decision."""
-    tau: Share = 0.01
-    """Share of the critics that the target critics take over in each update."""
+    tau: Annotated[Share, Sweepable()] = 0.01
+    """Share by which the target critics move towards the critics in each gradient step."""
     batch_size: Count = 1024
     """Transitions per gradient step."""
-    actor_lr: Positive = 1e-4
+    actor_lr: Annotated[Positive, Sweepable()] = 1e-4
     """Adam step size of the residual policy."""
-    critic_lr: Positive = 1e-4
+    critic_lr: Annotated[Positive, Sweepable()] = 1e-4
     """Adam step size of the critics."""
-    temperature_lr: Positive = 1e-4
-    """Adam step size of the log temperature."""
+    temperature_lr: Annotated[Positive, Sweepable()] = 1e-4
+    """Adam step size of the logarithm of the temperature."""
     max_grad_norm: Positive = 50.0
-    """Global gradient norm above which gradients are scaled down."""
+    """Largest global norm of a gradient; a larger gradient is scaled down to it."""
     hidden: Annotated[tuple[int, ...], Range(1)] = (256, 256, 256)
-    """Widths of the hidden layers, actor and critics."""
+    """Widths of the hidden layers of the residual policy and of each critic."""
     num_critics: Count = 2
-    """Critics in the ensemble."""
+    """Number of critics in the ensemble."""
     min_of: Natural = 0
-    """Critics, drawn anew for each update, of which targets take the least; 0 = all. Where it is
-    fewer than all, the actor follows the mean of all (REDQ, arXiv:2101.05982)."""
+    """Number of target critics, drawn anew for each gradient step, whose least value is the target;
+    0 means all. With fewer than all, the residual policy follows the mean of all critics (REDQ,
+    arXiv:2101.05982)."""
     actor_every: Count = 1
-    """Updates of the critics for each of actor and temperature (TD3, arXiv:1802.09477)."""
-    actor_average: Share = 0.0
-    """Decay per update of the averaged residual policy that is evaluated and kept; 0 = the latest.
-    Successive policies wander between equals; their average succeeds more steadily."""
+    """Gradient steps of the critics for each one of residual policy and temperature (TD3,
+    arXiv:1802.09477)."""
+    actor_average: Annotated[Share, Sweepable()] = 0.0
+    """Decay per gradient step of the moving average of the residual policy. pdjax evaluates and
+    saves this average; 0 means the latest policy. Successive policies wander between equally good
+    ones, and their average succeeds more steadily."""
     head_gain: NonNegative = 0.01
-    """Orthogonal gain of the residual policy's last layers; 0 = its mean starts at no residual."""
+    """Gain of the orthogonal initialisation of the residual policy's last layers; with 0 its mean
+    starts at no residual."""
     critic_layer_norm: bool = False
-    """LayerNorm after each hidden layer of the critics."""
-    initial_temperature: Positive = 1.0
-    """SAC's alpha at the start."""
+    """Whether each hidden layer of the critics is followed by LayerNorm."""
+    initial_temperature: Annotated[Positive, Sweepable()] = 1.0
+    """Temperature at the start; SAC calls it alpha. A higher one explores more."""
     entropy_backup: bool = True
-    """Whether critic targets include the entropy bonus; without, Q is the plain return."""
-    target_entropy_scale: float = 1.0
-    """Target entropy = -this * numbers in a chunk; the same for every critic_input."""
+    """Whether the critics' targets include the entropy bonus. Without it, Q is the plain return."""
+    target_entropy_scale: Annotated[float, Sweepable()] = 1.0
+    """Target entropy, as a factor: the temperature steers the policy's entropy to minus this factor
+    times the count of numbers in one residual action, for every critic_input."""
     log_std_min: float = -20.0
-    """Lower bound of the residual policy's log standard deviation (by tanh)."""
+    """Lower bound of the logarithm of the residual policy's standard deviation. A tanh keeps the
+    network's output within the two bounds."""
     log_std_max: float = 2.0
-    """Upper bound of the same."""
-    residual_penalty: float = 0.0
-    """Weight of the mean squared residual in the actor's loss: the residual stays small where the
-    critics see no gain."""
-    penalty_half_life: NonNegative = 0.0
-    """Gradient steps in which half of the way from residual_penalty to final_penalty is gone, since
-    the critics see more and more; 0 = it stays as it is."""
-    final_penalty: NonNegative = 0.0
-    """What residual_penalty tends to, with a penalty_half_life."""
-    smoothness_penalty: float = 0.0
-    """Weight of the mean squared change of the residual between a transition's two ends."""
+    """Upper bound of the same logarithm."""
+    residual_penalty: Annotated[float, Sweepable()] = 0.0
+    """Weight of the mean squared residual in the residual policy's loss. It keeps the residual
+    small wherever the critics see no gain."""
+    penalty_half_life: Annotated[NonNegative, Sweepable()] = 0.0
+    """Gradient steps after which the penalty is halfway from residual_penalty to final_penalty. The
+    critics become more reliable over time, so the penalty may fall; 0 keeps it constant."""
+    final_penalty: Annotated[NonNegative, Sweepable()] = 0.0
+    """Penalty that residual_penalty tends to; needs penalty_half_life."""
+    smoothness_penalty: Annotated[float, Sweepable(is_switch=True)] = 0.0
+    """Weight of the mean squared change of the residual from one decision to the next, in the
+    residual policy's loss."""
     n_step: Count = 1
-    """Decisions of reward before the target bootstraps."""
-    reward_offset: float = -1.0
-    """Added to the reward of each decision."""
+    """Decisions of reward that a target sums before it continues with the critics' value."""
+    reward_offset: Annotated[float, Sweepable()] = -1.0
+    """Number added to the reward of each decision; -1 makes every decision before success cost
+    1."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """The loop around the learner. Budgets count decision steps over all environments."""
+    """The training loop. All budgets count decisions, summed over all environments."""
 
     num_envs: Count = 16
-    """Environments stepped together."""
+    """Number of environments that step in parallel."""
     devices: Natural = 0
-    """Devices over which environments, replay and batches are split; 0 = all that JAX finds."""
+    """Number of devices that share environments, replay and batches; 0 takes all that JAX finds."""
     total_decisions: Count = 1_000_000
     """Decisions of the whole run."""
     decisions_per_epoch: Count = 4_096
-    """Decisions of one jitted epoch, after which metrics are read."""
+    """Decisions of one epoch. An epoch is one call of a compiled program, after which pdjax reads
+    the metrics."""
     decisions_per_round: Count = 64
-    """Decisions collected between two rounds of updates."""
+    """Decisions to collect between two rounds of gradient steps."""
     halve_at: Annotated[tuple[int, ...], Range(1)] = ()
-    """Of several members in one program: decisions at which, by the interim evaluation then or
-    next, the worse half of them ends; empty = all train to the end."""
+    """For several members in one program: numbers of decisions at which the worse half of the
+    members stops. The interim evaluation at that point, or the next one, decides; empty trains all
+    members to the end."""
     learning_starts: Natural = 8_000
-    """Decisions before the first update."""
+    """Decisions to collect before the first gradient step."""
     prefill: Literal["uniform", "base", "policy"] = "uniform"
-    """Residuals before learning starts: uniform in [-1, 1], none, or drawn from the untrained
-    residual policy; all gated."""
+    """Residuals before learning starts: uniform draws them from [-1, 1], base uses none, policy
+    draws them from the untrained residual policy. The gate applies to all of them."""
     updates_per_decision: Positive = 0.25
     """Gradient steps per decision."""
     replay_capacity: Count = 1_000_000
-    """Decisions that the replay holds; `pdjax train --plan` says what they take."""
+    """Decisions that the replay holds; `pdjax train --plan` prints how much memory they need."""
     replay_dtype: Literal["float32", "bfloat16"] = "float32"
-    """In which observations and actions are kept; bfloat16 halves their memory and rounds actions
-    and whitened observations to one part in 256: see `replay.make_packing`."""
+    """Number format of observations and actions in the replay. bfloat16 halves their memory and
+    rounds actions and whitened observations to one part in 256; see `replay.make_packing`."""
     demos: str = ""
-    """Demonstrations to learn from besides, as for `pdjax imitate`; read if demo_share > 0."""
+    """Demonstrations to learn from in addition to the replay, in the same form as for
+    `pdjax imitate`. Read only if demo_share is above 0."""
     demo_share: Annotated[float, Range(0, 0.9)] = 0.0
-    """Share of each batch that is drawn from them, with what the base policy would have done there;
-    their residual, the difference, may lie beyond the bounds."""
+    """Share of each batch that comes from the demonstrations, together with the action that the
+    base policy would have chosen there. The residual is their difference and may exceed the
+    bounds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,9 +227,9 @@ class EvalConfig:
     """Evaluation: fixed seeds, one episode per environment, never mixed with training."""
 
     episodes: Count = 200
-    """Episodes of the final evaluation, the same seeds for base and refined."""
+    """Episodes of the final evaluation; base and refined policy play the same seeds."""
     interim_episodes: Natural = 64
-    """Episodes of each evaluation during training; 0 = none."""
+    """Episodes of each evaluation during training; 0 turns these evaluations off."""
     interim_every: Count = 16_384
     """Decisions between two evaluations during training."""
     seed: Seed = 10_000
@@ -199,31 +243,35 @@ class CheckpointConfig:
     every: Count = 16_384
     """Decisions between two checkpoints; the last state is always saved."""
     keep: Count = 2
-    """Newest checkpoints that are kept."""
+    """Number of checkpoints to keep; older ones are deleted."""
 
 
 @dataclasses.dataclass(frozen=True)
 class GuardConfig:
-    """When a run is brought back or stopped; see the table of rules in `pdjax/guard.py`."""
+    """When the guard rolls a run back or stops it; `pdjax/training/guard.py` lists its rules."""
 
     enabled: bool = True
-    """Whether verdicts are carried out; without, they are only written to audit.jsonl."""
+    """Whether the guard acts on its verdicts; otherwise it only writes them to audit.jsonl."""
     q_factor: Positive = 10.0
-    """Times the largest return that rewards, and entropy where it is counted, allow which the
-    critics may claim."""
+    """Largest value that the critics may claim, as a multiple of the largest return that the
+    rewards, and the entropy if it counts, allow."""
     below_base_margin: Share = 0.05
-    """How far the 95 % interval of the gain must lie below zero."""
+    """How far below zero the whole 95 % interval of the gain over the base policy must lie before
+    the guard acts."""
     saturation: Share = 0.5
-    """Largest share of residual numbers beyond 0.95 in size."""
+    """Largest acceptable share of residual numbers with a size above 0.95."""
     anomalies: Share = 0.01
-    """Largest share of control steps with an anomaly: a joint faster than 200 rad/s or m/s, as
-    hard contacts make it, or more than 0.5 rad or m beyond its limit, or numbers not finite."""
+    """Largest acceptable share of control steps with an anomaly: a joint faster than 200 rad/s or
+    m/s (hard contacts cause this), a joint more than 0.5 rad or m beyond its limit, or a number
+    that is not finite."""
     drift: Share = 0.05
-    """Largest growth of the share of observed numbers beyond 10 standard deviations."""
+    """Largest acceptable growth of the share of observed numbers that lie more than 10 standard
+    deviations from the mean of the base policy's data."""
     hopeless_decisions: Natural = 50_000
-    """Decisions without any success, from a base policy without any, before the run stops."""
+    """Decisions without any success after which the run stops, if the base policy had none
+    either."""
     max_rollbacks: Count = 3
-    """Rollbacks after which the run stops."""
+    """Number of rollbacks after which the run stops."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,21 +285,28 @@ class Config:
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    guard: GuardConfig = dataclasses.field(default_factory=GuardConfig)
-    seed: Seed = 0
+    guard: GuardConfig = GuardConfig()
+    seed: Annotated[Seed, Sweepable()] = 0
     """Seed of everything random in training."""
 
 
+_MARKS = schema.marked(Config, Sweepable)
+SWEEPABLE: tuple[str, ...] = tuple(_MARKS)
+"""Dotted keys of the numbers in which the members of one program may differ."""
+SWITCHES: tuple[str, ...] = tuple(name for name, mark in _MARKS.items() if mark.is_switch)
+"""Those of them for which 0 compiles another program than any other value."""
+
+
 def describe() -> list[schema.Option]:
-    """Every key of a config with its type, range, default and meaning."""
+    """Returns every key of a config with its type, range, default and meaning."""
     return schema.describe(Config)
 
 
 def validate(config: Config) -> None:
-    """Checks ranges and relations.
+    """Checks ranges and the relations between values.
 
     Raises:
-      ConfigError: the first value that cannot work.
+      ConfigError: a value cannot work; names the first one.
     """
     schema.check(config)
     if config.sac.log_std_min >= config.sac.log_std_max:
@@ -265,6 +320,6 @@ def validate(config: Config) -> None:
         )
     if config.sac.final_penalty and not config.sac.penalty_half_life:
         raise ConfigError(
-            f"sac.final_penalty={config.sac.final_penalty} is what sac.residual_penalty falls to:"
-            " set sac.penalty_half_life, the gradient steps in which half of the way is gone"
+            f"sac.final_penalty={config.sac.final_penalty} is the value that sac.residual_penalty"
+            " tends to; also set sac.penalty_half_life, the gradient steps to get halfway there"
         )

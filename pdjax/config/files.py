@@ -1,4 +1,4 @@
-"""Run configs as files: presets, shipped configs, members, overrides, and the copy in a run.
+"""Run configs as files: presets, shipped configs, members, overrides, and a run's own copy.
 
 Reads YAML into the dataclasses of `fields` and writes them back.
 """
@@ -16,21 +16,19 @@ import yaml
 from pdjax.config import schema
 from pdjax.config.fields import Config, describe, validate
 from pdjax.config.presets import PRESETS
-from pdjax.config.schema import (
-    ConfigError,
-)
+from pdjax.config.schema import ConfigError
 
 
 def preset(name: str) -> Config:
-    """A preset's full config.
+    """Returns the full config of a preset.
 
     Raises:
-      ConfigError: no such preset.
+      ConfigError: there is no such preset.
     """
     if name not in PRESETS:
         raise ConfigError(
             f"unknown preset {name!r}; choose one of: {', '.join(PRESETS)}; or a"
-            " config that comes with pdjax"
+            " config that is shipped with pdjax"
         )
     return schema.build(Config, schema.merge(dataclasses.asdict(Config()), PRESETS[name]))
 
@@ -39,18 +37,19 @@ def load(name_or_path: str, overrides: typing.Sequence[str] = ()) -> Config:
     """Reads a run config and applies overrides.
 
     Args:
-      name_or_path: a YAML file, or the name of one that comes with pdjax (`configs()`). It starts
-        from a preset, or from another such config, by `preset: NAME`.
-      overrides: `section.key=value` each, the value in YAML.
+      name_or_path: a YAML file, or the name of a config that is shipped with pdjax (`configs()`).
+        With `preset: NAME` it starts from a preset or from another shipped config.
+      overrides: texts of the form `section.key=value`, with the value in YAML.
 
     Raises:
-      ConfigError: no such file, not YAML, an unknown key, a value of wrong type or out of range; or
-        it has members.
+      ConfigError: the file does not exist or is not YAML, a key is unknown, a value has the wrong
+        type or is out of range, or the config has members.
     """
     values = _read(name_or_path, overrides)
     if values.pop("members", None):
         raise ConfigError(
-            f"{name_or_path} has members, which only `pdjax train` takes; give a config without"
+            f"{name_or_path} has members, which only `pdjax train` accepts; give a config without"
+            " members"
         )
     return _make(values)
 
@@ -58,46 +57,48 @@ def load(name_or_path: str, overrides: typing.Sequence[str] = ()) -> Config:
 def load_members(
     name_or_path: str, overrides: typing.Sequence[str] = (), seeds: int = 0
 ) -> list[Config]:
-    """Reads a run config and what its members set, each another value: one config for each.
+    """Reads a run config and returns one config for each of its members.
 
     Args:
-      name_or_path: see `load`; below `members` it may list values for each of some keys.
+      name_or_path: see `load`. Below `members`, the file may give a list of values for a key; the
+        first member takes the first value of each list, and so on.
       overrides: see `load`.
-      seeds: that many members which differ by their seeds only, counting up; 0 = as the file says.
+      seeds: number of members that differ only in their seeds, which count up; 0 leaves the
+        members to the file.
 
     Returns:
-      A config of each member; one without members.
+      The members' configs, or a single config if the file has no members.
 
     Raises:
-      ConfigError: see `load`; or lists of unequal lengths.
+      ConfigError: see `load`; or the lists differ in length.
     """
     values = _read(name_or_path, overrides)
-    given = values.pop("members", None) or {}
+    given: Any = values.pop("members", None) or {}
     if not isinstance(given, dict):
-        raise ConfigError(f"members got {given!r}, expected keys with a list of values each")
-    lists, config = schema.flatten(given), _make(values)
+        raise ConfigError(f"members got {given!r}, expected keys, each with a list of values")
+    lists: dict[str, Any] = schema.flatten(typing.cast("dict[str, Any]", given))
+    config = _make(values)
     if seeds:
         if lists:
-            raise ConfigError(f"{name_or_path} has members already; leave --members out")
-        lists = {"seed": [config.seed + index for index in range(seeds)]}
+            raise ConfigError(f"{name_or_path} already has members; leave out --members")
+        lists["seed"] = [config.seed + index for index in range(seeds)]
     if not lists:
         return [config]
-    lengths = {name: len(found) for name, found in lists.items() if isinstance(found, list)}
+    lengths = {name: len(lists[name]) for name in lists if isinstance(lists[name], list)}
     if len(lengths) < len(lists) or len(set(lengths.values())) > 1 or 0 in lengths.values():
         got = ", ".join(f"{n}: {lengths.get(n, 'no list')}" for n in lists)
-        raise ConfigError(f"members must list as many values of each key, got {got}")
-    count = next(iter(lengths.values()))
-    found = []
-    for index in range(count):
+        raise ConfigError(f"members must list the same number of values for every key, got {got}")
+    found: list[Config] = []
+    for index in range(next(iter(lengths.values()))):
         changed = values
-        for name, of_each in lists.items():
-            changed = schema.merge(changed, _nest(name, of_each[index]))
+        for name, given in lists.items():
+            changed = schema.merge(changed, _nest(name, given[index]))
         found.append(_make(changed))
     return found
 
 
 def _read(name_or_path: str, overrides: typing.Sequence[str]) -> dict[str, Any]:
-    """Nested plain values of a preset, a file and overrides; not yet judged."""
+    """Merges a preset, a file and overrides into nested plain values; does not check them."""
     path = Path(name_or_path)
     if not path.is_file():
         named = configs()
@@ -123,17 +124,17 @@ def _make(values: typing.Mapping[str, Any]) -> Config:
 
 
 def _nest(name: str, value: Any) -> dict[str, Any]:
-    """A dotted key and its value as nested plain values."""
+    """Turns a dotted key and its value into nested plain values."""
     for part in reversed(name.split(".")):
         value = {part: value}
     return value
 
 
 def load_of_run(directory: Path, overrides: typing.Sequence[str] = ()) -> Config:
-    """Reads the config of a run's directory, with its own copy of the base policy.
+    """Reads the config of a run's directory and points it to the run's copy of the base policy.
 
     Raises:
-      ConfigError: the directory is no run; or see `load`.
+      ConfigError: the directory is not a run; or see `load`.
     """
     path = directory / "config.yaml"
     if not path.is_file():
@@ -143,7 +144,11 @@ def load_of_run(directory: Path, overrides: typing.Sequence[str] = ()) -> Config
 
 
 def configs() -> dict[str, Path]:
-    """Run configs that come with pdjax, by name: `peg_fast`, or `paper/peg_bet` of a suite."""
+    """Returns the files of the shipped run configs by name.
+
+    A name is that of a single config (`peg_fast`), or of a suite and one of its configs
+    (`paper/peg_bet`).
+    """
     found = {path.stem: path for path in _shipped("configs")}
     for suite in ("fast", "paper"):
         found |= {f"{suite}/{path.stem}": path for path in _shipped(suite)}
@@ -151,44 +156,44 @@ def configs() -> dict[str, Path]:
 
 
 def known_configs() -> list[str]:
-    """Their names for people: those of the suites, two for each task, in short."""
+    """Returns the names of the shipped configs for display; abbreviates those of the suites."""
     return [*(path.stem for path in _shipped("configs")), "fast/TASK_KIND", "paper/TASK_KIND"]
 
 
 def suites() -> dict[str, Path]:
-    """Sweeps that come with pdjax, by name."""
+    """Returns the files of the shipped sweeps by name."""
     return {path.stem: path for path in _shipped("suites")}
 
 
 def _shipped(folder: str) -> list[Path]:
-    """YAML files of a folder of `experiments/`, in a checkout or in an installed wheel."""
+    """Lists the YAML files in a folder of `experiments/`, in a checkout or an installed wheel."""
     package = Path(str(resources.files("pdjax")))
     roots = (package / "experiments", package.parent / "experiments")
     return sorted(next((r for r in roots if r.is_dir()), roots[0]).glob(f"{folder}/*.yaml"))
 
 
 def save(config: Config, path: Path) -> None:
-    """Writes a config that `load` reads back unchanged."""
+    """Writes a config to a YAML file, from which `load` reads it back unchanged."""
     data = json.loads(json.dumps(dataclasses.asdict(config)))  # YAML knows lists, not tuples
     path.write_text(yaml.safe_dump(data, sort_keys=False))
 
 
 def flat(config: Config) -> dict[str, Any]:
-    """Dotted key -> value."""
+    """Returns the values of a config by dotted key."""
     return {option.name: operator.attrgetter(option.name)(config) for option in describe()}
 
 
 def differences(first: Config, second: Config) -> dict[str, tuple[Any, Any]]:
-    """What differs between two configs: dotted key -> (value in the first, in the second)."""
+    """Returns the differences of two configs: dotted key -> (first value, second value)."""
     pairs = zip(flat(first).items(), flat(second).values(), strict=True)
     return {name: (old, new) for (name, old), new in pairs if old != new}
 
 
 def parse_override(text: str) -> dict[str, Any]:
-    """`section.key=value`, the value in YAML, as nested plain values.
+    """Parses `section.key=value`, with the value in YAML, into nested plain values.
 
     Raises:
-      ConfigError: no value, or one that is not YAML.
+      ConfigError: the value is missing or is not YAML.
     """
     name, equals, value = text.partition("=")
     if not equals or not name:

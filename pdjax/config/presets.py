@@ -1,21 +1,25 @@
-"""Presets: recipes as data, each what differs from the defaults in `fields.py` (the paper's).
+"""Presets: recipes as data. Each lists its differences from the defaults, which are the paper's.
 
-Apart from the knobs, so that a recipe can be read, compared and added without touching code.
+They live apart from the knobs in `fields.py`, so that a recipe can be read, compared and added
+without touching code.
 """
 
 from typing import Any
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    # arXiv:2412.13630; policy_decorator online/pi_dec_diffusion_maniskill2.py
+    # Policy Decorator, the paper's own recipe. Source: arXiv:2412.13630; policy_decorator
+    # online/pi_dec_diffusion_maniskill2.py.
     "pd": {},
-    # arXiv:2602.10539: base-only prefill, normalised critics, small temperature, no gate
+    # DAWN (arXiv:2602.10539): the base policy alone fills the replay before learning starts, the
+    # critics are normalised, the temperature starts low, and the gate is open from the start.
     "dawn": {
         "decorator": {"exploration_steps": 0},
         "sac": {"critic_layer_norm": True, "initial_temperature": 0.01},
         "train": {"learning_starts": 20_000, "prefill": "base"},
     },
-    # arXiv:2509.19301: a residual at every control step, ten critics, many updates, demonstrations
-    # in every batch (name them in train.demos). What it does not say is ours: scale, temperature.
+    # ResFiT (arXiv:2509.19301): a residual at every control step, ten critics, many updates, and
+    # demonstrations in every batch (set train.demos to their file). The paper does not give
+    # residual_scale and initial_temperature; those values are ours.
     "resfit": {
         "decorator": {
             "residual_per": "control_step",
@@ -48,7 +52,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "demo_share": 0.5,
         },
     },
-    # Ours, for minutes on a CPU; DECISIONS.md says what each choice brought.
+    # Our own recipe, which learns within minutes on a CPU; the recorded decisions say what each
+    # choice gained.
     "fast": {
         "decorator": {
             "residual_scale": 0.1,

@@ -1,7 +1,7 @@
-"""Options as frozen dataclasses: one place for type, range, default and help text of each.
+"""Options as frozen dataclasses: one place for an option's type, range, default and help text.
 
-Both a run's config and the flags of the command line are such dataclasses, so that files, flags,
-help texts and code cannot disagree. Knows no particular option and imports no JAX.
+Both a run's config and the flags of the command line are such dataclasses, so files, flags, help
+texts and code cannot disagree. This module knows no particular option and imports no JAX.
 """
 
 import ast
@@ -10,7 +10,7 @@ import difflib
 import inspect
 import math
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import (
@@ -19,6 +19,7 @@ from typing import (
     Literal,
     NamedTuple,
     TypeVar,
+    cast,
     get_args,
     get_origin,
     get_type_hints,
@@ -30,12 +31,15 @@ T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """A user's mistake: one line that says what was got, what was expected, what to do."""
+    """A user's mistake. The message is one line: what was got, what was expected, what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers from `low` (or above it, where `above`) to `high`; never NaN, never infinite."""
+    """Finite numbers from `low` to `high`, both included; with `above`, `low` itself is excluded.
+
+    NaN and infinity are never in a range.
+    """
 
     low: float
     high: float = math.inf
@@ -67,11 +71,11 @@ class Option(NamedTuple):
     """One field of a dataclass.
 
     Attributes:
-      name: with dots below the first level.
-      kind: its type without annotations.
-      range: of a number, or of each number of a tuple.
-      default: `dataclasses.MISSING` where a value has to be given.
-      doc: the docstring under the field, as one line.
+      name: the field's name, with dots below the first level.
+      kind: the field's type without annotations.
+      range: allowed values of a number, or of each number of a tuple.
+      default: the default value, or `dataclasses.MISSING` if the user must give one.
+      doc: the docstring below the field, joined to one line.
     """
 
     name: str
@@ -81,35 +85,76 @@ class Option(NamedTuple):
     doc: str
 
     def expected(self) -> str:
-        """The values that it takes, in words."""
+        """Describes the allowed values in words."""
         return _expected(self.kind, self.range)
 
 
+class _Field(NamedTuple):
+    """A field's name, type without annotations, annotations and default."""
+
+    name: str
+    kind: Any
+    extras: tuple[Any, ...]
+    default: Any
+
+
 def describe(cls: type) -> list[Option]:
-    """All options of a dataclass in order of definition, those of nested ones in place."""
-    docs, hints = _docstrings(cls), get_type_hints(cls, include_extras=True)
-    options = []
+    """Returns all options of a dataclass in order of definition, nested ones in place."""
+    docs = _docstrings(cls)
+    options: list[Option] = []
+    for name, kind, extras, default in _fields(cls):
+        if _is_dataclass(kind):
+            options += [o._replace(name=f"{name}.{o.name}") for o in describe(kind)]
+            continue
+        allowed = next((extra for extra in extras if isinstance(extra, Range)), FINITE)
+        options.append(Option(name, kind, allowed, default, docs.get(name, "")))
+    return options
+
+
+def marked(cls: type, mark: type[T]) -> dict[str, T]:
+    """Finds the fields of a dataclass whose annotation contains an instance of a class.
+
+    Args:
+      cls: the dataclass; nested ones are searched too.
+      mark: the class to look for.
+
+    Returns:
+      Dotted field name -> the instance, in order of definition.
+    """
+    found: dict[str, T] = {}
+    for name, kind, extras, _ in _fields(cls):
+        if _is_dataclass(kind):
+            found |= {f"{name}.{below}": value for below, value in marked(kind, mark).items()}
+        for extra in extras:
+            if isinstance(extra, mark):
+                found[name] = extra
+    return found
+
+
+def _fields(cls: type) -> Iterator[_Field]:
+    hints = get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
         kind, extras = hints[field.name], ()
         if get_origin(kind) is Annotated:
             kind, *extras = get_args(kind)
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            options += [o._replace(name=f"{field.name}.{o.name}") for o in describe(kind)]
-            continue
-        allowed = next((extra for extra in extras if isinstance(extra, Range)), FINITE)
-        options.append(Option(field.name, kind, allowed, field.default, docs.get(field.name, "")))
-    return options
+        yield _Field(field.name, kind, tuple(extras), field.default)
+
+
+def _is_dataclass(kind: Any) -> bool:
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
 def _docstrings(cls: type) -> dict[str, str]:
-    """The string literal under each field, which Python itself throws away."""
+    """Reads the string literal below each field, which Python itself discards."""
     definition = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(definition, ast.ClassDef)
-    docs = {}
+    docs: dict[str, str] = {}
     for field, below in zip(definition.body, definition.body[1:], strict=False):
         match field, below:
             case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
                 docs[name] = " ".join(text.split())
+            case _:
+                pass
     return docs
 
 
@@ -127,20 +172,20 @@ def _expected(kind: Any, allowed: Range) -> str:
 
 
 def convert(option: Option, value: Any, source: str) -> Any:
-    """A plain value as the option's type.
+    """Converts a plain value to an option's type.
 
     Args:
-      option: what is expected.
-      value: from YAML, or the text of a flag.
-      source: names the value in an error.
+      option: the option, with its type and range.
+      value: a value from YAML, or the text of a flag.
+      source: name of the value in the error message.
 
     Raises:
-      ConfigError: the wrong type or out of range.
+      ConfigError: the value has the wrong type or is out of range.
     """
     try:
         found = _convert(option.kind, option.range, value)
         if found == () != option.default:
-            raise ValueError  # what is never empty by itself needs a number
+            raise ValueError  # an empty list is allowed only if it is the default
         return found
     except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"{source} got {value!r}, expected {option.expected()}") from None
@@ -150,7 +195,8 @@ def _convert(kind: Any, allowed: Range, value: Any) -> Any:
     if get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
             raise TypeError
-        return tuple(_convert(get_args(kind)[0], allowed, item) for item in value)
+        items = cast("Iterable[Any]", value)
+        return tuple(_convert(get_args(kind)[0], allowed, item) for item in items)
     if get_origin(kind) is UnionType:
         return _convert(get_args(kind)[0], allowed, value)
     if get_origin(kind) is Literal:
@@ -173,17 +219,17 @@ def _convert(kind: Any, allowed: Range, value: Any) -> Any:
 
 
 def build(cls: type[T], values: Mapping[str, Any]) -> T:
-    """A dataclass from nested plain values; what is absent keeps its default.
+    """Builds a dataclass from nested plain values; absent keys keep their defaults.
 
     Raises:
-      ConfigError: an unknown key, a value of the wrong type or out of range.
+      ConfigError: a key is unknown, or a value has the wrong type or is out of range.
     """
     return _build(cls, values, {option.name: option for option in describe(cls)}, "")
 
 
 def _build(cls: Any, values: Mapping[str, Any], options: dict[str, Option], prefix: str) -> Any:
     known = {field.name: field for field in dataclasses.fields(cls)}
-    built = {}
+    built: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
         if key not in known:
@@ -191,7 +237,7 @@ def _build(cls: Any, values: Mapping[str, Any], options: dict[str, Option], pref
             raise ConfigError(f"unknown config key {name!r}; {hint}")
         if name in options:
             built[key] = convert(options[name], value, f"config key {name}")
-        elif isinstance(value, Mapping):
+        elif _is_tree(value):
             built[key] = _build(known[key].type, value, options, f"{name}.")
         else:
             raise ConfigError(f"config key {name} got {value!r}, expected a section of keys")
@@ -199,16 +245,24 @@ def _build(cls: Any, values: Mapping[str, Any], options: dict[str, Option], pref
 
 
 def check(instance: Any) -> None:
-    """Checks the values of a dataclass that was made in code.
+    """Checks the values of a dataclass that code built directly.
 
     Raises:
-      ConfigError: the first value of the wrong type or out of range.
+      ConfigError: a value has the wrong type or is out of range; names the first one.
     """
-    build(type(instance), dataclasses.asdict(instance))
+    build(cast("type[Any]", type(instance)), dataclasses.asdict(instance))
 
 
 def check_lengths(instance: Any, allowed: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises ConfigError at the first field whose length is not among those allowed for it."""
+    """Checks the lengths of tuples.
+
+    Args:
+      instance: a dataclass.
+      allowed: field name -> the lengths that the field may have.
+
+    Raises:
+      ConfigError: a field has another length; names the first one.
+    """
     for name, lengths in allowed.items():
         if (count := len(getattr(instance, name))) not in lengths:
             raise ConfigError(
@@ -217,10 +271,15 @@ def check_lengths(instance: Any, allowed: Mapping[str, tuple[int, ...]]) -> None
 
 
 def read_yaml(path: Path, name: str, expected: str) -> dict[str, Any]:
-    """The mapping that a YAML file holds; `name` and `expected` say in an error what it should be.
+    """Reads a YAML file that holds a mapping.
+
+    Args:
+      path: the file.
+      name: what the file is, for the error message.
+      expected: what the mapping should contain, for the error message.
 
     Raises:
-      ConfigError: no such file, not YAML, or something else in it.
+      ConfigError: the file does not exist, is not YAML, or holds something else.
     """
     try:
         data = yaml.safe_load(path.read_text())
@@ -229,29 +288,33 @@ def read_yaml(path: Path, name: str, expected: str) -> dict[str, Any]:
         raise ConfigError(f"cannot read {name} {path}: {first}; expected a YAML file") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{name} {path} holds {type(data).__name__}, expected {expected}")
-    return data
+    return cast("dict[str, Any]", data)
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """A hint after an unknown name: the one that was meant, or all there are."""
+    """Returns a hint for an unknown name: the closest known name, else all known names."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested plain values with some of them changed; new keys are kept for `build` to judge."""
+    """Returns nested plain values with changes applied; `build` later rejects unknown keys."""
     merged = dict(base)
     for key, value in changes.items():
-        nested = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
-        merged[key] = merge(base[key], value) if nested else value
+        below: Any = base.get(key)
+        merged[key] = merge(below, value) if _is_tree(value) and _is_tree(below) else value
     return merged
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested plain values by dotted keys."""
+    """Returns nested plain values as a flat dict with dotted keys."""
     found: dict[str, Any] = {}
     for name, value in values.items():
-        deeper = isinstance(value, dict)
-        found |= flatten(value, f"{prefix}{name}.") if deeper else {f"{prefix}{name}": value}
+        key = f"{prefix}{name}"
+        found |= flatten(value, f"{key}.") if _is_tree(value) else {key: value}
     return found
+
+
+def _is_tree(value: Any) -> bool:
+    return isinstance(value, Mapping)

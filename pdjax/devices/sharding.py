@@ -45,6 +45,15 @@ def make_mesh(config: Config) -> Mesh:
     return Mesh(np.asarray(found[:count]), (AXIS,))
 
 
+def make_playing_mesh(config: Config) -> Mesh:
+    """A mesh to play a finished run on: as many devices as in training, or all that there are.
+
+    Unlike `make_mesh` it refuses nothing: a run that was trained on several devices plays on one.
+    """
+    found = jax.devices()
+    return Mesh(np.asarray(found[: config.train.devices or None]), (AXIS,))
+
+
 def copy_to_all(mesh: Mesh, tree: Any) -> Any:
     """A tree of arrays as every device of a mesh holds it whole; the same tree on one device.
 

@@ -1,54 +1,65 @@
 """The idea of Policy Decorator: a frozen base action plus a bounded, progressively gated residual.
 
-Kept apart because rollout and learner must add, gate and read the residual in exactly the same
-way. Pure functions; holds no state.
+This is the one place that adds, gates and reads the residual, because rollout and learner must do
+so in exactly the same way. Pure functions; holds no state.
+
+Where `residual_scale` comes from: a compiled program receives it as an argument and never reads it
+from a config. In training the argument is `Hyperparams.residual_scale`, which
+`sac.make_hyperparams` reads from the config; after training, the host passes the value of the run's
+own config.
 
 Source: arXiv:2412.13630; policy_decorator online/pi_dec_diffusion_maniskill2.py.
 """
 
+# pyright: reportUnknownMemberType=false
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
-from pdjax.types import Array, Key
+from pdjax.types import Array, Key, Scalar
 
 OBS_CLIP = 10.0
 """Bound of a normalised observation, in standard deviations; ours, against near-constant inputs."""
 
 
-def decorate(base_action: Array, residual_action: Array, residual_scale: Array | float) -> Array:
+def decorate(
+    base_action: Float[Array, "*batch chunk_dim"],
+    residual_action: Float[Array, "*batch residual_dim"],
+    residual_scale: Scalar,
+) -> Float[Array, "*batch chunk_dim"]:
     """Adds the bounded residual to the base action: base_action + residual_scale * residual_action.
 
-    Where the scaled residual is zero the result is the base action, bit for bit (-0.0 included).
+    Where the scaled residual is zero, the result is the base action, bit for bit (-0.0 included).
 
     Args:
-      base_action: (num_envs, chunk_dim), in [-1, 1].
-      residual_action: (num_envs, residual_dim), in [-1, 1], after the gate; see `spread`.
-      residual_scale: scalar >= 0, the paper's alpha.
+      base_action: in [-1, 1].
+      residual_action: in [-1, 1], after the gate; see `spread` for its size.
+      residual_scale: at least 0; the paper's alpha.
 
     Returns:
-      (num_envs, chunk_dim), not clipped; differs from base_action by at most residual_scale, up
-      to rounding.
+      The action, not clipped. It differs from base_action by at most residual_scale, up to
+      rounding.
 
     Raises:
-      ValueError: the residual's size does not divide the chunk's.
+      ValueError: residual_dim does not divide chunk_dim.
     """
     change = residual_scale * spread(residual_action, base_action.shape[-1])
     return jnp.where(change == 0, base_action, base_action + change)
 
 
-def spread(residual_action: Array, chunk_dim: int) -> Array:
-    """The residual of each number in a chunk.
+def spread(
+    residual_action: Float[Array, "*batch residual_dim"], chunk_dim: int
+) -> Float[Array, "*batch {chunk_dim}"]:
+    """Returns the residual for each number of a chunk.
 
     Args:
-      residual_action: (..., residual_dim): a chunk of residuals, or one of act_dim numbers that is
-        held over the whole chunk (DecoratorConfig.hold_residual).
+      residual_action: a chunk of residuals, or one of act_dim numbers that is held for the whole
+        chunk (DecoratorConfig.hold_residual).
       chunk_dim: act_horizon * act_dim, a multiple of residual_dim.
 
-    Returns:
-      (..., chunk_dim).
-
     Raises:
-      ValueError: the residual's size does not divide the chunk's.
+      ValueError: residual_dim does not divide chunk_dim.
     """
     repeats, rest = divmod(chunk_dim, residual_action.shape[-1])
     if rest:
@@ -59,33 +70,34 @@ def spread(residual_action: Array, chunk_dim: int) -> Array:
     return jnp.concatenate([residual_action] * repeats, axis=-1)
 
 
-def hold(chunk: Array, residual_dim: int) -> Array:
-    """The residual nearest to a change of a chunk: the inverse of `spread`, by the mean over steps.
+def hold(
+    chunk: Float[Array, "*batch chunk_dim"], residual_dim: int
+) -> Float[Array, "*batch {residual_dim}"]:
+    """Returns the residual closest to a change of a chunk: the mean over its control steps.
+
+    Inverts `spread`.
 
     Args:
-      chunk: (..., chunk_dim).
+      chunk: a change of a chunk.
       residual_dim: a divisor of chunk_dim.
-
-    Returns:
-      (..., residual_dim).
     """
     return jnp.mean(chunk.reshape(*chunk.shape[:-1], -1, residual_dim), axis=-2)
 
 
-def clip_action(action: Array) -> Array:
-    """Bounds an action to the [-1, 1] that the simulator takes."""
+def clip_action(action: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Clips an action to [-1, 1], the range that the simulator accepts."""
     return jnp.clip(action, -1.0, 1.0)
 
 
-def exploration_prob(decision_steps: Array | int, exploration_steps: Array | float) -> Array:
-    """Share of decisions that let the residual in: min(decision_steps / exploration_steps, 1).
+def exploration_prob(decision_steps: Scalar, exploration_steps: Scalar) -> Float[Array, ""]:
+    """Returns the share of decisions that apply the residual: min(decision_steps / H, 1).
 
     Args:
-      decision_steps: scalar, decisions so far over all environments.
-      exploration_steps: scalar, the paper's H; 0 or less opens the gate at once.
+      decision_steps: decisions so far over all environments.
+      exploration_steps: the paper's H; 0 or less opens the gate at once.
 
     Returns:
-      Scalar float32 in [0, 1].
+      float32 in [0, 1].
     """
     decision_steps = jnp.asarray(decision_steps, jnp.float32)
     exploration_steps = jnp.asarray(exploration_steps, jnp.float32)
@@ -93,30 +105,29 @@ def exploration_prob(decision_steps: Array | int, exploration_steps: Array | flo
     return jnp.where(exploration_steps > 0, jnp.minimum(decision_steps / safe_steps, 1.0), 1.0)
 
 
-def gate(key: Key, prob: Array | float, num: int) -> Array:
-    """Draws for each environment whether its residual is let in: Bernoulli(prob).
+def gate(key: Key, prob: Scalar, num: int) -> Bool[Array, " {num}"]:
+    """Draws whether each environment applies its residual: Bernoulli(prob).
 
     Args:
       key: consumed.
-      prob: scalar in [0, 1], see `exploration_prob`.
+      prob: in [0, 1], see `exploration_prob`.
       num: number of environments.
-
-    Returns:
-      (num,) bool.
     """
     return jax.random.bernoulli(key, prob, (num,))
 
 
-def gate_uncertain(key: Key, prob: Array | float, uncertainty: Array) -> Array:
-    """Lets the residual in where the base policy is least certain: a share `prob` of environments.
+def gate_uncertain(
+    key: Key, prob: Scalar, uncertainty: Float[Array, " num_envs"]
+) -> Bool[Array, " num_envs"]:
+    """Opens the gate in those environments where the base policy is least certain.
 
     Args:
-      key: consumed; which of equals, and whether a fraction of an environment counts as one.
-      prob: scalar in [0, 1], see `exploration_prob`.
-      uncertainty: (num_envs,), how far two draws of the base policy differ.
+      key: consumed; breaks ties, and decides whether a fraction of an environment counts as one.
+      prob: in [0, 1], see `exploration_prob`.
+      uncertainty: difference between two draws of the base policy.
 
     Returns:
-      (num_envs,) bool, prob * num_envs of them on average.
+      True (the residual is applied) for prob * num_envs environments on average.
     """
     num = len(uncertainty)
     tie_key, round_key = jax.random.split(key)
@@ -125,19 +136,21 @@ def gate_uncertain(key: Key, prob: Array | float, uncertainty: Array) -> Array:
     return jnp.zeros(num, bool).at[order].set(jnp.arange(num) < count)
 
 
-def actor_input(obs: Array, base_action: Array, kind: str) -> Array:
-    """What the residual policy reads.
+def actor_input(
+    obs: Float[Array, "*batch obs_dim"], base_action: Float[Array, "*batch chunk_dim"], kind: str
+) -> Float[Array, "*batch input_dim"]:
+    """Returns what the residual policy reads.
 
     Args:
-      obs: (..., obs_dim).
-      base_action: (..., chunk_dim).
+      obs: the observation.
+      base_action: the base policy's chunk.
       kind: "obs" or "obs_base_action", see DecoratorConfig.actor_input.
 
     Returns:
-      (..., obs_dim) or (..., obs_dim + chunk_dim).
+      input_dim is obs_dim or obs_dim + chunk_dim.
 
     Raises:
-      ValueError: unknown kind.
+      ValueError: the kind is unknown.
     """
     if kind == "obs":
         return obs
@@ -147,25 +160,28 @@ def actor_input(obs: Array, base_action: Array, kind: str) -> Array:
 
 
 def critic_action(
-    base_action: Array, residual_action: Array, residual_scale: Array | float, kind: str
-) -> Array:
-    """What the critics read of an action.
+    base_action: Float[Array, "*batch chunk_dim"],
+    residual_action: Float[Array, "*batch residual_dim"],
+    residual_scale: Scalar,
+    kind: str,
+) -> Float[Array, "*batch action_dim"]:
+    """Returns what the critics read of an action.
 
-    The sum is not clipped, so that a critic can tell residuals apart beyond the action bounds. It
-    is written out rather than taken from `decorate`, whose gradient vanishes at residual 0.
+    The sum is not clipped, so that a critic can distinguish residuals beyond the action bounds. It
+    does not call `decorate`, whose gradient vanishes at residual 0.
 
     Args:
-      base_action: (..., chunk_dim), in [-1, 1].
-      residual_action: (..., residual_dim), in [-1, 1], after the gate; see `spread`.
-      residual_scale: scalar.
+      base_action: in [-1, 1].
+      residual_action: in [-1, 1], after the gate; see `spread` for its size.
+      residual_scale: the paper's alpha.
       kind: "sum", "res" or "concat", see DecoratorConfig.critic_input.
 
     Returns:
-      sum: base + scale * residual, (..., chunk_dim); res: residual, (..., residual_dim);
-      concat: residual then base, (..., residual_dim + chunk_dim).
+      sum: base + scale * residual, (..., chunk_dim). res: residual, (..., residual_dim).
+      concat: residual, then base, (..., residual_dim + chunk_dim).
 
     Raises:
-      ValueError: unknown kind, or the residual's size does not divide the chunk's.
+      ValueError: the kind is unknown, or residual_dim does not divide chunk_dim.
     """
     if kind == "sum":
         return base_action + residual_scale * spread(residual_action, base_action.shape[-1])
@@ -176,29 +192,37 @@ def critic_action(
     raise ValueError(f"critic_input={kind!r} must be 'sum', 'res' or 'concat'.")
 
 
-def normalize(obs: Array, mean: Array, std: Array) -> Array:
-    """Whitens observations, bounded to OBS_CLIP standard deviations.
+def normalize(
+    obs: Float[Array, "*batch obs_dim"],
+    mean: Float[Array, " obs_dim"],
+    std: Float[Array, " obs_dim"],
+) -> Float[Array, "*batch obs_dim"]:
+    """Whitens observations and clips them to OBS_CLIP standard deviations.
 
     Args:
-      obs: (..., obs_dim).
-      mean: (obs_dim,).
-      std: (obs_dim,), above zero.
+      obs: observations.
+      mean: subtracted from them.
+      std: above zero; divides them.
 
     Returns:
-      (..., obs_dim), without unit.
+      Numbers without unit.
     """
     return jnp.clip((obs - mean) / std, -OBS_CLIP, OBS_CLIP)
 
 
-def far_numbers(obs: Array, mean: Array, std: Array) -> Array:
-    """Which numbers a policy's data never came near: the guard's measure of drift.
+def far_numbers(
+    obs: Float[Array, "*batch obs_dim"],
+    mean: Float[Array, " obs_dim"],
+    std: Float[Array, " obs_dim"],
+) -> Bool[Array, "*batch obs_dim"]:
+    """Finds observed numbers that the base policy's data never came near: the guard's drift.
 
     Args:
-      obs: (..., obs_dim).
-      mean: (obs_dim,) of the data.
-      std: (obs_dim,) of the data.
+      obs: observations.
+      mean: mean of the data.
+      std: standard deviation of the data.
 
     Returns:
-      (..., obs_dim) bool, True beyond OBS_CLIP standard deviations and where not finite.
+      True beyond OBS_CLIP standard deviations and for numbers that are not finite.
     """
     return ~(jnp.abs(obs - mean) <= OBS_CLIP * std)

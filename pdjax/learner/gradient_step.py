@@ -1,15 +1,18 @@
 """One gradient step of the residual soft actor-critic, from the formulas in `losses.py`.
 
-Kept apart from how the learner is built: `sac` binds networks to these steps. Owns SACState.
+`sac` builds the learner and binds networks to these steps. Owns SACState and Hyperparams.
 """
+
+# pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float, Int
 
 from pdjax.config.fields import SACConfig
 from pdjax.learner.losses import (
@@ -22,46 +25,39 @@ from pdjax.learner.losses import (
 )
 from pdjax.types import Array, Batch, Key, Metrics, Params
 
+Number = Float[Array, ""]
+
 
 class Hyperparams(NamedTuple):
-    """What a sweep may vary without compiling again: () float32 leaves; `jax.vmap` over them.
+    """The numbers that a sweep may vary without another compilation: `jax.vmap` over them.
+
+    A compiled program reads these numbers here and nowhere else. `sac.make_hyperparams` fills them
+    from the fields of a config that are marked `Sweepable`; each attribute has the name and the
+    meaning of its field. Three differ:
 
     Attributes:
-      gamma: discount per decision; read by `replay.sample`.
-      tau: share of the critics that the target critics take over in each update.
-      actor_lr: Adam step size of the residual policy.
-      critic_lr: Adam step size of the critics.
-      temperature_lr: Adam step size of the log temperature.
-      initial_temperature: SAC's alpha at the start.
-      target_entropy: nats, what the temperature steers the policy's entropy to.
-      actor_average: decay per update of the averaged residual policy.
-      residual_penalty: weight of the residual's size in the actor's loss, at the start.
-      penalty_half_life: gradient steps in which half of the way to final_penalty is gone; infinite
-        where it stays as it is.
-      final_penalty: what the weight tends to.
-      smoothness_penalty: weight of the residual's change in the actor's loss.
-      reward_offset: added to the reward of each decision; read by `replay.sample`.
-      residual_scale: largest change of an action by the residual.
-      exploration_steps: decisions over which the gate opens; read by the rollout.
-      exploration_limit: share of decisions beyond which it does not open; the guard lowers it.
+      target_entropy: nats; computed from target_entropy_scale.
+      penalty_half_life: gradient steps; infinite if the penalty is constant.
+      exploration_limit: largest share of decisions that may apply the residual. It is not a field
+        of the config: it starts at 1, and the guard lowers it.
     """
 
-    gamma: Array
-    tau: Array
-    actor_lr: Array
-    critic_lr: Array
-    temperature_lr: Array
-    initial_temperature: Array
-    target_entropy: Array
-    actor_average: Array
-    residual_penalty: Array
-    penalty_half_life: Array
-    final_penalty: Array
-    smoothness_penalty: Array
-    reward_offset: Array
-    residual_scale: Array
-    exploration_steps: Array
-    exploration_limit: Array
+    gamma: Number
+    tau: Number
+    actor_lr: Number
+    critic_lr: Number
+    temperature_lr: Number
+    initial_temperature: Number
+    target_entropy: Number
+    actor_average: Number
+    residual_penalty: Number
+    penalty_half_life: Number
+    final_penalty: Number
+    smoothness_penalty: Number
+    reward_offset: Number
+    residual_scale: Number
+    exploration_steps: Number
+    exploration_limit: Number
 
 
 class SACState(NamedTuple):
@@ -69,23 +65,25 @@ class SACState(NamedTuple):
 
     Attributes:
       actor: parameters of the residual policy, as it explores.
-      mean_actor: their average over the latest updates, which is evaluated and kept.
+      mean_actor: their average over the latest updates, which pdjax evaluates and saves.
       critic: parameters of the critics, leaves (num_critics, ...).
       target_critic: their slow copy.
-      log_temperature: () float32.
-      actor_opt, critic_opt, temperature_opt: Adam moments of each.
-      gradient_steps: () int32, updates so far.
+      log_temperature: logarithm of the temperature.
+      actor_opt: Adam moments of the residual policy.
+      critic_opt: Adam moments of the critics.
+      temperature_opt: Adam moments of the log temperature.
+      gradient_steps: updates so far.
     """
 
     actor: Params
     mean_actor: Params
     critic: Params
     target_critic: Params
-    log_temperature: Array
+    log_temperature: Float[Array, ""]
     actor_opt: Any
     critic_opt: Any
     temperature_opt: Any
-    gradient_steps: Array
+    gradient_steps: Int[Array, ""]
 
 
 class Parts(NamedTuple):
@@ -95,8 +93,10 @@ class Parts(NamedTuple):
       draw: (actor_params, obs, base_action, key) -> (residual_action, log_prob).
       mean: (actor_params, obs, base_action) -> residual_action, without noise.
       values: (critic_params, obs, base_action, residual_action, scale) -> Q_i(s, a).
-      actor_tx, critic_tx, temperature_tx: how gradients become steps.
-      config: what is switched on.
+      actor_tx: turns the actor's gradients into steps.
+      critic_tx: turns the critics' gradients into steps.
+      temperature_tx: turns the temperature's gradient into steps.
+      config: says which terms the losses have.
     """
 
     draw: Callable[..., tuple[Array, Array]]
@@ -111,26 +111,40 @@ class Parts(NamedTuple):
 def update(
     parts: Parts, state: SACState, batch: Batch, hyperparams: Hyperparams, key: Key
 ) -> tuple[SACState, Metrics]:
-    """One gradient step: critics, actor (against the new critics), temperature, target critics.
+    """Takes one gradient step: critics, actor (against the new critics), temperature, targets.
 
-    Actor and temperature move in one of `actor_every` updates. `key` is split into (key_next,
-    key_actor, key_subset): the draws of a' at s', of a at s and of the target critics. All losses
-    use the temperature from before the step.
+    The actor and the temperature move in one of `actor_every` updates. All losses use the
+    temperature from before the step.
+
+    Args:
+      parts: what the steps share.
+      state: the learner.
+      batch: transitions, see `Batch` for shapes.
+      hyperparams: the sweepable numbers.
+      key: consumed; split into the keys that draw a' at s', a at s, and the target critics.
+
+    Returns:
+      The learner after the step, and metrics of shape ().
     """
     key_next, key_actor, key_subset = jax.random.split(key, 3)
     temperature = jnp.exp(state.log_temperature)
-    state, critic_metrics = _critic_step(parts, state, batch, hyperparams, (key_next, key_subset))
+    state, critic_metrics = _critic_step(parts, state, batch, hyperparams, key_next, key_subset)
     move = partial(_actor_step, parts, batch=batch, hyperparams=hyperparams, key=key_actor)
     every = parts.config.actor_every
     if every == 1:
         state, actor_metrics = move(state)
     else:
-        shapes = jax.eval_shape(move, state)[1]
-        stay = lambda state: (state, jax.tree.map(jnp.zeros_like, shapes))  # noqa: E731
+        shapes: Metrics = jax.eval_shape(move, state)[1]
+
+        def stay(state: SACState) -> tuple[SACState, Metrics]:
+            return state, {name: jnp.zeros_like(shape) for name, shape in shapes.items()}
+
         is_due = state.gradient_steps % every == 0
-        state, actor_metrics = jax.lax.cond(is_due, move, stay, state)
-        # so that means over many updates are means over those that moved the actor
-        actor_metrics = jax.tree.map(lambda x: every * x, actor_metrics)
+        state, actor_metrics = cast(
+            "tuple[SACState, Metrics]", jax.lax.cond(is_due, move, stay, state)
+        )
+        # so that a mean over many updates is the mean over those that moved the actor
+        actor_metrics = {name: every * value for name, value in actor_metrics.items()}
     state = state._replace(
         mean_actor=optax.incremental_update(
             state.actor, state.mean_actor, 1 - hyperparams.actor_average
@@ -142,20 +156,28 @@ def update(
 
 
 def _critic_step(
-    parts: Parts, state: SACState, batch: Batch, hyperparams: Hyperparams, keys: tuple[Key, Key]
+    parts: Parts,
+    state: SACState,
+    batch: Batch,
+    hyperparams: Hyperparams,
+    key_next: Key,
+    key_subset: Key,
 ) -> tuple[SACState, Metrics]:
     """Moves the critics towards the soft target."""
-    key_next, key_subset = keys
     scale, next_base = hyperparams.residual_scale, batch.next_base_action
     next_residual, next_log_prob = parts.draw(state.actor, batch.next_obs, next_base, key_next)
     targets = state.target_critic
     if _is_subset(parts.config):
         of, chosen = parts.config.num_critics, (parts.config.min_of,)
         index = jax.random.choice(key_subset, of, chosen, replace=False)
-        targets = jax.tree.map(lambda leaf: leaf[index], targets)
+
+        def take(leaf: Array) -> Array:
+            return leaf[index]
+
+        targets = jax.tree.map(take, targets)
     next_values = parts.values(targets, batch.next_obs, next_base, next_residual, scale)
-    # Without the bonus in the targets (as RLPD, arXiv:2302.02948) Q stays the return: over many
-    # action dimensions the bonus can outweigh a sparse reward.
+    # Without the bonus in the targets (as in RLPD, arXiv:2302.02948), Q stays the return: summed
+    # over many action dimensions, the bonus can outweigh a sparse reward.
     temperature = jnp.exp(state.log_temperature) if parts.config.entropy_backup else 0.0
     target = soft_target(batch.reward, batch.discount, next_values, temperature, next_log_prob)
 
@@ -179,7 +201,7 @@ def _critic_step(
 def _actor_step(
     parts: Parts, state: SACState, batch: Batch, hyperparams: Hyperparams, key: Key
 ) -> tuple[SACState, Metrics]:
-    """Moves the actor, and the temperature by the log_prob of the actor's draws before it moved."""
+    """Moves the actor, and the temperature by the log_prob that the actor had before it moved."""
     obs, base_action, scale = batch.obs, batch.base_action, hyperparams.residual_scale
     config, old = parts.config, state.log_temperature
     penalty = _penalty(hyperparams, state.gradient_steps)
@@ -191,7 +213,7 @@ def _actor_step(
             values = jnp.mean(values, axis=0, keepdims=True)
         loss = actor_loss(values, log_prob, jnp.exp(old), batch.weight)
         loss += penalty * size_penalty(residual, batch.weight)
-        if config.smoothness_penalty:
+        if config.smoothness_penalty:  # a switch: the config decides whether the term exists
             now = parts.mean(params, obs, base_action)
             later = parts.mean(params, batch.next_obs, batch.next_base_action)
             loss += hyperparams.smoothness_penalty * size_penalty(later - now, batch.weight)
@@ -201,7 +223,8 @@ def _actor_step(
     actor, actor_opt = _descend(
         parts.actor_tx, grads, state.actor_opt, state.actor, hyperparams.actor_lr
     )
-    grad = jax.grad(temperature_loss)(old, log_prob, hyperparams.target_entropy, batch.weight)
+    inputs = (old, log_prob, hyperparams.target_entropy, batch.weight)
+    grad = cast("Array", jax.grad(temperature_loss)(*inputs))
     new, temperature_opt = _descend(
         parts.temperature_tx, grad, state.temperature_opt, old, hyperparams.temperature_lr
     )
@@ -218,21 +241,25 @@ def _actor_step(
     return state, metrics
 
 
-def _penalty(hyperparams: Hyperparams, gradient_steps: Array) -> Array:
-    """Weight of the residual's size in the actor's loss, after so many gradient steps."""
+def _penalty(hyperparams: Hyperparams, gradient_steps: Int[Array, ""]) -> Float[Array, ""]:
+    """Returns the weight of the residual's size in the actor's loss at a gradient step."""
     left = 0.5 ** (gradient_steps / hyperparams.penalty_half_life)
     first, last = hyperparams.residual_penalty, hyperparams.final_penalty
     return last + left * (first - last)
 
 
 def _is_subset(config: SACConfig) -> bool:
-    """Whether targets take the least of a few critics drawn at random, not of all."""
+    """Returns whether targets take the least of a few critics drawn at random, instead of all."""
     return 0 < config.min_of < config.num_critics
 
 
 def _descend(
     tx: optax.GradientTransformation, grads: Params, opt_state: Any, params: Params, lr: Array
 ) -> tuple[Params, Any]:
-    """params - lr * tx(grads): the step size is applied here, so that it stays an array leaf."""
+    """Returns params - lr * tx(grads); applied here, so that the step size stays an array leaf."""
     updates, opt_state = tx.update(grads, opt_state)
-    return jax.tree.map(lambda value, update: value - lr * update, params, updates), opt_state
+
+    def step(value: Array, update: Array) -> Array:
+        return value - lr * update
+
+    return jax.tree.map(step, params, updates), opt_state

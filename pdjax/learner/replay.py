@@ -1,16 +1,19 @@
-"""Replay ring on the device: rows of all environments, each observation stored once.
+"""Replay ring on the device: rows of all environments, with each observation stored once.
 
-Kept apart because the layout (time-major, next-step reset) and the index arithmetic that turns
-rows into n-step transitions are one matter, and so is how numbers are kept. Owns ReplayState.
+The layout (time-major, next-step reset), the index arithmetic that turns rows into n-step
+transitions, and the number format belong together; this module owns them and ReplayState.
 """
+
+# pyright: reportUnknownMemberType=false
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int, Num
 
-from pdjax.types import Array, Batch, Key, Transition
+from pdjax.types import Array, Batch, Key, Scalar, Transition
 
 
 class ReplayState(NamedTuple):
@@ -18,13 +21,13 @@ class ReplayState(NamedTuple):
 
     Attributes:
       storage: Transition with leaves (capacity_rows, num_envs, ...).
-      cursor: () int32, the row that is written next; the oldest row once the ring is full.
-      size: () int32, rows written so far, at most capacity_rows.
+      cursor: the row to write next; it is the oldest row once the ring is full.
+      size: number of rows written so far, at most capacity_rows.
     """
 
     storage: Transition
-    cursor: Array
-    size: Array
+    cursor: Int[Array, ""]
+    size: Int[Array, ""]
 
 
 class ReplayBuffer(NamedTuple):
@@ -34,22 +37,22 @@ class ReplayBuffer(NamedTuple):
       init: () -> empty ReplayState.
       add: (state, rows) -> state, see `add`.
       sample: (state, key, batch_size, n_step, gamma, reward_offset) -> Batch, see `sample`.
-      can_sample: (state, n_step) -> () bool, whether `sample` has a row to start from.
+      can_sample: (state, n_step) -> whether `sample` has a row to start from.
     """
 
     init: Callable[[], ReplayState]
     add: Callable[[ReplayState, Transition], ReplayState]
     sample: Callable[..., Batch]
-    can_sample: Callable[[ReplayState, int], Array]
+    can_sample: Callable[[ReplayState, int], Bool[Array, ""]]
 
 
 class Packing(NamedTuple):
     """How the ring keeps observations and actions.
 
     Attributes:
-      dtype: of them in the ring; of bfloat16 its words, uint16.
-      pack: Transition -> Transition, as it is kept.
-      unpack: Batch -> Batch, undoes `pack` in what `sample` draws from packed rows.
+      dtype: their type in the ring. bfloat16 numbers are kept as words of type uint16.
+      pack: Transition -> Transition in the form that the ring keeps.
+      unpack: Batch -> Batch; undoes `pack` in a batch that `sample` drew from packed rows.
     """
 
     dtype: Any
@@ -57,24 +60,26 @@ class Packing(NamedTuple):
     unpack: Callable[[Batch], Batch]
 
 
-def make_packing(dtype: str, obs_mean: Array, obs_std: Array) -> Packing:
-    """Chooses how numbers are kept: as they are, or in half the memory.
+def make_packing(
+    dtype: str, obs_mean: Float[Array, " obs_dim"], obs_std: Float[Array, " obs_dim"]
+) -> Packing:
+    """Chooses how the ring keeps numbers: unchanged, or in half the memory.
 
     bfloat16 has 8 significant bits, so a number x returns within 2^-8 |x|. Positions in a room are
-    large numbers with small differences; therefore observations are whitened before they are
-    rounded, and return within 2^-8 |obs - obs_mean|. That helps as far as the statistics are those
-    of the data: a wrapped policy that has none (mean 0, deviation 1) gets plain rounding.
+    large numbers with small differences; therefore observations are whitened before rounding, and
+    return within 2^-8 |obs - obs_mean|. This helps only if the statistics are those of the data: a
+    wrapped policy without statistics (mean 0, deviation 1) gets plain rounding.
+
+    The ring holds words because XLA's compiler for CPUs computes in float32 what a program asks for
+    in bfloat16: to read or write one row, it would convert the whole ring.
 
     Args:
-      dtype: float32, which changes nothing, bit for bit, or bfloat16.
-      obs_mean: (obs_dim,) of the base policy's data.
-      obs_std: (obs_dim,) above zero.
-
-    The ring holds words, since XLA's compiler for CPUs computes in float32 what is asked in
-    bfloat16: to read or write a row it would widen the whole ring.
+      dtype: float32, which changes no bit, or bfloat16.
+      obs_mean: mean of the base policy's data.
+      obs_std: above zero.
     """
     if dtype == "float32":
-        return Packing(jnp.float32, lambda rows: rows, lambda batch: batch)
+        return Packing(jnp.float32, _same_rows, _same_batch)
 
     def words(numbers: Array) -> Array:
         return jax.lax.bitcast_convert_type(numbers.astype(jnp.bfloat16), jnp.uint16)
@@ -94,8 +99,16 @@ def make_packing(dtype: str, obs_mean: Array, obs_std: Array) -> Packing:
     return Packing(jnp.uint16, pack, unpack)
 
 
-def _numbers(stored: Array) -> Array:
-    """float32 of what is stored: as it is, or from the words of bfloat16, its upper halves."""
+def _same_rows(rows: Transition) -> Transition:
+    return rows
+
+
+def _same_batch(batch: Batch) -> Batch:
+    return batch
+
+
+def _numbers(stored: Num[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns float32 numbers from floats or from bfloat16 words, which are their upper halves."""
     if stored.dtype != jnp.uint16:
         return stored.astype(jnp.float32)
     return jax.lax.bitcast_convert_type(stored.astype(jnp.uint32) << 16, jnp.float32)
@@ -105,9 +118,9 @@ def make_replay(capacity_rows: int, num_envs: int, example_row: Transition) -> R
     """Builds a replay ring.
 
     Args:
-      capacity_rows: rows held; decisions held = capacity_rows * num_envs.
-      num_envs: environments in each row.
-      example_row: what one environment stores in one row; only shapes and dtypes are read, so
+      capacity_rows: number of rows; the ring holds capacity_rows * num_envs decisions.
+      num_envs: number of environments in each row.
+      example_row: what one environment stores in one row. Only shapes and dtypes are read, so
         leaves may be arrays or jax.ShapeDtypeStruct.
 
     Raises:
@@ -120,7 +133,7 @@ def make_replay(capacity_rows: int, num_envs: int, example_row: Transition) -> R
         )
 
     def init() -> ReplayState:
-        def zeros(leaf):
+        def zeros(leaf: Any) -> Array:
             return jnp.zeros((capacity_rows, num_envs, *leaf.shape), leaf.dtype)
 
         storage = jax.tree.map(zeros, example_row)
@@ -130,17 +143,17 @@ def make_replay(capacity_rows: int, num_envs: int, example_row: Transition) -> R
 
 
 def add(state: ReplayState, rows: Transition) -> ReplayState:
-    """Writes rows over the oldest ones, in place where the state is donated.
+    """Overwrites the oldest rows with new ones, in place if the caller donates the state.
 
-    Every call on one ring must bring the same number of rows, a divisor of the capacity: then no
-    write wraps, and one dynamic_update_slice of cost O(rows) is enough.
+    All calls on one ring must add the same number of rows, a divisor of the capacity. Then no write
+    wraps around, and one dynamic_update_slice of cost O(rows) is enough.
 
     Args:
       state: the ring.
       rows: leaves (k, num_envs, ...), oldest first.
 
     Returns:
-      The ring with the rows in it.
+      The ring with the new rows.
 
     Raises:
       ValueError: k does not divide the ring's capacity.
@@ -165,8 +178,8 @@ def add(state: ReplayState, rows: Transition) -> ReplayState:
     )
 
 
-def can_sample(state: ReplayState, n_step: int) -> Array:
-    """Whether at least one row has n_step successors."""
+def can_sample(state: ReplayState, n_step: int) -> Bool[Array, ""]:
+    """Returns whether at least one row has n_step successors."""
     return state.size > n_step
 
 
@@ -175,30 +188,30 @@ def sample(
     key: Key,
     batch_size: int,
     n_step: int,
-    gamma: Array | float,
-    reward_offset: Array | float,
+    gamma: Scalar,
+    reward_offset: Scalar,
 ) -> Batch:
     """Draws n-step transitions, uniformly over the rows that have n_step successors.
 
-    With k <= n_step the number of decisions up to and including the first that ended an episode
-    (n_step where none did):
-      reward = sum_{i<k} gamma^i (reward_{t+i} + reward_offset)
-      successor = row t+k of the same environment; after an end that is the reset row, which holds
-        the final observation
-      discount = gamma^k, or 0 where decision t+k-1 terminated. A truncated episode thus bootstraps
+    Let k <= n_step be the number of decisions up to and including the first that ended an episode,
+    or n_step if none did. Then
+      reward = sum_{i<k} gamma^i (reward_{t+i} + reward_offset);
+      successor = row t+k of the same environment, which after an end is the reset row with the
+        final observation;
+      discount = gamma^k, or 0 if decision t+k-1 terminated. A truncated episode thus bootstraps
         from its true final observation.
-    A start on a reset row is no transition: its weight is 0.
+    A start on a reset row is not a transition: its weight is 0.
 
     Args:
-      state: the ring; `can_sample` must hold, else rows never written are drawn.
+      state: the ring. `can_sample` must hold, or the batch contains rows that were never written.
       key: consumed.
-      batch_size: transitions to draw, with replacement.
+      batch_size: number of transitions to draw, with replacement.
       n_step: at least 1.
-      gamma: scalar, discount per decision.
-      reward_offset: scalar, added to the reward of each decision.
+      gamma: discount per decision.
+      reward_offset: added to the reward of each decision.
 
     Returns:
-      Batch with float32 leaves (batch_size, ...); observations as they were stored.
+      Batch with float32 leaves (batch_size, ...); observations in the form that the ring keeps.
 
     Raises:
       ValueError: n_step is not in [1, capacity_rows - 1].
@@ -226,7 +239,9 @@ def sample(
     rewards = storage.reward[window, envs[:, None]] + reward_offset
     successor = (start + num_used) % capacity
 
-    def numbers(stored: Array, row: Array) -> Array:
+    def numbers(
+        stored: Num[Array, "rows num_envs *shape"], row: Int[Array, " batch"]
+    ) -> Float[Array, " batch *shape"]:
         return _numbers(stored[row, envs])
 
     return Batch(

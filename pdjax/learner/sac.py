@@ -1,10 +1,13 @@
 """Soft actor-critic for the residual policy: networks, sizes and gradient steps bound together.
 
-Kept apart from rollout and replay: it sees batches, never environments. The choices
-beyond SAC follow arXiv:2412.13630 and policy_decorator online/pi_dec_diffusion_maniskill2.py.
+It sees batches and never environments. The choices beyond SAC follow arXiv:2412.13630 and
+policy_decorator online/pi_dec_diffusion_maniskill2.py.
 """
 
+# pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
+
 import math
+import operator
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -12,79 +15,60 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float
 
-from pdjax.config.fields import Config, ConfigError, DecoratorConfig, SACConfig
+from pdjax.config.fields import SWEEPABLE, Config, ConfigError, DecoratorConfig, SACConfig
 from pdjax.learner.decorator import actor_input, critic_action, spread
 from pdjax.learner.gradient_step import Hyperparams, Parts, SACState, update
 from pdjax.learner.networks import make_critics, make_residual_policy
 from pdjax.learner.networks import sample as sample_squashed
-from pdjax.types import Array, BasePolicy, Batch, Key, Metrics, Params
+from pdjax.types import Array, BasePolicy, Batch, Key, Metrics, Params, Scalar
 
-SWEEPABLE = (  # keys of a config that members of one program may differ in
-    "seed",
-    "decorator.residual_scale",
-    "decorator.exploration_steps",
-    "sac.gamma",
-    "sac.tau",
-    "sac.actor_lr",
-    "sac.critic_lr",
-    "sac.temperature_lr",
-    "sac.initial_temperature",
-    "sac.target_entropy_scale",
-    "sac.actor_average",
-    "sac.residual_penalty",
-    "sac.penalty_half_life",
-    "sac.final_penalty",
-    "sac.smoothness_penalty",
-    "sac.reward_offset",
-)
-SWITCHES = ("decorator.residual_scale", "sac.smoothness_penalty")  # of these, where 0 is another
+Obs = Float[Array, "*batch obs_dim"]
+Chunk = Float[Array, "*batch chunk_dim"]
+Residual = Float[Array, "*batch residual_dim"]
 
 
 class SAC(NamedTuple):
     """The learner as pure functions.
 
     Attributes:
-      init: (key, initial_temperature () = the config's) -> SACState.
+      init: (key, initial_temperature) -> SACState; the temperature defaults to the config's.
       update: (state, batch, hyperparams, key) -> (state, metrics), one gradient step.
-      act: (actor_params, obs (batch, obs_dim), base_action (batch, chunk_dim), key)
-        -> residual_action (batch, residual_dim), drawn from the policy, before gate and scaling.
+      act: (actor_params, obs, base_action, key) -> residual_action, drawn from the policy, before
+        gate and scaling.
       act_deterministic: the same without key: tanh of the policy's mean.
-      limits: (residual_dim,), the largest size of each number in a residual action.
+      limits: the largest size of each number in a residual action.
     """
 
     init: Callable[..., SACState]
     update: Callable[[SACState, Batch, Hyperparams, Key], tuple[SACState, Metrics]]
-    act: Callable[[Params, Array, Array, Key], Array]
-    act_deterministic: Callable[[Params, Array, Array], Array]
-    limits: Array
+    act: Callable[[Params, Obs, Chunk, Key], Residual]
+    act_deterministic: Callable[[Params, Obs, Chunk], Residual]
+    limits: Float[Array, " residual_dim"]
 
 
 def make_hyperparams(config: Config, residual_dim: int) -> Hyperparams:
-    """Reads the sweepable numbers of a config; residual_dim: numbers in one residual action.
+    """Reads the numbers of a config that are marked `Sweepable`, as float32 arrays of shape ().
+
+    The seed is marked too, but a program receives it as its key.
 
     The target entropy is -target_entropy_scale * residual_dim for every critic_input. (The
     reference code doubles it for "concat", where its stand-in action space has twice the size.)
+
+    Args:
+      config: the run.
+      residual_dim: count of numbers in one residual action.
     """
-    sac, scalar = config.sac, partial(jnp.asarray, dtype=jnp.float32)
-    return Hyperparams(
-        gamma=scalar(sac.gamma),
-        tau=scalar(sac.tau),
-        actor_lr=scalar(sac.actor_lr),
-        critic_lr=scalar(sac.critic_lr),
-        temperature_lr=scalar(sac.temperature_lr),
-        initial_temperature=scalar(sac.initial_temperature),
-        target_entropy=scalar(-sac.target_entropy_scale * residual_dim),
-        actor_average=scalar(sac.actor_average),
-        residual_penalty=scalar(sac.residual_penalty),
-        penalty_half_life=scalar(sac.penalty_half_life or math.inf),
-        final_penalty=scalar(sac.final_penalty),
-        smoothness_penalty=scalar(sac.smoothness_penalty),
-        reward_offset=scalar(sac.reward_offset),
-        residual_scale=scalar(config.decorator.residual_scale),
-        exploration_steps=scalar(config.decorator.exploration_steps),
-        exploration_limit=scalar(1.0),
-    )
+    values: dict[str, float] = {
+        name.rpartition(".")[-1]: operator.attrgetter(name)(config)
+        for name in SWEEPABLE
+        if name != "seed"
+    }
+    values["target_entropy"] = -values.pop("target_entropy_scale") * residual_dim
+    values["penalty_half_life"] = values["penalty_half_life"] or math.inf
+    values["exploration_limit"] = 1.0
+    return Hyperparams(**{name: jnp.asarray(value, jnp.float32) for name, value in values.items()})
 
 
 def make_sac(
@@ -93,12 +77,12 @@ def make_sac(
     """Builds the learner.
 
     Args:
-      config: structure of the networks, gradient clip, and which terms losses have; step sizes and
-        other sweepable numbers come with each `update` as Hyperparams.
-      decorator: `actor_input`, `critic_input` and `residual_limits` are read.
-      obs_dim: numbers in one observation.
-      chunk_dim: act_horizon * act_dim, numbers in one base action.
-      residual_dim: numbers in one residual action: chunk_dim, or act_dim if it is held.
+      config: structure of the networks, gradient clip, and which terms the losses have. Step sizes
+        and other sweepable numbers come with each `update`, as Hyperparams.
+      decorator: only `actor_input`, `critic_input` and `residual_limits` are read.
+      obs_dim: count of numbers in one observation.
+      chunk_dim: act_horizon * act_dim, the count of numbers in one base action.
+      residual_dim: count of numbers in one residual action: chunk_dim, or act_dim if it is held.
     """
     read_obs = partial(actor_input, kind=decorator.actor_input)
     read_action = partial(critic_action, kind=decorator.critic_input)
@@ -109,27 +93,42 @@ def make_sac(
     critics = make_critics(obs_dim, action_dim, config)
     limits = spread(jnp.asarray(decorator.residual_limits or (1.0,)), residual_dim)
     clip = optax.clip_by_global_norm(config.max_grad_norm)
-    start = config.initial_temperature
 
-    def draw(actor_params: Params, obs: Array, base_action: Array, key: Key):
-        gaussian = policy.apply(actor_params, read_obs(obs, base_action))
-        residual_action, log_prob = sample_squashed(*gaussian, key)
-        return limits * residual_action, log_prob  # narrower by a constant factor: no matter
+    def draw(
+        actor_params: Params, obs: Obs, base_action: Chunk, key: Key
+    ) -> tuple[Residual, Float[Array, "*batch"]]:
+        mean, log_std = policy.apply(actor_params, read_obs(obs, base_action))
+        residual_action, log_prob = sample_squashed(mean, log_std, key)
+        # The limits shift log_prob by a constant, which no gradient sees.
+        return limits * residual_action, log_prob
 
-    def mean(actor_params: Params, obs: Array, base_action: Array) -> Array:
+    def act(actor_params: Params, obs: Obs, base_action: Chunk, key: Key) -> Residual:
+        return draw(actor_params, obs, base_action, key)[0]
+
+    def mean(actor_params: Params, obs: Obs, base_action: Chunk) -> Residual:
         return limits * jnp.tanh(policy.apply(actor_params, read_obs(obs, base_action))[0])
+
+    def values(
+        critic_params: Params,
+        obs: Obs,
+        base_action: Chunk,
+        residual_action: Residual,
+        scale: Scalar,
+    ) -> Float[Array, "num_critics batch"]:
+        action = read_action(base_action, residual_action, scale)
+        return critics.apply(critic_params, obs, action)
 
     parts = Parts(
         draw=draw,
         mean=mean,
-        values=lambda params, obs, *action: critics.apply(params, obs, read_action(*action)),
+        values=values,
         actor_tx=optax.chain(clip, optax.scale_by_adam()),
         critic_tx=optax.chain(_clip_each(clip), optax.scale_by_adam()),
         temperature_tx=optax.scale_by_adam(),
         config=config,
     )
 
-    def init(key: Key, initial_temperature: Array | float = start) -> SACState:
+    def init(key: Key, initial_temperature: Scalar = config.initial_temperature) -> SACState:
         key_actor, key_critic = jax.random.split(key)
         actor, critic = policy.init(key_actor), critics.init(key_critic)
         log_temperature = jnp.log(jnp.asarray(initial_temperature, jnp.float32))
@@ -145,22 +144,29 @@ def make_sac(
             gradient_steps=jnp.zeros((), jnp.int32),
         )
 
-    act = lambda *inputs: draw(*inputs)[0]  # noqa: E731
     return SAC(init, partial(update, parts), act, mean, limits)
 
 
 def _clip_each(clip: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Clips every critic by its own norm, as the reference code: leaves (num_critics, ...)."""
-    return optax.stateless(
-        lambda grads, _: jax.vmap(lambda one: clip.update(one, optax.EmptyState())[0])(grads)
-    )
+    """Clips each critic by its own norm, as the reference code does: leaves (num_critics, ...)."""
+
+    def clip_one(grads: Params) -> Params:
+        return clip.update(grads, optax.EmptyState())[0]
+
+    def clip_all(grads: Params, params: Params) -> Params:
+        del params
+        return jax.vmap(clip_one)(grads)
+
+    return optax.stateless(clip_all)
 
 
 def residual_dim(config: DecoratorConfig, base: BasePolicy) -> int:
-    """Numbers in one residual action: a chunk's, or one action's if it is held over the chunk.
+    """Returns the count of numbers in one residual action.
+
+    That is a chunk's, or one action's if the residual is held for the whole chunk.
 
     Raises:
-      ConfigError: residual_limits are not one for each number of an action.
+      ConfigError: residual_limits has a number for some parts of an action only.
     """
     if len(config.residual_limits) not in (0, base.act_dim):
         raise ConfigError(

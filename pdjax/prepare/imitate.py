@@ -17,13 +17,14 @@ from pdjax.output import plots, records, tables, terminal
 from pdjax.output.paths import check_directory, new_directory, write_result
 from pdjax.prepare import imitation_directory
 from pdjax.rollout import intervals
-from pdjax.rollout.base_alone import base_success, make_base_success
+from pdjax.rollout.playing import make_play, make_playing
 from pdjax.types import BasePolicy
 from pdjax_envs import registry
 from pdjax_envs.demonstrations import store
 from pdjax_envs.task import Env
 
-INTERIM_SEED = 40_000  # of the episodes that choose the best policy; the final ones are others
+INTERIM_SEED = 40_000  # of the episodes that choose the best policy
+FINAL_SEED = 30_000  # of the episodes that the finished policy is evaluated on
 
 
 def train_base_policy(
@@ -87,7 +88,8 @@ def train_base_policy(
         "wall_s": wall_s,
     }
     if eval_episodes:
-        success = base_success(env, best, eval_episodes)
+        play = make_play(make_playing(env, best))
+        success = play(FINAL_SEED, eval_episodes).success_once
         summary |= intervals.base_summary(int(success.sum()), eval_episodes)
         tables.show_base(summary, f"{out}: ")
     write_result(out, summary)
@@ -102,7 +104,7 @@ def _train(
     trainer = imitation.make_trainer(episodes, config)
     state = trainer.init()
     policy = trainer.make_policy(state)
-    play = make_base_success(env, policy)
+    play = make_play(make_playing(env, policy))
     kept, done = imitation_directory.Kept(state, policy.params, np.float32(-1)), 0
     saved = imitation_directory.checkpoints(out) if config.eval_every else None
     if saved is not None:
@@ -125,8 +127,8 @@ def _train(
             )
             if due:
                 params = trainer.make_policy(state).params
-                won = play(params, config.interim_episodes, INTERIM_SEED)
-                success = np.float32(won.mean())
+                won = play(INTERIM_SEED, config.interim_episodes, base_params=params)
+                success = np.float32(won.success_once.mean())
                 record["success_once"] = float(success)
                 if success >= kept.success:  # of equals the longer trained
                     kept = kept._replace(best=params, success=success)

@@ -36,8 +36,8 @@ from pdjax.learner.decorator import clip_action, decorate
 from pdjax.output import plots, terminal
 from pdjax.output.paths import check_file
 from pdjax.rollout import intervals
-from pdjax.rollout.base_alone import make_base_play, try_policy
 from pdjax.rollout.evaluate import Evaluation
+from pdjax.rollout.playing import make_play, make_playing
 from pdjax.types import BasePolicy
 from pdjax_envs import registry
 from pdjax_envs.task import Env
@@ -91,15 +91,16 @@ def screen(env: Env, base: BasePolicy, episodes: int, seed: int) -> Screening:
       episodes: for each scale; at least 125 can show that nothing is left.
       seed: of the episodes.
     """
-    play = make_base_play(env, disturb(base))
+    play = make_play(make_playing(env, disturb(base)))
     results = []
     with terminal.progress("screening", episodes * (1 + len(SCALES)), "episodes") as bar:
         for scale in (0.0, *SCALES):
             bar.update(episodes * len(results), f"residual_scale {scale:g}")
             params = {"base": base.params, "scale": jnp.float32(scale)}
-            results.append(play(params, seed, episodes))
+            results.append(play(seed, episodes, base_params=params))
         bar.update(episodes * len(results))
-    _, actions, _ = try_policy(env, base, min(episodes, 64), seed)
+    seen = make_play(make_playing(env, base))(seed, min(episodes, 64), record=True)
+    actions = np.asarray(seen.base_action)
     alone, counts = results[0], [int(result.success_once.sum()) for result in results]
     decisions = -(-env.task.episode_steps // base.act_horizon)
     summary = {"task": env.task.name, "episodes": episodes, "seed": seed}

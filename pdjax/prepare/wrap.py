@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pdjax.base_policies import load
 from pdjax.base_policies.foreign import assemble, description, exported, sources
 from pdjax.base_policies.foreign.description import Description
 from pdjax.base_policies.imitation import STD_FLOOR
@@ -14,7 +15,7 @@ from pdjax.config.schema import ConfigError
 from pdjax.output import tables, terminal
 from pdjax.output.paths import check_directory, new_directory
 from pdjax.rollout import intervals
-from pdjax.rollout.base_alone import try_policy
+from pdjax.rollout.playing import make_play, make_playing
 from pdjax.types import BasePolicy
 from pdjax_envs import registry
 from pdjax_envs.task import Env, Task
@@ -118,24 +119,29 @@ def read_source(
 
 
 def try_aloud(env: Env, base: BasePolicy, play: Play, said: tuple[str, str]):
-    """`try_policy` with a progress bar, for a policy that nobody has seen act yet.
+    """Plays a policy that nobody has seen act yet, with a progress bar.
 
     Args:
-      env: see `try_policy`.
+      env: the environment.
       base: the policy.
       play: how it is tried.
       said: of a policy that gives NaN: what it is called, and what to do.
+
+    Returns:
+      Observations (n, obs_dim) and base actions (n, chunk_dim) of all decisions, and the number of
+      episodes with success.
 
     Raises:
       ConfigError: it gives NaN.
     """
     with terminal.progress("trying", play.episodes, "episodes") as bar:
-        obs, actions, successes = try_policy(env, base, play.episodes, play.seed)
+        seen = make_play(make_playing(env, base))(play.seed, play.episodes, record=True)
         bar.update(play.episodes)
+    obs, actions = (np.asarray(x).reshape(-1, x.shape[-1]) for x in (seen.obs, seen.base_action))
     if not np.isfinite(actions).all():
         source, advice = said
         raise ConfigError(f"{source} gave NaN actions on {env.task.name}'s observations; {advice}")
-    return obs, actions, successes
+    return obs, actions, int(seen.success_once.sum())
 
 
 def _report(out: Path, about: Description, base: BasePolicy, tried: tuple) -> dict[str, Any]:
@@ -143,7 +149,7 @@ def _report(out: Path, about: Description, base: BasePolicy, tried: tuple) -> di
     actions, successes, episodes = tried
     crowded = float((np.abs(actions) >= 1).mean())
     found = intervals.base_summary(successes, episodes)
-    way, microseconds = assemble.cost(base, episodes)
+    way, microseconds = load.cost(base, episodes)
     terminal.say(
         f"{out}: {about.kind} policy for {about.task}, obs_horizon {about.obs_horizon},"
         f" act_horizon {about.act_horizon}, called {way},"

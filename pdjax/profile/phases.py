@@ -125,7 +125,7 @@ def rollout_phases(run: Run, state: TrainState) -> list[Phase]:
         Phase("control steps", step_tasks, (frozen, playing, chunk, wobble), often, length),
         Phase("new episodes", start, (frozen, keys), often, length),
     ]
-    if run.env.engine in registry.ENGINES:
+    if run.env.task.engine is None and run.env.task.scene is not None:
         phases.append(_physics_phase(run, state, chunk, length, often))
     return phases
 

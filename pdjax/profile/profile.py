@@ -135,7 +135,7 @@ def _between_epochs(run: Run, steps: Steps, state: TrainState, repeats: int) -> 
 
     def evaluate() -> Any:
         scale, evaluation = config.decorator.residual_scale, config.eval
-        return steps.assess(actor, scale, evaluation.seed, evaluation.interim_episodes)
+        return steps.play(evaluation.seed, evaluation.interim_episodes, actor, scale)
 
     between = {}
     if config.eval.interim_episodes:

@@ -88,7 +88,9 @@ def make_rollout(
 
     by_episode: Any = PartitionSpec(AXIS)
     of_step: Any = PartitionSpec(None, AXIS)
-    parts = Evaluation(*[by_episode] * 5, qpos=of_step, carry=by_episode)
+    parts = Evaluation(
+        *[by_episode] * 5, qpos=of_step, carry=by_episode, obs=of_step, base_action=of_step
+    )
 
     def evaluation(frozen, choose_residual, residual_scale, key, episodes, record=False):
         def play_all(frozen: Frozen, keys: Array) -> Evaluation:

@@ -23,6 +23,8 @@ class Evaluation(NamedTuple):
       saturation: share of residual numbers beyond 0.95 in size until then.
       qpos: (episode_steps, episodes, nq) positions, or None unless recorded.
       carry: the base policy's own state after the last decision, or None unless recorded.
+      obs: (decisions, episodes, obs_dim) newest observation at each decision, or None likewise.
+      base_action: (decisions, episodes, chunk_dim) what the base policy chose, or None likewise.
     """
 
     success_once: Array
@@ -32,6 +34,8 @@ class Evaluation(NamedTuple):
     saturation: Array
     qpos: Array | None
     carry: Any = None
+    obs: Any = None
+    base_action: Any = None
 
 
 def evaluate(
@@ -48,7 +52,7 @@ def evaluate(
       residual: (choose (view, base_action) -> residual_action, residual_scale); scale 0 is the
         base policy alone.
       keys: (episodes,) one per episode.
-      record: whether to keep all positions, for rendering, and the base policy's last state.
+      record: whether to keep positions, observations, base actions and the last carry, too.
     """
     choose, residual_scale = residual
     start_keys, noise_keys = _episode_keys(keys)
@@ -74,15 +78,20 @@ def evaluate(
             control_step, (state.env, state.history), actions
         )
         saturated = jnp.mean(jnp.abs(residual_action) > 0.95, axis=-1)
+        seen = (state.history[:, -1], base_action) if record else (None, None)
         state = state._replace(env=env_state, history=history, carry=carry)
-        return state, (success, actions, qpos, saturated)
+        return state, (success, actions, qpos, saturated, *seen)
 
     decisions = -(-env.task.episode_steps // base.act_horizon)
-    state, (success, actions, qpos, saturated) = jax.lax.scan(decide, state, jnp.arange(decisions))
+    state, (success, actions, qpos, saturated, obs, base_action) = jax.lax.scan(
+        decide, state, jnp.arange(decisions)
+    )
     limit = env.task.episode_steps
     flat = lambda x: x.reshape(-1, *x.shape[2:])[:limit]  # noqa: E731  (decisions, chunk) -> steps
     result = _summarize(flat(success), flat(actions), saturated, base.act_horizon)
-    return result._replace(qpos=flat(qpos), carry=state.carry) if record else result
+    if not record:
+        return result
+    return result._replace(qpos=flat(qpos), carry=state.carry, obs=obs, base_action=base_action)
 
 
 def _episode_keys(keys: Array) -> tuple[Array, Array]:

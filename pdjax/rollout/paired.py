@@ -1,67 +1,88 @@
-"""Base and refined policy on the same episodes: the compiled evaluation and its comparison."""
+"""Base and refined policy on the same episodes."""
 
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
 from pdjax.output import terminal
 from pdjax.rollout import intervals
 from pdjax.rollout.evaluate import Evaluation
-from pdjax.training.build import Run
-from pdjax.training.epoch import placement
+from pdjax.rollout.playing import Playing, make_play, no_residual
 from pdjax.types import Params
 
+EPISODES = "episodes.npz"  # name of the file in a run's directory
+OUTCOMES = ("success_once", "success_at_end", "steps_to_success", "smoothness", "saturation")
 
-def make_assess(built: Run, stacked: bool = False):
-    """(actor, residual_scale, seed, episodes, record=False) -> Evaluation on the host.
 
-    Compiled once for each number of episodes; scale 0 is the base policy. Stacked: of several
-    actors and scales, leaves (members, ...), all on the same episodes.
+class Paired(NamedTuple):
+    """A paired evaluation: both policies played the same episodes.
+
+    Attributes:
+      task: its name.
+      physics: name of the engine that played.
+      seed: of the episodes.
+      base: the base policy's episodes.
+      refined: the refined policy's, in the same order.
     """
 
-    def assess(frozen, episodes, record, key, actor, residual_scale):
-        choose = partial(built.sac.act_deterministic, actor)
-        return built.rollout.evaluate(frozen, choose, residual_scale, key, episodes, record)
+    task: str
+    physics: str
+    seed: int
+    base: Evaluation
+    refined: Evaluation
 
-    def assess_all(frozen, episodes, record, key, actors, scales):
-        return jax.vmap(partial(assess, frozen, episodes, record, key))(actors, scales)
-
-    compiled = jax.jit(
-        assess_all if stacked else assess,
-        static_argnums=(1, 2),
-        out_shardings=placement(built.mesh).key,
-    )
-
-    def on_host(actor, residual_scale, seed, episodes, record=False) -> Evaluation:
-        key = jax.random.key(seed)
-        scale = jnp.asarray(residual_scale, jnp.float32)
-        return jax.device_get(compiled(built.frozen, episodes, record, key, actor, scale))
-
-    return on_host
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Rates, gain and smoothness with 95 % intervals, ready for JSON; see
+        `intervals.summarize`."""
+        return {
+            "task": self.task,
+            **intervals.summarize(self.base, self.refined),
+            "physics": self.physics,
+        }
 
 
-def compare(
-    built: Run, refined: Sequence[tuple[Params, float]], episodes: int, seed: int
-) -> list[dict[str, Any]]:
-    """Base and refined on the same episodes, as `result.json` keeps it.
+def save_paired(path: Path, paired: Paired) -> None:
+    """Writes the outcomes of all episodes to an .npz file: `base_success_once` and so on."""
+    arrays = {
+        f"{side}_{name}": getattr(getattr(paired, side), name)
+        for side in ("base", "refined")
+        for name in OUTCOMES
+    }
+    np.savez(path, seed=paired.seed, **arrays)
+
+
+def read_paired(path: Path, summary: Mapping[str, Any]) -> Paired:
+    """Reads the file of `save_paired`; `summary` names task and physics."""
+    with np.load(path) as found:
+        base, refined = (
+            Evaluation(**{name: found[f"{side}_{name}"] for name in OUTCOMES}, qpos=None)
+            for side in ("base", "refined")
+        )
+        return Paired(summary["task"], summary["physics"], int(found["seed"]), base, refined)
+
+
+def play_paired(
+    playing: Playing, refined: Sequence[tuple[Params, float]], episodes: int, seed: int
+) -> list[Paired]:
+    """Plays the base policy and refined ones on the same episodes, with a progress bar.
 
     Args:
-      built: the run.
+      playing: what plays.
       refined: actors, each with its residual_scale.
       episodes: played by the base policy and by each of these.
       seed: of the episodes.
     """
-    assess, found = make_assess(built), []
+    play, found = make_play(playing), []
     with terminal.progress("evaluating", (1 + len(refined)) * episodes, "episodes") as bar:
-        base = assess(refined[0][0], 0.0, seed, episodes)
+        base = play(seed, episodes, no_residual(refined[0][0]))  # the same program as the refined
         note = f"base {base.success_once.mean():.1%}"
         for count, (actor, residual_scale) in enumerate(refined, 1):
             bar.update(count * episodes, note)
-            result = assess(actor, residual_scale, seed, episodes)
+            result = play(seed, episodes, actor, residual_scale)
             note = f"refined {result.success_once.mean():.1%}"
-            found.append({"task": built.env.task.name} | intervals.summarize(base, result))
+            found.append(Paired(playing.env.task.name, playing.env.engine, seed, base, result))
         bar.update((1 + len(refined)) * episodes, note)
     return found

@@ -4,6 +4,7 @@ Only evaluation speaks: interim ones for curves, the final paired one for succes
 never what was counted while exploring. `curves` has the numbers' definitions.
 """
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pdjax.base_policies.foreign import description
-from pdjax.config import fields
 from pdjax.config import files as configs
 from pdjax.config.fields import Config, ConfigError
+from pdjax.config.presets import PRESETS
 from pdjax.output import plots, records, tables, terminal
 from pdjax.output.paths import check_file
 from pdjax.runs import curves
@@ -39,22 +40,35 @@ class Read(NamedTuple):
     result: dict[str, Any]
 
 
-def compare_runs(directories: Sequence[Path], out: Path, threshold: float) -> dict[str, Any]:
-    """Reads runs, prints a table and draws curves.
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Runs of one task, side by side.
+
+    Attributes:
+      task: its name.
+      threshold: success_once that `figures` measures the time to.
+      groups: for each group of runs that differ by their seeds only, a dict with its `name`, its
+        `settings` where groups differ, and its `figures`.
+      curves: for each group, a dict with its `name` and its `bands`.
+    """
+
+    task: str
+    threshold: float
+    groups: list[dict[str, Any]]
+    curves: list[dict[str, Any]]
+
+
+def compare(directories: Sequence[Path], threshold: float) -> Comparison:
+    """Reads runs and groups those that differ by their seeds only.
 
     Args:
       directories: of the runs, finished or not.
-      out: PNG to write.
-      threshold: success_once whose time is told.
-
-    Returns:
-      What was printed, for JSON.
+      threshold: success_once; each group's figures say how long it took to reach it.
 
     Raises:
-      ConfigError: a directory is no run, is named twice or has not been evaluated yet, the runs are
-        of more than one task, or the picture cannot be written.
+      ConfigError: a directory is no run, is named twice or has not been evaluated yet, or the runs
+        are of more than one task.
     """
-    check_file(out, (".png",))
     _refuse_twins(directories)
     runs = [read(directory) for directory in directories]
     task, first = runs[0].settings["task.name"], runs[0].directory
@@ -71,14 +85,38 @@ def compare_runs(directories: Sequence[Path], out: Path, threshold: float) -> di
         {"name": name, "settings": one} | figures(members, threshold)
         for name, one, members in zip(names, apart, groups, strict=True)
     ]
-    tables.show_groups(task, found, threshold)
     drawn = [
         {"name": name} | bands([run.curve for run in members])
         for name, members in zip(names, groups, strict=True)
     ]
-    plots.plot_comparison(out, task, drawn)
+    return Comparison(task, threshold, found, drawn)
+
+
+def show_comparison(directories: Sequence[Path], out: Path, threshold: float) -> dict[str, Any]:
+    """Compares runs, prints a table and draws the curves.
+
+    Args:
+      directories: see `compare`.
+      out: PNG to write.
+      threshold: see `compare`.
+
+    Returns:
+      What was printed, for JSON.
+
+    Raises:
+      ConfigError: see `compare`; or the picture cannot be written.
+    """
+    check_file(out, (".png",))
+    found = compare(directories, threshold)
+    tables.show_groups(found.task, found.groups, threshold)
+    plots.plot_comparison(out, found.task, found.curves)
     terminal.say(f"written {out}")
-    return {"task": task, "threshold": threshold, "picture": str(out), "groups": found}
+    return {
+        "task": found.task,
+        "threshold": threshold,
+        "picture": str(out),
+        "groups": found.groups,
+    }
 
 
 def _refuse_twins(directories: Sequence[Path]) -> None:
@@ -167,7 +205,7 @@ def _nearest_preset(group: dict[str, Any]) -> str:
         own = settings(configs.preset(name))
         return sum(value != own.get(key) for key, value in group.items())
 
-    return min(fields.PRESETS, key=changes)
+    return min(PRESETS, key=changes)
 
 
 def _spell(values: dict[str, Any], most: int) -> str:

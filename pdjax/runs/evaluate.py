@@ -1,58 +1,50 @@
-"""This file is not pure: it reads finished runs back, to evaluate, export and draw them."""
+"""Evaluates a finished run: base and refined policy on the same episodes, also under shifts."""
 
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from pdjax.config import files as configs
-from pdjax.output import checkpoint
-from pdjax.rollout.paired import compare
-from pdjax.training.build import Run, build
-from pdjax.types import Params
+from pdjax.output import terminal
+from pdjax.rollout.paired import Paired, play_paired
+from pdjax.runs.load import load_refined, load_run
+from pdjax.types import BasePolicy
 from pdjax_envs import shifts
 
 
-def load_run(directory: Path, physics: str = "", shift: str = "") -> tuple[Run, Params]:
-    """Reads a finished run back: the built run and its residual policy's parameters.
-
-    Args:
-      directory: of the run.
-      physics: another engine than in training; "" = the same.
-      shift: other perturbations than in training, `none` for none; "" = the same.
-
-    Raises:
-      ConfigError, checkpoint.CheckpointError: the directory is no finished run.
-    """
-    overrides = [f"task.physics={physics}"] if physics else []
-    overrides += [f"task.shift={'' if shift == 'none' else shift!r}"] if shift else []
-    built = build(configs.load_of_run(directory, overrides))
-    like = jax.eval_shape(built.sac.init, jax.random.key(0)).actor
-    return built, checkpoint.restore(directory / "residual", like)
-
-
 def evaluate_run(
-    directory: Path, episodes: int, seed: int, physics: str = "", shift: str = ""
-) -> dict[str, Any]:
-    """Paired evaluation of a finished run on other episodes than its training saw.
+    directory: Path,
+    episodes: int,
+    seed: int,
+    physics: str = "",
+    shift: str = "",
+    base: BasePolicy | None = None,
+) -> tuple[Paired, dict[str, Any]]:
+    """Plays both policies of a finished run on other episodes than its training saw.
 
     Args:
       directory: of the run.
       episodes: played by both policies.
       seed: of the episodes; the same with and without a shift.
-      physics: engine; "" = as in training.
+      physics: engine; "" = as in the run's config.
       shift: see `registry.make`; "" = as in training.
+      base: see `load.Run`.
+
+    Returns:
+      The episodes, and their summary for JSON, with the run, the seed and the shift.
     """
-    built, actor = load_run(directory, physics, shift)
-    refined = [(actor, built.config.decorator.residual_scale)]
-    (summary,) = compare(built, refined, episodes, seed)
-    return summary | {"run": str(directory), "seed": seed, "shift": built.config.task.shift}
+    trained_with = load_run(directory).summary.get("physics")
+    refined = load_refined(directory, physics, shift, base)
+    playing = refined.playing
+    if trained_with not in (None, playing.env.engine):
+        terminal.say(f"trained with physics {trained_with}, played with {playing.env.engine}")
+    (paired,) = play_paired(playing, [(refined.actor, refined.residual_scale)], episodes, seed)
+    about = {"run": str(directory), "seed": seed, "shift": refined.config.task.shift}
+    return paired, paired.summary | about
 
 
 def evaluate_shifts(
     directory: Path, episodes: int, seed: int, physics: str = ""
 ) -> list[dict[str, Any]]:
-    """`evaluate_run` without a shift and under each that the run's task has, one at a time."""
-    task = load_run(directory, physics)[0].env.task
+    """Summaries of `evaluate_run` without a shift and under each that the run's task has."""
+    task = load_refined(directory, physics).playing.env.task
     names = [name for name in shifts.SHIFTS if not shifts.needed(name, task)]
-    return [evaluate_run(directory, episodes, seed, physics, name) for name in ["none", *names]]
+    return [evaluate_run(directory, episodes, seed, physics, name)[1] for name in ["none", *names]]

@@ -5,20 +5,25 @@ from typing import Any
 
 import jax
 
-from pdjax.base_policies.foreign import assemble, exported
-from pdjax.config.fields import ConfigError
+from pdjax.base_policies import load
+from pdjax.base_policies.foreign import exported
+from pdjax.config.fields import BasePolicyConfig, ConfigError
 from pdjax.learner.decorator import far_numbers
 from pdjax.output.paths import check_directory
-from pdjax.rollout.base_alone import make_base_play, try_policy
 from pdjax.rollout.intervals import wilson
-from pdjax.rollout.paired import make_assess
+from pdjax.rollout.playing import make_play, make_playing
 from pdjax.runs.deployed import HOW_TO, make_deployed
-from pdjax.runs.evaluate import load_run
-from pdjax_envs import registry
+from pdjax.runs.load import load_refined
+from pdjax.types import BasePolicy
 
 
 def export_run(
-    directory: Path, out: Path, episodes: int, seed: int, physics: str = ""
+    directory: Path,
+    out: Path,
+    episodes: int,
+    seed: int,
+    physics: str = "",
+    base: BasePolicy | None = None,
 ) -> dict[str, Any]:
     """Writes a run's refined policy as a directory that needs no pdjax, and tries what it wrote.
 
@@ -31,29 +36,31 @@ def export_run(
       episodes: played by the base policy for the limit, then by the refined policy and, on the same
         seeds, by what was written.
       seed: of the episodes.
-      physics: engine; "" = as in training.
+      physics: engine; "" = as in the run's config.
+      base: see `load.Run`.
 
     Raises:
       ConfigError, checkpoint.CheckpointError: no finished run, its base policy is called through
         the host, or the directory cannot be written.
     """
     check_directory(out)
-    built, actor = load_run(directory, physics)
-    task, scale = built.config.task, built.config.decorator.residual_scale
-    if assemble.through_host(built.base):
+    refined = load_refined(directory, physics, base=base)
+    playing, env, base = refined.playing, refined.playing.env, refined.playing.base
+    if load.through_host(base):
         raise ConfigError(
             f"{directory} refines a policy that is called through the host (NumPy, torch); no file"
             " of a program can hold it; refine one in JAX, see docs/base_policies.md"
         )
-    env = registry.make(task.name, task.physics, task.reward, False, task.shift)
-    obs, _, _ = try_policy(env, built.base, episodes, seed)
-    covered = float(far_numbers(obs, built.base.obs_mean, built.base.obs_std).mean(axis=-1).max())
-    limit = covered + built.config.guard.drift
+    play = make_play(playing)
+    seen = play(seed, episodes, record=True).obs
+    covered = float(far_numbers(seen, base.obs_mean, base.obs_std).mean(axis=-1).max())
+    limit = covered + refined.config.guard.drift
 
     def choose(obs, base_action):
-        return built.sac.act_deterministic(actor, built.rollout.see(built.frozen, obs), base_action)
+        view = playing.rollout.see(playing.frozen, obs)
+        return playing.sac.act_deterministic(refined.actor, view, base_action)
 
-    deployed = make_deployed(built.base, choose, scale, limit)
+    deployed = make_deployed(base, choose, refined.residual_scale, limit)
     exported.export_policy(deployed, out, env.task.name)
     sizes = {
         name: getattr(deployed, name)
@@ -61,9 +68,9 @@ def export_run(
     }
     text = HOW_TO.format(task=env.task.name, version=jax.__version__, drift_limit=limit, **sizes)
     (out / "README.md").write_text(text)
-    refined = make_assess(built)(actor, scale, seed, episodes)
-    written = assemble.load(out)[0]
-    played = make_base_play(env, written)(written.params, seed, episodes, record=True)
+    before = play(seed, episodes, refined.actor, refined.residual_scale)
+    written = load.load_base(BasePolicyConfig(str(out)), env.task)
+    played = make_play(make_playing(env, written))(seed, episodes, record=True)
     decisions = episodes * -(-env.task.episode_steps // deployed.act_horizon)
     return {
         "policy": str(out),
@@ -72,7 +79,8 @@ def export_run(
         "episodes": episodes,
         "success": float(played.success_once.mean()),
         "ci": list(wilson(int(played.success_once.sum()), episodes)),
-        "run_success": float(refined.success_once.mean()),
+        "run_success": float(before.success_once.mean()),
+        "physics": env.engine,
         "drift_limit": limit,
         "drift_of_base": covered,
         "trips": int(played.carry[0].sum()),

@@ -9,9 +9,9 @@ import numpy as np
 from pdjax.output import terminal
 from pdjax.output.paths import check_file
 from pdjax.rollout.evaluate import episode_overrides
-from pdjax.rollout.paired import make_assess
+from pdjax.rollout.playing import make_play, no_residual
 from pdjax.runs import video
-from pdjax.runs.evaluate import load_run
+from pdjax.runs.load import load_refined
 
 
 def render_run(
@@ -31,18 +31,17 @@ def render_run(
       rendering.RenderError: nothing to draw with on this machine.
     """
     check_file(out, (".mp4", ".gif"))
-    built, actor = load_run(directory)
-    assess = make_assess(built)
-    scale = built.config.decorator.residual_scale
-    labels = {"base policy": 0.0, "refined": scale}
+    refined = load_refined(directory)
+    env, actor = refined.playing.env, refined.actor
+    play, actors = make_play(refined.playing), {"base policy": no_residual(actor), "refined": actor}
     if grid != (1, 1):
-        episodes, labels = grid[0] * grid[1], {"refined": scale}
+        episodes, actors = grid[0] * grid[1], {"refined": actor}
     sides = []
-    for label, chosen in labels.items():
-        result = assess(actor, chosen, seed, episodes, True)
+    for label, chosen in actors.items():
+        result = play(seed, episodes, chosen, refined.residual_scale, record=True)
         played = (result.qpos, result.steps_to_success, result.success_once)
         sides.append(video.Side(label, *map(np.asarray, played)))
-    overrides = episode_overrides(built.env, jax.random.split(jax.random.key(seed), episodes))
+    overrides = episode_overrides(env, jax.random.split(jax.random.key(seed), episodes))
     with terminal.progress("rendering", video.count_frames(sides, grid), "frames") as bar:
-        video.render(built.env.task.name, overrides, sides, out, grid, bar.update)
+        video.render(env.task.name, overrides, sides, out, grid, bar.update)
     return {"video": str(out), "episodes": episodes, "seed": seed, "grid": list(grid)}

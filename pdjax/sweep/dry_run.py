@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pdjax.config import files as configs
-from pdjax.config.fields import Config, ConfigError
+from pdjax.config.fields import SWEEPABLE, Config, ConfigError
 from pdjax.devices.rates import timed
-from pdjax.learner.sac import SWEEPABLE
 from pdjax.output import tables, terminal
 from pdjax.output.checkpoint import CheckpointError
 from pdjax.sweep import spec as sweep_spec
@@ -85,11 +84,11 @@ def _time(members: Sequence[Config]) -> dict[str, Any]:
     state = steps.train_epoch(stack.state)[0]
     seconds, (state, _) = timed(steps.train_epoch, state)
     evaluation, hyperparams = first.eval, state.hyperparams
-    arguments = (state.sac.mean_actor, hyperparams.residual_scale, 0, evaluation.interim_episodes)
+    arguments = (0, evaluation.interim_episodes, state.sac.mean_actor, hyperparams.residual_scale)
     played = 0.0
     if evaluation.interim_episodes:
-        steps.assess_all(*arguments)
-        played, _ = timed(steps.assess_all, *arguments)
+        steps.play_all(*arguments)
+        played, _ = timed(steps.play_all, *arguments)
     epochs, evaluations = (
         train.total_decisions / every
         for every in (train.decisions_per_epoch, evaluation.interim_every)

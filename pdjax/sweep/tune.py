@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from pdjax.sweep import report
 from pdjax.sweep import spec as sweep_spec
 from pdjax.sweep.spec import Settings, Spec
 from pdjax.training import run
+from pdjax.training.loop import Epoch
 from pdjax.training.stopping import Stopped
 
 METRIC = "success_once"  # mean of the members' latest interim evaluations
@@ -239,12 +240,15 @@ def _trial(values: Mapping[str, Any], job: Mapping[str, str]) -> None:
     start = {"time": time.time(), "host": socket.gethostname(), "pid": os.getpid()}
     records.add_record(directory / "starts.jsonl", start)
 
-    def watch(decisions: int, scores: dict[int, float]) -> None:
-        tune.report({METRIC: sum(scores.values()) / len(scores), "decisions": decisions})
+    def watch(epochs: Sequence[Epoch]) -> None:
+        scores = [e.evaluation.success_once.mean() for e in epochs if e.evaluation is not None]
+        if scores:
+            decisions = epochs[0].decision_steps
+            tune.report({METRIC: float(sum(scores)) / len(scores), "decisions": decisions})
 
     with terminal.into(directory / "log.txt"):
         members = sweep_spec.make_members(spec, values)
-        results = run.run_members(members, directory / "run", resume=True, watch=watch)
+        results = run.run_members(members, directory / "run", resume=True, on_epoch=watch)
     found = [result.summary for result in results]
     tune.report(
         {

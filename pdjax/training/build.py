@@ -1,83 +1,84 @@
-"""From a config to programs: what a run is built of, and what of it is compiled.
+"""From a config to a run that can train: what plays, with the learner and the data on top.
 
-`build` binds environment, base policy and learner; `prepare` compiles what the training loop calls.
-Nothing here trains or writes.
+Binds functions and arrays; compiles nothing and writes nothing.
 """
 
-from functools import partial
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from pdjax.base_policies.chunking import step_by_step
-from pdjax.base_policies.load import load_base
-from pdjax.config import fields
 from pdjax.config.fields import Config
 from pdjax.devices import processes
 from pdjax.devices.sharding import copy_to_all, make_mesh
-from pdjax.learner.sac import SAC, make_sac, residual_dim
-from pdjax.rollout.collect import Rollout, make_rollout
+from pdjax.learner.sac import SAC, residual_dim
+from pdjax.rollout.collect import Rollout
 from pdjax.rollout.decision import Frozen
+from pdjax.rollout.playing import Playing, load_playing
 from pdjax.training.demo_ring import load_demos
 from pdjax.training.epoch import Trainer, make_trainer
 from pdjax.types import BasePolicy
-from pdjax_envs import registry
 from pdjax_envs.task import Env
 
 
 class Run(NamedTuple):
-    """A built run: static functions, and what they take.
+    """A built run.
 
     Attributes:
       config: the run's config.
-      env: the environment.
-      base: the frozen policy.
-      rollout: their rollout functions.
-      sac: the learner.
+      playing: what plays; its `frozen` holds the demonstrations too, where there are any.
       trainer: the training functions.
-      mesh: of the devices.
-      frozen: model, base parameters, observation statistics.
+      mesh: the devices that share environments, replay and batches.
     """
 
     config: Config
-    env: Env
-    base: BasePolicy
-    rollout: Rollout
-    sac: SAC
+    playing: Playing
     trainer: Trainer
     mesh: Mesh
-    frozen: Frozen
+
+    @property
+    def env(self) -> Env:
+        """The environment."""
+        return self.playing.env
+
+    @property
+    def base(self) -> BasePolicy:
+        """The frozen base policy."""
+        return self.playing.base
+
+    @property
+    def rollout(self) -> Rollout:
+        """The rollout functions."""
+        return self.playing.rollout
+
+    @property
+    def sac(self) -> SAC:
+        """The learner's functions."""
+        return self.playing.sac
+
+    @property
+    def frozen(self) -> Frozen:
+        """The arrays that training never changes."""
+        return self.playing.frozen
 
 
-def build(config: Config) -> Run:
+def build(config: Config, base: BasePolicy | None = None) -> Run:
     """Builds a run; compiles and trains nothing yet.
+
+    Args:
+      config: the run.
+      base: see `load_playing`.
 
     Raises:
       ConfigError, checkpoint.CheckpointError, registry.UnknownName: the config cannot work; the
         message says what to change.
     """
-    env, base = processes.agree(partial(_load, config))
     mesh = make_mesh(config)
-    rollout = make_rollout(env, base, config.decorator, mesh)
-    chunk_dim, size = base.act_horizon * base.act_dim, residual_dim(config.decorator, base)
-    sac = make_sac(config.sac, config.decorator, rollout.view_dim, chunk_dim, size)
-    trainer = make_trainer(config, base, rollout, sac, mesh)
-    mean, std = base.obs_mean, base.obs_std
-    if not config.decorator.normalize_obs:
-        mean, std = jnp.zeros_like(mean), jnp.ones_like(std)
-    share = config.train.demo_share
-    demos = processes.agree(lambda: load_demos(config, env.task, base, size) if share else ())
-    processes.check_same("base policy", (base.params, mean, std))
+    playing = load_playing(config, mesh, base)
+    base, frozen, task = playing.base, playing.frozen, playing.env.task
+    trainer = make_trainer(config, base, playing.rollout, playing.sac, mesh)
+    size, share = residual_dim(config.decorator, base), config.train.demo_share
+    demos = processes.agree(lambda: load_demos(config, task, base, size) if share else ())
+    processes.check_same("base policy", (base.params, base.obs_mean, base.obs_std))
     processes.check_same("file of demonstrations", demos)
-    frozen = copy_to_all(mesh, Frozen(env.model, base.params, mean, std, demos))
-    return Run(config, env, base, rollout, sac, trainer, mesh, frozen)
-
-
-def _load(config: Config) -> tuple[Env, BasePolicy]:
-    """The environment of a run and its base policy."""
-    fields.validate(config)
-    task = config.task
-    env = registry.make(task.name, task.physics, task.reward, task.terminate_on_success, task.shift)
-    base = load_base(config.base_policy, env.task)
-    return env, step_by_step(base) if config.decorator.residual_per == "control_step" else base
+    playing = playing._replace(frozen=frozen._replace(demos=copy_to_all(mesh, demos)))
+    return Run(config, playing, trainer, mesh)

@@ -15,7 +15,7 @@ from pdjax.devices import processes
 from pdjax.devices.sharding import place
 from pdjax.learner.sac import make_hyperparams, residual_dim
 from pdjax.output import terminal
-from pdjax.rollout.paired import make_assess
+from pdjax.rollout.playing import make_play
 from pdjax.training import memory_plan
 from pdjax.training.build import Run
 from pdjax.training.epoch import TrainState, placement
@@ -61,9 +61,9 @@ def prepare(
         # of fewer members the program is compiled where they have become so few
         return programs.get(state.decision_steps.shape, epoch)(frozen, state)
 
-    assess = make_assess(built)
-    assess_all = make_assess(built, stacked) if stacked else assess
-    return Steps(init, like, advance, assess, assess_all), plans
+    play = make_play(built.playing)
+    play_all = make_play(built.playing, stacked) if stacked else play
+    return Steps(init, like, advance, play, play_all), plans
 
 
 def _with_places(state: TrainState, there: TrainState) -> TrainState:

@@ -1,8 +1,8 @@
 """One epoch of training: rollout -> replay -> learner, in one jitted program.
 
-`init` makes the whole training state; `train_epoch` advances it. Both are pure. An epoch is a scan
-of rounds; a round collects a few decisions of all environments and then takes the gradient steps
-that the update ratio owes.
+`Trainer.init` makes the whole training state; `Trainer.train_epoch` advances it. Both are pure. An
+epoch is a scan of rounds. A round collects a few decisions in all environments and then takes the
+gradient steps that the update ratio owes.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,14 @@ from pdjax.config.fields import Config, ConfigError
 from pdjax.devices.sharding import AXIS, split
 from pdjax.learner import decorator
 from pdjax.learner.gradient_step import Hyperparams, SACState
-from pdjax.learner.replay import ReplayState, make_packing, make_replay, sample
+from pdjax.learner.replay import (
+    Packing,
+    ReplayBuffer,
+    ReplayState,
+    make_packing,
+    make_replay,
+    sample,
+)
 from pdjax.learner.sac import SAC, residual_dim
 from pdjax.rollout.collect import Rollout
 from pdjax.rollout.decision import Frozen, RolloutState
@@ -25,13 +32,13 @@ from pdjax.types import Array, BasePolicy, Batch, Key, Metrics, Transition
 
 
 class TrainState(NamedTuple):
-    """All that changes in training; donated to `train_epoch`.
+    """Everything that changes in training; donated to `train_epoch`.
 
     Attributes:
       sac: the learner.
       replay: the ring.
       rollout: environments and base-policy carries, leaves (num_envs, ...).
-      hyperparams: the sweepable scalars.
+      hyperparams: the sweepable numbers.
       decision_steps: () int32, decisions so far over all environments.
       control_steps: () float32, control steps so far over all environments.
       key: source of all further randomness.
@@ -47,7 +54,7 @@ class TrainState(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """How an epoch is cut, in whole numbers that the config's ratios come to.
+    """How an epoch is divided, in the whole numbers that follow from the config's ratios.
 
     Attributes:
       decisions: decisions of each environment per round.
@@ -61,10 +68,15 @@ class Schedule(NamedTuple):
 
 
 class Trainer(NamedTuple):
-    """`init`: (frozen, hyperparams, key) -> TrainState; `train_epoch`: (frozen, state) ->
-    (state, metrics); `train_members`: the same for several runs, leaves of state and metrics
-    (members, ...); `draw_batch`: (frozen, state, key) -> Batch as the networks read it;
-    `schedule`: how an epoch is cut."""
+    """The training functions of one run.
+
+    Attributes:
+      init: (frozen, hyperparams, key) -> TrainState.
+      train_epoch: (frozen, state) -> (state, metrics).
+      train_members: the same for several runs; leaves of states and metrics are (members, ...).
+      draw_batch: (frozen, state, key) -> Batch in the form that the networks read.
+      schedule: how an epoch is divided.
+    """
 
     init: Callable[[Frozen, Hyperparams, Key], TrainState]
     train_epoch: Callable[[Frozen, TrainState], tuple[TrainState, Metrics]]
@@ -73,12 +85,25 @@ class Trainer(NamedTuple):
     schedule: Schedule
 
 
+class _Parts(NamedTuple):
+    """What the training functions share: functions and sizes, fixed when they are compiled."""
+
+    config: Config
+    schedule: Schedule
+    obs_dim: int
+    rollout: Rollout
+    sac: SAC
+    replay: ReplayBuffer
+    packing: Packing
+    mesh: Mesh | None
+
+
 def make_schedule(config: Config) -> Schedule:
-    """Cuts an epoch.
+    """Divides an epoch into rounds.
 
     Raises:
-      ConfigError: the config's decisions do not come to whole rounds, or a round owes a fraction
-        of an update.
+      ConfigError: the config's decisions do not divide into whole rounds, or a round owes a
+        fraction of a gradient step.
     """
     train = config.train
     decisions, rest = divmod(train.decisions_per_round, train.num_envs)
@@ -97,8 +122,8 @@ def make_schedule(config: Config) -> Schedule:
     if abs(updates - round(updates)) > 1e-6 or updates < 1:
         raise ConfigError(
             f"train.decisions_per_round={train.decisions_per_round} times"
-            f" train.updates_per_decision={train.updates_per_decision} gives {updates:g} updates a"
-            " round, expected a whole number of at least 1; change either"
+            f" train.updates_per_decision={train.updates_per_decision} gives {updates:g} updates"
+            " per round, expected a whole number of at least 1; change either"
         )
     return Schedule(decisions, rounds, round(updates))
 
@@ -106,135 +131,216 @@ def make_schedule(config: Config) -> Schedule:
 def make_trainer(
     config: Config, base: BasePolicy, rollout: Rollout, sac: SAC, mesh: Mesh | None = None
 ) -> Trainer:
-    """Binds the training functions.
+    """Builds the training functions of a run.
 
     Args:
       config: the run.
-      base: the base policy, for sizes.
-      rollout: of the environment and the base policy.
+      base: the base policy; only its sizes and observation statistics are read.
+      rollout: rollout functions of the environment and the base policy.
       sac: the learner.
-      mesh: over which batches are split; None = one device.
+      mesh: devices over which batches are split; None means one device.
+
+    Raises:
+      ConfigError: see `make_schedule`; or the replay is too small for one n-step transition.
     """
     schedule = make_schedule(config)
-    chunk_dim = base.act_horizon * base.act_dim
-    rows = _replay_rows(config, schedule)
     packing = make_packing(config.train.replay_dtype, base.obs_mean, base.obs_std)
-    sizes = base.obs_dim, chunk_dim, residual_dim(config.decorator, base)
-    row = _example_row(sizes, packing.dtype)
-    replay = make_replay(rows, config.train.num_envs, row)
+    row = _example_row(
+        base.obs_dim, base.act_horizon * base.act_dim, residual_dim(config.decorator, base), packing
+    )
+    replay = make_replay(_replay_rows(config, schedule), config.train.num_envs, row)
+    parts = _Parts(config, schedule, base.obs_dim, rollout, sac, replay, packing, mesh)
+    # jit, so that `_learn_if_ready`, which first asks for its shapes, traces it only once
+    learn = partial(_learn_if_ready, parts, jax.jit(partial(_learn, parts)))
+    in_turn = learn
+    if jax.default_backend() == "cpu":
+        # Members take turns here: on a CPU, XLA's products of stacked small matrices take half as
+        # long again as one product after another. A run alone does without this rule, because the
+        # check for keys that are used twice cannot see through it.
+        in_turn = jax.custom_batching.sequential_vmap(learn)
+    return Trainer(
+        init=partial(_init, parts),
+        train_epoch=partial(_train_epoch, parts, learn),
+        train_members=jax.vmap(partial(_train_epoch, parts, in_turn), (None, 0)),
+        draw_batch=partial(_draw_batch, parts),
+        schedule=schedule,
+    )
 
-    def init(frozen: Frozen, hyperparams: Hyperparams, key: Key) -> TrainState:
-        sac_key, rollout_key, key = jax.random.split(key, 3)
-        return TrainState(
-            sac=sac.init(sac_key, hyperparams.initial_temperature),
-            replay=replay.init(),
-            rollout=rollout.init(frozen, rollout_key, config.train.num_envs),
-            hyperparams=hyperparams,
-            decision_steps=jnp.zeros((), jnp.int32),
-            control_steps=jnp.zeros(()),
-            key=key,
-        )
 
-    def collect(frozen: Frozen, state: TrainState, key: Key):
-        choose = _explorer(config, sac, state)
-        keys = jax.random.split(key, schedule.decisions)
-        rollout_state, new_rows, metrics = rollout.collect(frozen, state.rollout, choose, keys)
-        state = state._replace(
-            rollout=rollout_state,
-            replay=replay.add(state.replay, packing.pack(new_rows)),
-            decision_steps=state.decision_steps + config.train.decisions_per_round,
-            control_steps=state.control_steps + metrics["control_steps"],
-        )
-        return state, metrics
+def _init(parts: _Parts, frozen: Frozen, hyperparams: Hyperparams, key: Key) -> TrainState:
+    """Makes the training state at the beginning of a run."""
+    sac_key, rollout_key, key = jax.random.split(key, 3)
+    return TrainState(
+        sac=parts.sac.init(sac_key, hyperparams.initial_temperature),
+        replay=parts.replay.init(),
+        rollout=parts.rollout.init(frozen, rollout_key, parts.config.train.num_envs),
+        hyperparams=hyperparams,
+        decision_steps=jnp.zeros((), jnp.int32),
+        control_steps=jnp.zeros(()),
+        key=key,
+    )
 
-    def draw_stored(frozen: Frozen, state: TrainState, key: Key) -> Batch:
-        draw = partial(
-            sample,
-            n_step=config.sac.n_step,
-            gamma=state.hyperparams.gamma,
-            reward_offset=state.hyperparams.reward_offset,
-        )
-        from_demos = round(config.train.demo_share * config.sac.batch_size)
-        if not from_demos:
-            return draw(state.replay, key, config.sac.batch_size)
-        replay_key, demo_key = jax.random.split(key)
-        batch = draw(state.replay, replay_key, config.sac.batch_size - from_demos)
-        demos = draw(frozen.demos, demo_key, from_demos)
-        scale = state.hyperparams.residual_scale  # `demo_replay` stores differences
-        demos = demos._replace(residual_action=demos.residual_action / scale)
-        return jax.tree.map(lambda *halves: jnp.concatenate(halves), batch, demos)
 
-    def draw_batch(frozen: Frozen, state: TrainState, key: Key) -> Batch:
-        batch = split(mesh, draw_stored(frozen, state, key))
-        view, batch = rollout.see, packing.unpack(batch)
-        return batch._replace(obs=view(frozen, batch.obs), next_obs=view(frozen, batch.next_obs))
+def _train_epoch(
+    parts: _Parts, learn: Callable[..., Any], frozen: Frozen, state: TrainState
+) -> tuple[TrainState, Metrics]:
+    """Plays and learns for one epoch; `learn` is `_learn_if_ready`, bound to its parts."""
 
-    @jax.jit  # so that `learn_if_ready`, which asks for its shapes first, traces it once
-    def learn(frozen: Frozen, state: TrainState, key: Key) -> tuple[SACState, Metrics]:
-        def update(sac_state: SACState, key: Key):
-            sample_key, update_key = jax.random.split(key)
-            batch = draw_batch(frozen, state, sample_key)
-            return sac.update(sac_state, batch, state.hyperparams, update_key)
-
-        keys = jax.random.split(key, schedule.updates)
-        sac_state, metrics = jax.lax.scan(update, state.sac, keys)
-        return sac_state, jax.tree.map(jnp.mean, metrics)
-
-    def learn_if_ready(frozen: Frozen, state: TrainState, key: Key):
-        ready = state.decision_steps >= config.train.learning_starts
-        ready &= replay.can_sample(state.replay, config.sac.n_step)
-        shapes = jax.eval_shape(learn, frozen, state, key)[1]
-        skip = lambda frozen, state, key: (state.sac, jax.tree.map(jnp.zeros_like, shapes))  # noqa: E731
-        return *jax.lax.cond(ready, learn, skip, frozen, state, key), ready
-
-    def round_(frozen: Frozen, state: TrainState, learn: Callable[..., Any]):
+    def play_round(state: TrainState, _: None):
         collect_key, learn_key, key = jax.random.split(state.key, 3)
-        state, counts = collect(frozen, state._replace(key=key), collect_key)
+        state, counts = _collect(parts, frozen, state._replace(key=key), collect_key)
         sac_state, losses, ready = learn(frozen, state, learn_key)
         return state._replace(sac=sac_state), (counts, losses, ready)
 
-    def train_epoch(
-        frozen: Frozen, state: TrainState, learn: Callable[..., Any] = learn_if_ready
-    ) -> tuple[TrainState, Metrics]:
-        state, (counts, losses, ready) = jax.lax.scan(
-            lambda state, _: round_(frozen, state, learn), state, length=schedule.rounds
-        )
-        learned = jnp.maximum(jnp.sum(ready), 1)
-        metrics = {name: jnp.sum(value) / learned for name, value in losses.items()}
-        episodes = jnp.sum(counts["episodes"])
-        observed = config.train.decisions_per_epoch * base.obs_dim
-        metrics |= {
-            "episodes": episodes,
-            "train_success": jnp.sum(counts["successes"]) / jnp.maximum(episodes, 1),
-            "bad_actions": jnp.sum(counts["bad_actions"]),
-            "overflows": jnp.sum(counts["overflows"]),
-            "anomalies": jnp.sum(counts["anomalies"]) / jnp.sum(counts["control_steps"]),
-            "drift": jnp.sum(counts["far_numbers"]) / observed,
-            "exploration_prob": _exploration(state),
-            "decision_steps": state.decision_steps,
-            "control_steps": state.control_steps,
-            "gradient_steps": state.sac.gradient_steps,
-        }
-        return state, metrics
+    state, (counts, losses, ready) = jax.lax.scan(play_round, state, length=parts.schedule.rounds)
+    learned = jnp.maximum(jnp.sum(ready), 1)
+    metrics = {name: jnp.sum(value) / learned for name, value in losses.items()}
+    episodes = jnp.sum(counts["episodes"])
+    observed = parts.config.train.decisions_per_epoch * parts.obs_dim
+    metrics |= {
+        "episodes": episodes,
+        "train_success": jnp.sum(counts["successes"]) / jnp.maximum(episodes, 1),
+        "bad_actions": jnp.sum(counts["bad_actions"]),
+        "overflows": jnp.sum(counts["overflows"]),
+        "anomalies": jnp.sum(counts["anomalies"]) / jnp.sum(counts["control_steps"]),
+        "drift": jnp.sum(counts["far_numbers"]) / observed,
+        "exploration_prob": _exploration(state),
+        "decision_steps": state.decision_steps,
+        "control_steps": state.control_steps,
+        "gradient_steps": state.sac.gradient_steps,
+    }
+    return state, metrics
 
-    def train_members(frozen: Frozen, states: TrainState) -> tuple[TrainState, Metrics]:
-        learn = learn_if_ready
-        if jax.default_backend() == "cpu":
-            # Members take turns here: as stacks of small matrices XLA's products take half as long
-            # again on a CPU as one after another. A run alone does without this rule, because the
-            # check for keys that are used twice cannot see through it.
-            learn = jax.custom_batching.sequential_vmap(learn)
-        return jax.vmap(partial(train_epoch, learn=learn), (None, 0))(frozen, states)
 
-    return Trainer(init, train_epoch, train_members, draw_batch, schedule)
+def _collect(
+    parts: _Parts, frozen: Frozen, state: TrainState, key: Key
+) -> tuple[TrainState, Metrics]:
+    """Plays the decisions of one round and adds them to the replay."""
+    choose = partial(_explore, parts.config, parts.sac, state)
+    keys = jax.random.split(key, parts.schedule.decisions)
+    rollout_state, new_rows, metrics = parts.rollout.collect(frozen, state.rollout, choose, keys)
+    state = state._replace(
+        rollout=rollout_state,
+        replay=parts.replay.add(state.replay, parts.packing.pack(new_rows)),
+        decision_steps=state.decision_steps + parts.config.train.decisions_per_round,
+        control_steps=state.control_steps + metrics["control_steps"],
+    )
+    return state, metrics
+
+
+def _explore(
+    config: Config,
+    sac: SAC,
+    state: TrainState,
+    obs: Array,
+    base_action: Array,
+    key: Key,
+    index: Array,
+    *uncertainty: Array,
+) -> tuple[Array, Array]:
+    """Draws the residuals of one decision while collecting: policy or prefill, then the gate.
+
+    Args:
+      config: the run.
+      sac: the learner.
+      state: at the start of the round.
+      obs: (num_envs, view_dim), what the residual policy reads.
+      base_action: (num_envs, chunk_dim).
+      key: consumed.
+      index: () number of the decision in its round.
+      *uncertainty: with gate="uncertain", (num_envs,) difference of two draws of the base policy.
+
+    Returns:
+      residual_action: (num_envs, residual_dim), after the gate.
+      residual_scale: ().
+    """
+    policy_key, uniform_key, gate_key = jax.random.split(key, 3)
+    drawn = sac.act(state.sac.actor, obs, base_action, policy_key)
+    if config.train.prefill == "uniform":
+        prefill = sac.limits * jax.random.uniform(uniform_key, drawn.shape, minval=-1.0)
+    else:
+        prefill = drawn if config.train.prefill == "policy" else jnp.zeros_like(drawn)
+    num_envs = config.train.num_envs
+    prob = _exploration(state, (index + 1) * num_envs)
+    if uncertainty:
+        is_open = decorator.gate_uncertain(gate_key, prob, *uncertainty)
+    else:
+        is_open = decorator.gate(gate_key, prob, num_envs)
+    learning = state.decision_steps >= config.train.learning_starts
+    chosen = jnp.where(learning, drawn, prefill)
+    residual_action = jnp.where(is_open[:, None], chosen, 0.0)
+    return residual_action, state.hyperparams.residual_scale
+
+
+def _exploration(state: TrainState, ahead: Array | int = 0) -> Array:
+    """Returns the share of decisions that apply the residual, `ahead` decisions from now."""
+    steps, hyperparams = state.decision_steps + ahead, state.hyperparams
+    opened = decorator.exploration_prob(steps, hyperparams.exploration_steps)
+    return jnp.minimum(opened, hyperparams.exploration_limit)
+
+
+def _learn_if_ready(
+    parts: _Parts, learn: Callable[..., Any], frozen: Frozen, state: TrainState, key: Key
+) -> tuple[SACState, Metrics, Array]:
+    """Learns if the replay is ready, and says whether it did; `learn` is `_learn`, jitted."""
+    ready = state.decision_steps >= parts.config.train.learning_starts
+    ready &= parts.replay.can_sample(state.replay, parts.config.sac.n_step)
+    shapes = jax.eval_shape(learn, frozen, state, key)[1]
+
+    def skip(frozen: Frozen, state: TrainState, key: Key) -> tuple[SACState, Metrics]:
+        del frozen, key
+        return state.sac, jax.tree.map(jnp.zeros_like, shapes)
+
+    return *jax.lax.cond(ready, learn, skip, frozen, state, key), ready
+
+
+def _learn(parts: _Parts, frozen: Frozen, state: TrainState, key: Key) -> tuple[SACState, Metrics]:
+    """Takes the gradient steps of one round; the metrics are their means."""
+
+    def update(sac_state: SACState, key: Key) -> tuple[SACState, Metrics]:
+        sample_key, update_key = jax.random.split(key)
+        batch = _draw_batch(parts, frozen, state, sample_key)
+        return parts.sac.update(sac_state, batch, state.hyperparams, update_key)
+
+    keys = jax.random.split(key, parts.schedule.updates)
+    sac_state, metrics = jax.lax.scan(update, state.sac, keys)
+    return sac_state, jax.tree.map(jnp.mean, metrics)
+
+
+def _draw_batch(parts: _Parts, frozen: Frozen, state: TrainState, key: Key) -> Batch:
+    """Draws a batch in the form that the networks read."""
+    batch = split(parts.mesh, _draw_stored(parts, frozen, state, key))
+    view, batch = parts.rollout.see, parts.packing.unpack(batch)
+    return batch._replace(obs=view(frozen, batch.obs), next_obs=view(frozen, batch.next_obs))
+
+
+def _draw_stored(parts: _Parts, frozen: Frozen, state: TrainState, key: Key) -> Batch:
+    """Draws a batch from the replay, and its share from the demonstrations, as they are kept."""
+    sac = parts.config.sac
+    draw = partial(
+        sample,
+        n_step=sac.n_step,
+        gamma=state.hyperparams.gamma,
+        reward_offset=state.hyperparams.reward_offset,
+    )
+    from_demos = round(parts.config.train.demo_share * sac.batch_size)
+    if not from_demos:
+        return draw(state.replay, key, sac.batch_size)
+    replay_key, demo_key = jax.random.split(key)
+    batch = draw(state.replay, replay_key, sac.batch_size - from_demos)
+    demos = draw(frozen.demos, demo_key, from_demos)
+    scale = state.hyperparams.residual_scale  # `demo_ring` keeps differences that are not divided
+    demos = demos._replace(residual_action=demos.residual_action / scale)
+    return jax.tree.map(lambda *halves: jnp.concatenate(halves), batch, demos)
 
 
 def placement(mesh: Mesh, stacked: bool = False) -> TrainState:
-    """Where each part of a training state lives: shardings, each of all leaves below it.
+    """Returns where each part of a training state lives: one sharding for all leaves below it.
 
     Args:
-      mesh: of the devices.
-      stacked: of several members, leaves (members, ...), which all devices share.
+      mesh: the devices.
+      stacked: whether leaves are (members, ...), the states of several members; every device holds
+        all members.
     """
     first = [None] * stacked
     whole: Any = NamedSharding(mesh, PartitionSpec())
@@ -246,7 +352,7 @@ def placement(mesh: Mesh, stacked: bool = False) -> TrainState:
 
 
 def _replay_rows(config: Config, schedule: Schedule) -> int:
-    """Rows of the ring: whole rounds, and more than an n-step transition needs."""
+    """Returns the rows of the ring: whole rounds, and more than an n-step transition needs."""
     rows = config.train.replay_capacity // config.train.num_envs
     rows -= rows % schedule.decisions
     if rows <= config.sac.n_step:
@@ -258,41 +364,20 @@ def _replay_rows(config: Config, schedule: Schedule) -> int:
     return rows
 
 
-def _example_row(sizes: tuple[int, int, int], dtype: Any) -> Transition:
-    """What one environment stores: `sizes` numbers of obs, base_action, residual_action."""
-    numbers: Any = [jax.ShapeDtypeStruct((size,), dtype) for size in sizes]
+def _example_row(obs_dim: int, chunk_dim: int, residual_dim: int, packing: Packing) -> Transition:
+    """Returns the shapes of what one environment stores in one row."""
+
+    def numbers(size: int) -> Any:
+        return jax.ShapeDtypeStruct((size,), packing.dtype)
+
     reward: Any = jax.ShapeDtypeStruct((), jnp.float32)
     flag: Any = jax.ShapeDtypeStruct((), jnp.bool_)
-    obs, base_action, residual_action = numbers
-    return Transition(obs, base_action, residual_action, reward, flag, flag, flag)
-
-
-def _exploration(state: TrainState, ahead: Array | int = 0) -> Array:
-    """Share of decisions that let the residual in, `ahead` decisions from here."""
-    steps, hyperparams = state.decision_steps + ahead, state.hyperparams
-    opened = decorator.exploration_prob(steps, hyperparams.exploration_steps)
-    return jnp.minimum(opened, hyperparams.exploration_limit)
-
-
-def _explorer(config: Config, sac: SAC, state: TrainState):
-    """How residuals are drawn while collecting: policy or prefill, then the gate."""
-    num_envs = config.train.num_envs
-    learning = state.decision_steps >= config.train.learning_starts
-
-    def choose(obs: Array, base_action: Array, key: Key, index: Array, *uncertainty: Array):
-        policy_key, uniform_key, gate_key = jax.random.split(key, 3)
-        drawn = sac.act(state.sac.actor, obs, base_action, policy_key)
-        if config.train.prefill == "uniform":
-            prefill = sac.limits * jax.random.uniform(uniform_key, drawn.shape, minval=-1.0)
-        else:
-            prefill = drawn if config.train.prefill == "policy" else jnp.zeros_like(drawn)
-        prob = _exploration(state, (index + 1) * num_envs)
-        if uncertainty:
-            is_open = decorator.gate_uncertain(gate_key, prob, *uncertainty)
-        else:
-            is_open = decorator.gate(gate_key, prob, num_envs)
-        chosen = jnp.where(learning, drawn, prefill)
-        residual_action = jnp.where(is_open[:, None], chosen, 0.0)
-        return residual_action, state.hyperparams.residual_scale
-
-    return choose
+    return Transition(
+        obs=numbers(obs_dim),
+        base_action=numbers(chunk_dim),
+        residual_action=numbers(residual_dim),
+        reward=reward,
+        terminated=flag,
+        truncated=flag,
+        is_reset=flag,
+    )

@@ -7,7 +7,7 @@ the training state as a whole only: what it trains is `train`'s matter.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,15 +15,35 @@ import numpy as np
 from pdjax.config.fields import EvalConfig
 from pdjax.output import records, terminal
 from pdjax.rollout.evaluate import Evaluation
+from pdjax.rollout.playing import no_residual
 from pdjax.training.members import Stack, lost
-from pdjax.training.run_in_progress import Member, Progress, Refinement, Steps, no_residual
+from pdjax.training.run_in_progress import Member, Progress, Refinement, Steps
 from pdjax.training.stopping import Stopped, stop_asked
 
-Watch = Callable[[int, dict[int, float]], None]
+
+class Epoch(NamedTuple):
+    """What a run did in one epoch.
+
+    Attributes:
+      member: number of the run in its program; 0 for a single run.
+      decision_steps: decisions of the run so far.
+      metrics: name -> value, as `metrics.jsonl` records them.
+      evaluation: the interim evaluation after the epoch, where one was due.
+    """
+
+    member: int
+    decision_steps: int
+    metrics: dict[str, float]
+    evaluation: Evaluation | None
+
+
+OnEpoch = Callable[[Sequence[Epoch]], None]
 INTERIM_SEED_OFFSET = 1_000_000  # interim and final evaluations never share episodes
 
 
-def refine(members: Sequence[Member], steps: Steps, watch: Watch | None = None) -> list[Progress]:
+def refine(
+    members: Sequence[Member], steps: Steps, on_epoch: OnEpoch | None = None
+) -> list[Progress]:
     """Trains to the end, from the newest checkpoints in the directories if there are any.
 
     A run that is stopped and resumed, by whatever means, ends with the same numbers as one that is
@@ -32,7 +52,7 @@ def refine(members: Sequence[Member], steps: Steps, watch: Watch | None = None) 
     Args:
       members: a single run, or several that one program advances together (`members.check`).
       steps: what to call.
-      watch: is told of each interim evaluation: decisions, and success_once by member.
+      on_epoch: called after each epoch with what every run that trains did in it.
 
     Returns:
       The last progress of each; without interim evaluations the last actor is the best. A member
@@ -58,7 +78,7 @@ def refine(members: Sequence[Member], steps: Steps, watch: Watch | None = None) 
         for run in runs:
             files.callback(run.close)
             run.begin(files.enter_context(records.MetricsLog(run.directory, run.done)))
-        base = _assess_base(runs, steps)
+        base = _play_base(runs, steps)
         for run in runs:
             run.meet(base)
         training = [run for run in runs if done < total and not run.progress.stopped]
@@ -70,7 +90,7 @@ def refine(members: Sequence[Member], steps: Steps, watch: Watch | None = None) 
             for run in training:
                 run.add_epoch(values[run.index])
             done, stop = training[0].done, asked()
-            results = _assess_all(training, stack, steps)
+            results = _play_all(training, stack, steps)
             out = lost(config.train.halve_at, done, len(runs), results)
             for run in training:
                 state = stack.take(run.index)
@@ -84,12 +104,19 @@ def refine(members: Sequence[Member], steps: Steps, watch: Watch | None = None) 
                 elif several:
                     run.forget_data()
             bar.update(done, _note(training, values, len(runs)))
-            if watch and results:
-                watch(done, {run.index: run.score for run in training})
+            if on_epoch:
+                on_epoch([_describe(run, values[run.index], results) for run in training])
             training = [run for run in training if not run.is_over]
             if stop and training:
                 raise Stopped(f"stopped by {stop} after {done:,} of {total:,} decisions")
     return [run.end() for run in runs]
+
+
+def _describe(
+    run: Refinement, values: Mapping[str, Any], results: Mapping[int, Evaluation]
+) -> Epoch:
+    metrics = {name: float(value) for name, value in values.items()}
+    return Epoch(run.index, run.done, metrics, results.get(run.index))
 
 
 def _resume(runs: Sequence[Refinement]) -> int:
@@ -111,25 +138,23 @@ def _resume(runs: Sequence[Refinement]) -> int:
     return done
 
 
-def _assess_base(runs: Sequence[Refinement], steps: Steps) -> Evaluation | None:
+def _play_base(runs: Sequence[Refinement], steps: Steps) -> Evaluation | None:
     """The base policy on the interim episodes, which are the same for all; None without any."""
     evaluation = runs[0].config.eval
     if not evaluation.interim_episodes:
         return None
     actor = no_residual(steps.like.sac.actor)
-    return steps.assess(actor, 0.0, _interim_seed(evaluation), evaluation.interim_episodes)
+    return steps.play(_interim_seed(evaluation), evaluation.interim_episodes, actor)
 
 
-def _assess_all(
-    training: Sequence[Refinement], stack: Stack, steps: Steps
-) -> dict[int, Evaluation]:
+def _play_all(training: Sequence[Refinement], stack: Stack, steps: Steps) -> dict[int, Evaluation]:
     """An interim evaluation of each member, where it is time; else none."""
     if not training[0].is_evaluation_due:
         return {}
     evaluation, state = training[0].config.eval, stack.state
     actors, scales = state.sac.mean_actor, state.hyperparams.residual_scale
     found = stack.rows(
-        steps.assess_all(actors, scales, _interim_seed(evaluation), evaluation.interim_episodes)
+        steps.play_all(_interim_seed(evaluation), evaluation.interim_episodes, actors, scales)
     )
     return {run.index: found[run.index] for run in training}
 

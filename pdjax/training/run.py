@@ -1,11 +1,13 @@
-"""This file is not pure: it drives runs from their configs and writes their directories.
+"""Trains runs from their configs and writes their directories. This file is not pure.
 
-The single door: everything that a command trains goes through here; `finished` reads runs back.
+It is the single door: every command and the Python library train through it. `runs.load` reads the
+directories back.
 
 A run's directory holds `config.yaml`, `base_policy/` (a copy, so that the directory is complete),
-`starts.jsonl` (command, commit, versions and machine of each start), `residual/` (the best residual
-policy's parameters), `checkpoints/` (to resume from), `metrics.jsonl`, `tb/`, `learning_curve.png`
-and, last of all, `result.json`. So does that of each member where one program trains several.
+`starts.jsonl` (command, commit, versions and machine of each start), `residual/` (the parameters of
+the best residual policy), `checkpoints/` (to resume from), `metrics.jsonl`, `tb/`,
+`learning_curve.png`, `episodes.npz` (outcomes of the final evaluation) and, last of all,
+`result.json`. Where one program trains several members, each has such a directory.
 """
 
 import json
@@ -16,20 +18,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pdjax.base_policies.foreign import assemble
+from pdjax.base_policies import load
 from pdjax.config import files as configs
 from pdjax.config.fields import Config, ConfigError
 from pdjax.devices import processes
 from pdjax.output import checkpoint, plots, provenance, records, terminal
 from pdjax.output.paths import check_directory, new_directory, write_json, write_result
-from pdjax.rollout.paired import compare
+from pdjax.rollout.paired import EPISODES, Paired, play_paired, save_paired
 from pdjax.training import memory_plan
 from pdjax.training.build import build
 from pdjax.training.compiled import prepare
-from pdjax.training.loop import Watch, refine
+from pdjax.training.loop import OnEpoch, refine
 from pdjax.training.members import check as check_members
 from pdjax.training.members import varied
 from pdjax.training.run_in_progress import Member
+from pdjax.types import BasePolicy
 
 
 class Result(NamedTuple):
@@ -37,6 +40,19 @@ class Result(NamedTuple):
 
     directory: Path
     summary: dict[str, Any]
+
+
+class InMemory(NamedTuple):
+    """A base policy that no directory holds.
+
+    Attributes:
+      policy: as pure functions.
+      files: directory with the same policy for the run's `base_policy/`; None where no file can
+        hold it, so that whoever resumes or evaluates the run has to give it again.
+    """
+
+    policy: BasePolicy
+    files: Path | None = None
 
 
 def plan(members: Sequence[Config], memory_gib: float = 0.0) -> dict[str, Any]:
@@ -54,7 +70,14 @@ def plan(members: Sequence[Config], memory_gib: float = 0.0) -> dict[str, Any]:
     return memory_plan.summarize(prepare(build(members[0]), memory_gib, members)[1], members[0])
 
 
-def run(config: Config, directory: Path, resume: bool = False, memory_gib: float = 0.0) -> Result:
+def run(
+    config: Config,
+    directory: Path,
+    resume: bool = False,
+    memory_gib: float = 0.0,
+    on_epoch: OnEpoch | None = None,
+    base: InMemory | None = None,
+) -> Result:
     """Trains, evaluates and writes a run directory.
 
     Args:
@@ -63,13 +86,15 @@ def run(config: Config, directory: Path, resume: bool = False, memory_gib: float
       resume: go on where the run in `directory` stopped; begin where there is none yet, and
         return its result where it is finished.
       memory_gib: see `plan`.
+      on_epoch: see `loop.refine`.
+      base: the base policy, where it exists in memory; None = read it from `base_policy.path`.
 
     Raises:
       ConfigError: see `plan`; or the directory is not empty, cannot be written, or is another
         run's.
       stopping.Stopped: it was asked to stop, and can be resumed.
     """
-    return run_members([config], directory, resume, memory_gib)[0]
+    return run_members([config], directory, resume, memory_gib, on_epoch, base)[0]
 
 
 def run_members(
@@ -77,7 +102,8 @@ def run_members(
     directory: Path,
     resume: bool = False,
     memory_gib: float = 0.0,
-    watch: Watch | None = None,
+    on_epoch: OnEpoch | None = None,
+    base: InMemory | None = None,
 ) -> list[Result]:
     """Trains members of one program, each in a directory of its own below one of all.
 
@@ -87,18 +113,19 @@ def run_members(
         and at the end `members.json`: what each sets and its result.
       resume: see `run`.
       memory_gib: see `plan`.
-      watch: see `loop.refine`.
+      on_epoch: see `loop.refine`.
+      base: see `run`.
 
     Raises:
       ConfigError, stopping.Stopped: see `run`; or they are not members of one program.
     """
     check_members(members)
     if len(members) == 1:
-        return _run([Member(members[0], directory)], resume, memory_gib, watch)
+        return _run([Member(members[0], directory)], resume, memory_gib, on_epoch, base)
     if not resume:
         processes.by_writer(partial(check_directory, directory))
     places = [Member(config, directory / f"member_{index}") for index, config in enumerate(members)]
-    results = _run(places, resume, memory_gib, watch)
+    results = _run(places, resume, memory_gib, on_epoch, base)
     rows = [
         {"directory": result.directory.name, "set": values, "result": result.summary}
         for values, result in zip(varied(members), results, strict=True)
@@ -108,7 +135,11 @@ def run_members(
 
 
 def _run(
-    members: Sequence[Member], resume: bool, memory_gib: float, watch: Watch | None
+    members: Sequence[Member],
+    resume: bool,
+    memory_gib: float,
+    on_epoch: OnEpoch | None,
+    base: InMemory | None,
 ) -> list[Result]:
     start = time.monotonic()
     new, finished = _survey(members, resume)
@@ -117,27 +148,28 @@ def _run(
         terminal.say(f"{first.parent if len(members) > 1 else first} is finished already")
         return [_read(member.directory) for member in members]
     config = members[0].config
-    built = build(config)
-    base = Path(config.base_policy.path)
-    if members[0].directory.resolve().is_relative_to(base.resolve()):
+    built = build(config, base.policy if base else None)
+    path = base.files if base else Path(config.base_policy.path)
+    own = [member.directory / "base_policy" for member in members]
+    if path and path not in own and members[0].directory.resolve().is_relative_to(path.resolve()):
         raise ConfigError(
             f"{members[0].directory} is inside the base policy's directory; choose another --out"
         )
     steps, _ = prepare(built, memory_gib, [member.config for member in members])
     for member in new:
-        processes.by_writer(partial(_begin, *member))
+        processes.by_writer(partial(_begin, *member, path))
         processes.agree(partial(_check_shared, member.directory))
     made_by = provenance.describe()
     for member in members:
         records.add_record(member.directory / "starts.jsonl", made_by)
-    if assemble.is_foreign(base):
+    if base or load.is_foreign(Path(config.base_policy.path)):
         num_envs = config.train.num_envs
-        way, microseconds = assemble.cost(built.base, num_envs)
+        way, microseconds = load.cost(built.base, num_envs)
         terminal.say(
             f"base policy called {way}: {microseconds:,.0f} us a call for {num_envs} environments"
         )
     before = time.monotonic() - start
-    ends = refine(members, steps, watch)
+    ends = refine(members, steps, on_epoch)
     start = time.monotonic()
     for member, end in zip(members, ends, strict=True):
         residual = member.directory / "residual"  # there already where a run ended right here
@@ -147,18 +179,17 @@ def _run(
         (end.best_actor, member.config.decorator.residual_scale)
         for member, end in zip(members, ends, strict=True)
     ]
-    compared = compare(built, refined, config.eval.episodes, config.eval.seed)
-    for member, end, summary in zip(members, ends, compared, strict=True):
+    played = play_paired(built.playing, refined, config.eval.episodes, config.eval.seed)
+    for member, end, paired in zip(members, ends, played, strict=True):
         state, trained = end.state, records.wall_s(member.directory)  # however often interrupted
-        summary |= {
+        summary = paired.summary | {
             "seed": member.config.seed,
             "decision_steps": int(state.decision_steps),
             "control_steps": int(state.control_steps),
             "gradient_steps": int(state.sac.gradient_steps),
-            "physics": built.env.engine,
             "wall_s": before + trained + time.monotonic() - start,
         }
-        processes.by_writer(partial(_finish, member.directory, summary))
+        processes.by_writer(partial(_finish, member.directory, paired, summary))
     return [_read(member.directory) for member in members]
 
 
@@ -182,8 +213,9 @@ def _survey(members: Sequence[Member], resume: bool) -> tuple[list[Member], int]
     return new, len(finished)
 
 
-def _finish(directory: Path, summary: dict[str, Any]) -> None:
-    """Draws the curve and writes `result.json`."""
+def _finish(directory: Path, paired: Paired, summary: dict[str, Any]) -> None:
+    """Writes the episodes, draws the curve and, last, writes `result.json`."""
+    save_paired(directory / EPISODES, paired)
     plots.plot_learning_curve(directory, summary)
     write_result(directory, summary)
 
@@ -203,6 +235,8 @@ def _is_begun(config: Config, directory: Path) -> bool:
     if not path.is_file():
         return False
     for name, (got, held) in configs.differences(config, configs.load(str(path))).items():
+        if name == "base_policy.path" and got == str(directory / "base_policy"):
+            continue  # the run's own copy
         raise ConfigError(
             f"cannot resume {directory}: it was begun with {name}={held!r}, got {got!r};"
             " give the same config, or choose another --out"
@@ -219,11 +253,12 @@ def _check_shared(directory: Path) -> None:
         )
 
 
-def _begin(config: Config, directory: Path) -> None:
+def _begin(config: Config, directory: Path, base: Path | None) -> None:
     """Makes a run directory with the config and a copy of the base policy: all of it or nothing."""
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     new_directory(partial)
-    shutil.copytree(config.base_policy.path, partial / "base_policy")
+    if base is not None:
+        shutil.copytree(base, partial / "base_policy")
     configs.save(config, partial / "config.yaml")
     partial.replace(directory)

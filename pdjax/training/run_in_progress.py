@@ -19,6 +19,7 @@ from pdjax.output.checkpoint import Checkpoints
 from pdjax.output.paths import plain
 from pdjax.rollout import intervals
 from pdjax.rollout.evaluate import Evaluation
+from pdjax.rollout.playing import Play, no_residual
 from pdjax.training import guard
 from pdjax.training.epoch import TrainState
 from pdjax.types import Metrics, Params
@@ -59,15 +60,15 @@ class Steps(NamedTuple):
       like: shapes of such a state and, where it matters, where its arrays live.
       train_epoch: TrainState -> (TrainState, Metrics); the argument is donated. Of several members
         all leaves are (members, ...).
-      assess: (actor, residual_scale, seed, episodes) -> Evaluation.
-      assess_all: the same for several members, leaves (members, ...), all on the same episodes.
+      play: plays whole episodes, see `playing.make_play`.
+      play_all: the same for several members, leaves (members, ...), all on the same episodes.
     """
 
     init: Callable[[int], TrainState]
     like: TrainState
     train_epoch: Callable[[TrainState], tuple[TrainState, Metrics]]
-    assess: Callable[[Params, Any, int, int], Evaluation]
-    assess_all: Callable[[Params, Any, int, int], Evaluation]
+    play: Play
+    play_all: Play
 
 
 class Member(NamedTuple):
@@ -294,11 +295,6 @@ def _start(state: TrainState) -> Progress:
         rollbacks=no,
         stopped=np.False_,
     )
-
-
-def no_residual(actor: Params) -> Params:
-    """Parameters, all zero, of which every residual is zero."""
-    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), actor)
 
 
 def _on_host(actor: Params) -> Params:

@@ -18,6 +18,7 @@ from pdjax.base_policies.kinds import diffusion
 from pdjax.commands import cli, demonstrations, table
 from pdjax.config import fields, schema
 from pdjax.config import files as configs
+from pdjax.config.presets import PRESETS
 from pdjax.output import checkpoint
 from pdjax.runs.video import RenderError
 from pdjax.training import build
@@ -345,7 +346,7 @@ def test_help_of_training_lists_every_key_config_and_preset(capsys):
     assert "sac.gamma (number 0 to 1, default 0.97)" in text
     squeezed = " ".join(text.split())
     assert all(option.doc in squeezed for option in fields.describe())
-    assert all(name in text for name in [*configs.known_configs(), *fields.PRESETS])
+    assert all(name in text for name in [*configs.known_configs(), *PRESETS])
 
 
 @pytest.mark.parametrize("command", ["train", "imitate"])

@@ -7,6 +7,7 @@ import pytest
 from pdjax.config import fields, schema
 from pdjax.config import files as configs
 from pdjax.config.fields import Config, ConfigError
+from pdjax.config.presets import PRESETS
 
 CONFIG_FILES = sorted(configs.configs())
 
@@ -42,7 +43,7 @@ def test_preset_dawn_prefills_with_the_base_and_has_no_gate():
 
 
 def test_every_preset_is_valid():
-    for name in fields.PRESETS:
+    for name in PRESETS:
         fields.validate(configs.preset(name))
 
 

@@ -10,28 +10,20 @@ import pytest
 
 from pdjax.commands import cli
 from pdjax.prepare import check_demonstrations
-from pdjax_envs import registry
+from pdjax_envs import make
 from pdjax_envs.demonstrations import record as demonstrations
 from pdjax_envs.demonstrations import store
 from pdjax_envs.demonstrations.playback import replay
 from pdjax_envs.demonstrations.trajectory import DataError, Trajectory
 from tests.envs.demonstrations.test_record import make_expert_env
-from tests.probe import SPEED, make_point_env
+from tests.probe import SPEED, make_point_task, registered
 
 
 @pytest.fixture(autouse=True)
-def point(monkeypatch):
-    """The point environment by the name Point, beside the real ones."""
-    make, make_task, names = registry.make, registry.make_task, registry.task_names()
-    env = make_point_env(episode_steps=12)
-    monkeypatch.setattr(registry, "task_names", lambda: [*names, "Point"])
-    monkeypatch.setattr(
-        registry, "make", lambda name, *a, **k: env if name == "Point" else make(name, *a, **k)
-    )
-    monkeypatch.setattr(
-        registry, "make_task", lambda name: env.task if name == "Point" else make_task(name)
-    )
-    return env
+def point():
+    """The point task by the name Point, beside the real ones."""
+    with registered(make_point_task(episode_steps=12)) as task:
+        yield task
 
 
 def record(path, noise=0.0, change=lambda trajectory: trajectory, episodes=5):
@@ -126,7 +118,7 @@ def make_trajectory(obs, actions, **more):
 def test_lengths_ranges_and_constant_columns(tmp_path, point):
     first = make_trajectory([[0, 0.5, 0], [0.1, 0.5, 1]], [1.0])
     second = make_trajectory([[-0.2, 0.5, 0], [0, 0.5, 1], [0, 0.5, 2], [0, 0.5, 3]], [-0.5, 0, 0])
-    store.write(tmp_path / "x.h5", point.task, [first, second])
+    store.write(tmp_path / "x.h5", point, [first, second])
     summary = check(tmp_path / "x.h5")
     assert summary["steps"] == {"min": 1, "mean": 2, "max": 3}
     assert summary["success_rate"] == 0
@@ -138,11 +130,11 @@ def test_lengths_ranges_and_constant_columns(tmp_path, point):
     assert (rows["velocity"]["min"], rows["velocity"]["max"]) == (-0.5, 1)
 
 
-def test_episodes_longer_than_the_time_limit_replay_too(point):
+def test_episodes_longer_than_the_time_limit_replay_too():
     # 12 control steps are the limit; 15 forward, far past the goal
     start = {"qpos": np.zeros(1, np.float32), "qvel": np.zeros(1, np.float32)}
     long = make_trajectory(np.zeros((16, 3)), np.ones(15), init_state=start)
-    (played,) = replay(point, [long])
+    (played,) = replay(make("Point"), [long])
     np.testing.assert_allclose(played.obs[:, 0], SPEED * np.arange(16), atol=1e-6)
     assert np.flatnonzero(played.success).tolist() == [4]  # |0.5 - 0.5| < 0.05 there only
 
@@ -154,10 +146,10 @@ def test_episodes_longer_than_the_time_limit_replay_too(point):
         ({"qpos": np.zeros(2), "qvel": np.zeros(1)}, "an initial state has sizes .*, expected"),
     ],
 )
-def test_an_initial_state_that_does_not_fit_is_refused(point, state, message):
+def test_an_initial_state_that_does_not_fit_is_refused(state, message):
     trajectory = make_trajectory(np.zeros((2, 3)), np.zeros(1), init_state=state)
     with pytest.raises(DataError, match=message) as caught:
-        replay(point, [trajectory])
+        replay(make("Point"), [trajectory])
     assert "\n" not in str(caught.value)
 
 

@@ -10,9 +10,8 @@ from pdjax.base_policies import imitation, settings
 from pdjax.config.schema import ConfigError
 from pdjax.output import plots, records
 from pdjax.prepare import imitate, imitation_directory
-from pdjax.rollout import base_alone
 from pdjax_envs.demonstrations.trajectory import Trajectory
-from tests.probe import make_point_env
+from tests.probe import make_point_task, registered
 
 SHAPES = {
     "mlp": {"mlp": {"hidden": [8], "act_horizon": 2}},
@@ -34,9 +33,9 @@ def point(monkeypatch):
     obs = [rng.uniform(0, 1, (9, 3)).astype(np.float32) for _ in range(8)]
     nothing = np.zeros((9, 0), np.float32)
     found = [Trajectory(o, 0.5 - o[:-1, :1], None, nothing) for o in obs]
-    monkeypatch.setattr(imitate.registry, "make", lambda task, physics: make_point_env())
-    monkeypatch.setattr(imitate.demonstrations, "read", lambda demos, task: found)
-    return found
+    monkeypatch.setattr(imitate.store, "read", lambda demos, task: found)
+    with registered(make_point_task()):
+        yield found
 
 
 def train(out, config, resume=False):
@@ -107,7 +106,7 @@ def test_the_best_by_success_is_kept_and_of_equals_the_longest_trained(tmp_path,
 
         return success
 
-    monkeypatch.setattr(base_alone, "make_base_success", make_base_success)
+    monkeypatch.setattr(imitate, "make_base_success", make_base_success)
     train(tmp_path / "run", config_of("mlp"))
     jax.tree.map(np.testing.assert_array_equal, read(tmp_path / "run", "params"), seen[2])
     jax.tree.map(np.testing.assert_array_equal, read(tmp_path / "run", "last"), seen[3])
@@ -161,7 +160,7 @@ def test_what_cannot_be_resumed_is_refused_and_left_alone(tmp_path, monkeypatch,
 def test_training_stops_where_it_is_good_enough(tmp_path, monkeypatch):
     scores = iter([0.25, 0.5])
     play = lambda params, episodes, seed: np.array([next(scores)])  # noqa: E731
-    monkeypatch.setattr(base_alone, "make_base_success", lambda env, policy: play)
+    monkeypatch.setattr(imitate, "make_base_success", lambda env, policy: play)
     result = train(tmp_path / "run", config_of("mlp", stop_at=0.5))
     assert result["steps"] == 20
     with pytest.raises(ConfigError, match=r"stop_at=0.5 needs evaluations"):

@@ -22,8 +22,7 @@ from pdjax.commands import cli
 from pdjax.config.schema import ConfigError
 from pdjax.modules import functional
 from pdjax.prepare import import_checkpoint
-from pdjax_envs import registry
-from tests.probe import make_point_env
+from tests.probe import make_point_task, registered
 
 torch = pytest.importorskip("torch", reason="torch makes the checkpoints: pdjax[torch]")
 safetensors = pytest.importorskip("safetensors.torch", reason="safetensors writes LeRobot's")
@@ -345,16 +344,10 @@ def test_half_precision_and_metadata_are_read_as_the_package_reads_them(tmp_path
 
 @pytest.fixture
 def point(monkeypatch, tmp_path):
-    """The registry knows the point; the working folder is empty."""
-    real = registry.make
-
-    def make(name, physics="auto", **kinds):
-        if name != "Point":
-            return real(name, physics, **kinds)
-        return make_point_env(episode_steps=7, **kinds)
-
-    monkeypatch.setattr(registry, "make", make)
+    """The point is a task of that name; the working folder is empty."""
     monkeypatch.chdir(tmp_path)
+    with registered(make_point_task(episode_steps=7)):
+        yield
 
 
 GOOD = ["--task", "Point", "--out", "new", "--episodes", "3"]
@@ -374,7 +367,7 @@ def test_the_command_writes_a_base_policy(name, point, capsys):
     summary = json.loads(said.out.splitlines()[-1])
     base, task = imitation.load(Path("new"))
     assert task == "Point" and (base.obs_dim, base.act_dim) == (OBS, ACT)
-    found = import_checkpoint.read(path, make_point_env().task)
+    found = import_checkpoint.read(path, make_point_task())
     kind = imitation.MAKERS[found.kind](found.shape, OBS, ACT)
     adaptation = Adaptation((0.0,) * OBS, (1.0,) * OBS, found.action_scale, found.action_offset)
     direct, history = (

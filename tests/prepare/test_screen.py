@@ -13,8 +13,7 @@ from pdjax.commands import cli
 from pdjax.config import files as configs
 from pdjax.config.files import preset
 from pdjax.prepare import screen
-from pdjax_envs import registry
-from tests.probe import make_constant_policy, make_point_env
+from tests.probe import make_constant_policy, make_point_env, make_point_task, registered
 
 # The point starts evenly in [-0.1, 0.1] and moves by velocity / 10 a step, for 5 steps, in chunks
 # of one. At 0.85 it ends at start + 0.425, and solves |x - 0.5| < 0.1 from start > -0.025 on:
@@ -22,15 +21,12 @@ from tests.probe import make_constant_policy, make_point_env
 EPISODES = 200
 
 
-def make_env(terminate_on_success=True, goal=0.5):
-    return make_point_env(
-        episode_steps=5, tolerance=0.1, goal=goal, terminate_on_success=terminate_on_success
-    )
+POINT = {"episode_steps": 5, "tolerance": 0.1}
 
 
 def screened(velocity, goal=0.5, episodes=EPISODES):
     base = make_constant_policy(velocity, act_horizon=1)
-    return screen.screen(make_env(goal=goal), base, episodes, seed=0).summary
+    return screen.screen(make_point_env(goal=goal, **POINT), base, episodes, seed=0).summary
 
 
 def test_a_perfect_base_leaves_nothing():
@@ -124,11 +120,9 @@ def test_no_disturbance_is_the_policy_bit_for_bit():
 
 @pytest.fixture
 def point(monkeypatch, tmp_path):
-    make = lambda name, physics="auto", *rest, terminate_on_success=True: make_env(  # noqa: E731
-        terminate_on_success
-    )
-    monkeypatch.setattr(registry, "make", make)
     monkeypatch.chdir(tmp_path)
+    with registered(make_point_task(**POINT)):
+        yield
 
 
 def test_the_command_draws_and_ends_with_a_command_that_parses(point, tmp_path, capsys):

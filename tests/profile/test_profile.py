@@ -15,8 +15,7 @@ from pdjax.profile import advice, phases
 from pdjax.profile.phases import Phase, Timing, time_phase
 from pdjax.training.build import build
 from pdjax.training.compiled import prepare
-from pdjax_envs import registry
-from tests.probe import make_constant_policy, make_point_env
+from tests.probe import make_constant_policy, make_point_task, registered
 
 TINY = [
     "task.name=Point",
@@ -47,9 +46,9 @@ NAMES = {
 def here(tmp_path, monkeypatch):
     """A folder with a base policy of the point task."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "make", lambda *args, **kwargs: make_point_env(12, 0.1))
     exported.export_policy(make_constant_policy(), Path("base"), "Point")
-    return tmp_path
+    with registered(make_point_task(12, 0.1)):
+        yield tmp_path
 
 
 def test_a_profile_names_every_phase_and_its_share(here, capsys):

@@ -18,13 +18,13 @@ from pdjax.base_policies.chunking import push_history
 from pdjax.base_policies.foreign import exported
 from pdjax.commands import cli
 from pdjax.learner.decorator import clip_action, decorate, far_numbers
-from pdjax.rollout.collect import make_rollout
 from pdjax.rollout.decision import start_episode
-from pdjax.runs import evaluate
-from pdjax.runs import export as finished
+from pdjax.rollout.playing import make_play
+from pdjax.runs import export as export_of_runs
 from pdjax.runs.deployed import make_deployed, trips
-from pdjax_envs import registry
-from tests.probe import make_constant_policy, make_point_env
+from pdjax.runs.load import load_refined
+from pdjax_envs import make
+from tests.probe import make_constant_policy, make_point_task, registered
 
 EPISODE_STEPS, LIMIT = 12, 0.05
 TINY = [
@@ -48,11 +48,6 @@ TINY = [
 ]
 
 
-def make(name="Point", physics="auto", reward="success", terminate_on_success=True, shift=""):
-    """Stands for `registry.make`."""
-    return make_point_env(EPISODE_STEPS, 0.1, terminate_on_success=terminate_on_success)
-
-
 def make_noisy_policy():
     """Often stops short of the goal; acts by its key, its own count and its oldest observation."""
     constant = make_constant_policy()
@@ -69,9 +64,8 @@ def made(tmp_path_factory):
     """The folder of a trained run, `run`, of what `pdjax export` wrote of it, `deployed`, and of
     what that printed, `found.json`."""
     folder = tmp_path_factory.mktemp("made")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, registered(make_point_task(EPISODE_STEPS, 0.1)):
         patch.chdir(folder)
-        patch.setattr(registry, "make", make)
         exported.export_policy(make_noisy_policy(), Path("base"), "Point")
         assert cli.main(["train", "peg_fast", "--out", "run", "--set", *TINY]) == 0
         argv = ["export", "run", "--out", "deployed", "--episodes", "64", "--seed", "3", "--json"]
@@ -88,9 +82,9 @@ def here(made, monkeypatch):
 
 @pytest.fixture(scope="module")
 def run(made):
-    """The built run and its actor."""
+    """The finished run, ready to play."""
     assert json.loads((made / "run/result.json").read_text())["gradient_steps"] > 0
-    return evaluate.load_run(made / "run")
+    return load_refined(made / "run")
 
 
 def read(folder, name):
@@ -102,21 +96,17 @@ def key_words(key):
 
 
 def test_it_acts_as_the_refined_policy_does_all_through_an_episode(made, run):
-    built, actor = run
-    env, base, frozen = make(terminate_on_success=False), built.base, built.frozen
-    scale = built.config.decorator.residual_scale
+    playing, actor, scale = run.playing, run.actor, run.residual_scale
+    env, base, frozen = make("Point", terminate_on_success=False), playing.base, playing.frozen
     policy, init_carry = read(made, "policy.jaxexport"), read(made, "init_carry.jaxexport")
     assert set(policy.platforms) == {"cpu", "cuda", "tpu"}
 
     # As `evaluate.evaluate` plays it: episode 0 of 2, by the same keys.
     def choose(obs, base_action):
-        return built.sac.act_deterministic(actor, obs, base_action)
+        return playing.sac.act_deterministic(actor, obs, base_action)
 
-    rollout = make_rollout(env, base, built.config.decorator)
+    played = make_play(playing)(7, 2, actor, scale, record=True)
     key = jax.random.key(7)
-    played = jax.jit(lambda f: rollout.evaluate(f, choose, scale, jax.random.clone(key), 2, True))(
-        frozen
-    )
     start_key, noise_key = jax.random.split(jax.random.split(key, 2)[0])
     carry_key = jax.random.split(jax.random.clone(start_key))[1]
     state = start_episode(env, base, frozen, start_key)
@@ -126,7 +116,7 @@ def test_it_acts_as_the_refined_policy_does_all_through_an_episode(made, run):
         chunk, carry = policy.call((), carry, state.history[None], key_words(now))
         base_chunk, base_carry = base.apply(base.params, base_carry, state.history, now)
         base_action = base_chunk.reshape(1, -1)
-        residual = choose(rollout.see(frozen, state.history[-1:]), base_action)
+        residual = choose(playing.rollout.see(frozen, state.history[-1:]), base_action)
         expected = clip_action(decorate(base_action, residual, scale))
         np.testing.assert_allclose(chunk.reshape(1, -1), expected, atol=1e-6)
         changed += int((np.abs(expected - base_action) > 1e-3).any())
@@ -278,10 +268,12 @@ def test_mistakes_are_one_line_and_change_nothing(here, capsys):
 def test_a_limit_is_the_guards_above_what_the_base_itself_does(here, run, monkeypatch):
     # Where the base's data say 0 +- 0.3 of the time step, it is far in 4 ... 12: a third of all
     # numbers in those observations, so one third and the guard's 5 % are let through.
-    built, actor = run
-    narrow = built.base._replace(obs_std=jnp.array([1.0, 1.0, 0.3]))
-    monkeypatch.setattr(evaluate, "load_run", lambda *_: (built._replace(base=narrow), actor))
-    found = finished.export_run(Path("run"), Path("narrow"), 8, 0)
+    narrow = run.playing.base._replace(obs_std=jnp.array([1.0, 1.0, 0.3]))
+    playing = run.playing._replace(base=narrow)
+    monkeypatch.setattr(
+        export_of_runs, "load_refined", lambda *_, **__: run._replace(playing=playing)
+    )
+    found = export_of_runs.export_run(Path("run"), Path("narrow"), 8, 0)
     assert found["drift_of_base"] == pytest.approx(1 / 3)
-    assert found["drift_limit"] == pytest.approx(1 / 3 + built.config.guard.drift)
+    assert found["drift_limit"] == pytest.approx(1 / 3 + run.config.guard.drift)
     assert found["trips"] == 0

@@ -227,7 +227,7 @@ def test_a_point_that_stops_short_learns_to_reach_its_goal():
     [
         ({"decisions_per_round": 20}, "multiple of train.num_envs=8"),
         ({"decisions_per_epoch": 100}, "multiple of train.decisions_per_round=16"),
-        ({"updates_per_decision": 0.03}, "0.48 updates a round"),
+        ({"updates_per_decision": 0.03}, "0.48 updates per round"),
     ],
 )
 def test_a_schedule_that_does_not_come_out_whole_is_refused(change, words):

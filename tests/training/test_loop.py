@@ -44,22 +44,25 @@ def make_steps(*of_each, velocity=0.2):
     """The functions of a small real run, or of several in one program: a point and its goal."""
     rollout, sac, frozen, trainer, _ = build(of_each[0], velocity)
     several = len(of_each) > 1
-    train_epoch = jax.vmap(trainer.train_epoch, (None, 0)) if several else trainer.train_epoch
+    train_epoch = trainer.train_members if several else trainer.train_epoch
     init, epoch = jax.jit(trainer.init), jax.jit(train_epoch, donate_argnums=1)
 
     def start(member):
         own = of_each[member]
         return init(frozen, make_hyperparams(own, 2), jax.random.key(own.seed))
 
-    def assess(actor, residual_scale, seed, episodes):
+    def play(seed, episodes, actor, residual_scale=0.0):
         choose = partial(sac.act_deterministic, actor)
         return rollout.evaluate(frozen, choose, residual_scale, jax.random.key(seed), episodes)
 
-    one = assess_all = jax.jit(assess, static_argnums=(2, 3))
+    one = play_all = jax.jit(play, static_argnums=1)
     if several:
-        assess_all = jax.jit(jax.vmap(assess, (0, 0, None, None)), static_argnums=(2, 3))
+
+        def play_all(seed, episodes, *members):
+            return jax.vmap(partial(one, seed, episodes))(*members)
+
     like = jax.eval_shape(partial(start, 0))
-    return Steps(start, like, lambda state: epoch(frozen, state), one, assess_all)
+    return Steps(start, like, lambda state: epoch(frozen, state), one, play_all)
 
 
 def refine(config, steps, directory):

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from pdjax.config import files as configs
-from pdjax.config.fields import ConfigError
-from pdjax.learner.sac import SWEEPABLE
+from pdjax.config.fields import SWEEPABLE, ConfigError
 from pdjax.training import loop, members
 from pdjax.training.run_in_progress import Member
 from tests.training.test_loop import EPOCH, TOTAL, failing, make_steps, records, run_config, same

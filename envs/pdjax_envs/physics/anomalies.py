@@ -27,7 +27,7 @@ class Limits(NamedTuple):
 
 def joint_limits(scene: Scene | None) -> Limits:
     """The limits that a scene's joints have; none without a scene of ours."""
-    if scene is None or scene.model is None:
+    if scene is None:
         return Limits(np.zeros(0, int), np.zeros(0), np.zeros(0))
     model, one_number = scene.model, (mujoco.mjtJoint.mjJNT_HINGE, mujoco.mjtJoint.mjJNT_SLIDE)
     limited = (model.jnt_limited == 1) & np.isin(model.jnt_type, one_number)

@@ -8,7 +8,6 @@ decision for all environments. This file is not pure: it reads files.
 
 import importlib
 import sys
-import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -18,14 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pdjax.base_policies.foreign import description, exported, host
+from pdjax.base_policies.foreign import description, exported, functions, host
 from pdjax.base_policies.foreign.description import Description
 from pdjax.base_policies.foreign.sources import find, guard, read_torchscript
 from pdjax.config.schema import ConfigError
 from pdjax.types import BasePolicy, Params
 
 FILES = {"export": exported.POLICY, "torchscript": "policy.pt"}
-MEASURED_S = 0.3  # time that measuring a call may take, once it is compiled
 
 
 class Parts(NamedTuple):
@@ -47,11 +45,6 @@ class Parts(NamedTuple):
     def act_horizon(self) -> int:
         """Control steps in a chunk."""
         return self.chunk_shape[0] if len(self.chunk_shape) == 2 else 1
-
-
-def is_foreign(directory: Path) -> bool:
-    """Whether a directory holds a policy of this file's kinds."""
-    return description.peek(directory).get("kind") in description.KINDS
 
 
 def load(directory: Path, act_horizon: int = 0) -> tuple[BasePolicy, str]:
@@ -94,33 +87,60 @@ def read_file(path: Path, about: Description) -> Parts:
     return _through_host(host.from_torch(module, about.device), obs_shape)
 
 
-def adapt(policy: Any, obs_shape: tuple[int, int], device: str = "cpu") -> Parts:
+def adapt(
+    policy: Any,
+    obs_shape: tuple[int, int],
+    device: str = "cpu",
+    chunk_shape: tuple[int, int] | None = None,
+    in_program: bool | None = None,
+) -> Parts:
     """Takes a policy that was given in Python.
 
     Args:
       policy: one of: an object with `init_carry`, `apply` and perhaps `params` as in
         `types.BasePolicy` (pure JAX, taken as it is); one with `init_carry` and `act` as in
-        `host.HostPolicy`; a torch.nn.Module; a function obs_history (num_envs, obs_horizon,
-        obs_dim) -> chunk of NumPy arrays.
+        `host.HostPolicy`; a torch.nn.Module; a function from observation histories to chunks.
       obs_shape: (obs_horizon, obs_dim).
       device: where a torch module computes.
+      chunk_shape: (act_horizon, act_dim) that a function must give to be traced into the program,
+        see `functions.trace`. Where it is None, every function is called through the host, on NumPy
+        arrays of all environments.
+      in_program: whether the policy must compute inside the program (True) or be called through the
+        host (False); None = inside where that is possible.
 
     Raises:
-      ConfigError: none of these, or it fails on observations of that shape.
+      ConfigError: the policy is none of these, fails on observations of that shape, or cannot
+        compute where `in_program` says.
     """
     if hasattr(policy, "init_carry") and hasattr(policy, "apply"):
+        if in_program is False:
+            raise ConfigError(
+                "in_program=False, but the policy is a JAX object with init_carry and apply, which"
+                " computes inside the program; leave in_program None"
+            )
         return _in_program(policy, obs_shape)
     if hasattr(policy, "init_carry") and hasattr(policy, "act"):
+        if in_program:
+            raise ConfigError(
+                "in_program=True, but the policy is a NumPy object with init_carry and act, which"
+                " is called through the host; write apply in JAX, or leave in_program None"
+            )
         return _through_host(policy, obs_shape)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(policy, torch.nn.Module):
-        return _of_torch(policy, obs_shape, device)
-    if callable(policy):
-        return _through_host(host.without_memory(policy), obs_shape)
-    raise ConfigError(
-        f"the policy is a {type(policy).__name__}, expected a function, a torch.nn.Module or an"
-        " object with init_carry and apply (JAX) or init_carry and act (NumPy)"
-    )
+        return _of_torch(policy, obs_shape, device, in_program)
+    if not callable(policy):
+        raise ConfigError(
+            f"the policy is a {type(policy).__name__}, expected a function, a torch.nn.Module or an"
+            " object with init_carry and apply (JAX) or init_carry and act (NumPy)"
+        )
+    if chunk_shape is not None and in_program is not False:
+        try:
+            return _in_program(functions.trace(policy, obs_shape, chunk_shape), obs_shape)
+        except functions.NotTraceableError:
+            if in_program:
+                raise
+    return _through_host(host.without_memory(policy), obs_shape)
 
 
 def _in_program(policy: Any, obs_shape: tuple[int, int]) -> Parts:
@@ -141,8 +161,12 @@ def _signature(leaf: Any) -> str:
     return f"{leaf.dtype}{leaf.shape}"
 
 
-def _of_torch(module: Any, obs_shape: tuple[int, int], device: str) -> Parts:
+def _of_torch(
+    module: Any, obs_shape: tuple[int, int], device: str, in_program: bool | None
+) -> Parts:
     """In the program where torchax is installed and knows the module, else through the host."""
+    if in_program is False:
+        return _through_host(host.from_torch(module, device), obs_shape)
     try:
         # torchax 0.0.13 cannot be imported beside torch 2.13, but beside 2.9
         torchax = importlib.import_module("torchax")
@@ -153,7 +177,13 @@ def _of_torch(module: Any, obs_shape: tuple[int, int], device: str) -> Parts:
         )
         policy = types.SimpleNamespace(init_carry=lambda key: (), apply=apply, params=params)
         return _in_program(policy, obs_shape)
-    except Exception:  # not there, not for this torch, or an operation that it lacks
+    except Exception as error:  # torchax is absent, not for this torch, or lacks an operation
+        if in_program:
+            first = (str(error).strip() or "no message").splitlines()[0][:200]
+            raise ConfigError(
+                f"in_program=True, but torchax cannot take the torch module into the program:"
+                f" {type(error).__name__}: {first}; leave in_program None"
+            ) from None
         return _through_host(host.from_torch(module, device), obs_shape)
 
 
@@ -173,9 +203,10 @@ def assemble(parts: Parts, about: Description, act_horizon: int = 0) -> BasePoli
     """
     shape = (parts.act_horizon, parts.chunk_shape[-1])
     if shape != (about.act_horizon, about.act_dim):
+        whose = f"is it a policy for {about.task}?" if about.task else "set act_horizon and act_dim"
         raise ConfigError(
             f"the policy gives chunks {shape} (act_horizon, act_dim), expected"
-            f" {(about.act_horizon, about.act_dim)}; is it a policy for {about.task}?"
+            f" {(about.act_horizon, about.act_dim)}; {whose}"
         )
     steps = act_horizon or about.act_horizon
     if steps > about.act_horizon:
@@ -203,34 +234,3 @@ def assemble(parts: Parts, about: Description, act_horizon: int = 0) -> BasePoli
         jnp.asarray(about.obs_mean, jnp.float32),
         jnp.asarray(about.obs_std, jnp.float32),
     )
-
-
-def through_host(base: BasePolicy) -> bool:
-    """Whether a policy computes outside the jitted program."""
-    key = jax.random.key(0)
-    carry = base.init_carry(jax.random.clone(key))
-    history = jnp.zeros((base.obs_horizon, base.obs_dim))
-    return "callback" in str(jax.make_jaxpr(base.apply)(base.params, carry, history, key))
-
-
-def cost(base: BasePolicy, num_envs: int) -> tuple[str, float]:
-    """Which way a policy is called, and the median time of a call in microseconds.
-
-    Args:
-      base: the policy.
-      num_envs: environments that one call serves.
-    """
-    keys = jax.random.split(jax.random.key(0), num_envs)
-    call = jax.vmap(base.apply, (None, 0, 0, 0))
-    carry = jax.vmap(base.init_carry)(jax.random.split(jax.random.key(1), num_envs))
-    history = jnp.zeros((num_envs, base.obs_horizon, base.obs_dim))
-    inputs = (base.params, carry, history)
-    way = "through the host" if through_host(base) else "in the program"
-    compiled = jax.jit(call)
-    jax.block_until_ready(compiled(*inputs, jax.random.clone(keys)))
-    times, end = [], time.monotonic() + MEASURED_S
-    while len(times) < 3 or time.monotonic() < end:
-        start = time.perf_counter()
-        jax.block_until_ready(compiled(*inputs, jax.random.clone(keys)))
-        times.append(time.perf_counter() - start)
-    return way, 1e6 * float(np.median(times))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import export
 from jax.custom_batching import custom_vmap
 
-from pdjax.base_policies.foreign import description
+from pdjax.base_policies.foreign import description, host
 from pdjax.base_policies.foreign.description import Description
 from pdjax.config.schema import ConfigError
 from pdjax.output import checkpoint
@@ -59,8 +59,13 @@ def export_policy(
     Raises:
       ConfigError: the directory is not empty, or the policy cannot be exported (it calls Python).
     """
+    if host.through_host(base):
+        raise ConfigError(
+            "the policy is called through the host (NumPy, torch), so no file of a program can hold"
+            " it; write it in JAX, or put its Python code into a file and use `pdjax wrap`"
+        )
     num_envs = export.symbolic_shape("num_envs")[0]
-    params, _ = jax.tree.flatten(base.params)
+    params = [jnp.asarray(leaf) for leaf in jax.tree.leaves(base.params)]
     carry, tree = jax.tree.flatten(jax.eval_shape(base.init_carry, jax.random.key(0)))
     params_tree = jax.tree.structure(base.params)
 
@@ -93,7 +98,10 @@ def export_policy(
             files[INIT_CARRY] = start.serialize()
     except Exception as error:  # JAX raises many kinds for what it cannot write down
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise ConfigError(f"the policy cannot be exported: {first}; wrap its Python code") from None
+        raise ConfigError(
+            f"the policy cannot be exported: {first}; put its Python code into a file and use"
+            " `pdjax wrap`"
+        ) from None
     new_directory(directory)
     for name, content in files.items():
         (directory / name).write_bytes(content)

@@ -6,6 +6,7 @@ carry, which travels through the program and is reset with its environment.
 """
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +16,9 @@ import numpy as np
 from jax.experimental.buffer_callback import buffer_callback
 
 from pdjax.config.schema import ConfigError
-from pdjax.types import Array, Key
+from pdjax.types import Array, BasePolicy, Key
+
+CALLBACK = re.compile(r"\b(pure|io|buffer|debug)_callback\[")  # as programs print these operations
 
 
 class HostPolicy(NamedTuple):
@@ -80,6 +83,7 @@ def probe(policy: HostPolicy, obs_shape: tuple[int, int]) -> tuple[int, ...]:
     shown = f"on 2 observation histories {obs_history.shape}"
     try:
         chunk, after = policy.act(carry, obs_history, np.zeros(2, np.uint32))
+        is_jax = isinstance(chunk, jax.Array)
         chunk = np.asarray(chunk, np.float32)
         after = jax.tree.map(np.asarray, after)
     except Exception as error:  # whatever the user's code raises
@@ -87,6 +91,12 @@ def probe(policy: HostPolicy, obs_shape: tuple[int, int]) -> tuple[int, ...]:
             f"the policy failed {shown}: {type(error).__name__}: {error}; mend it, or give the"
             " --obs-horizon that it reads"
         ) from None
+    if is_jax:
+        raise ConfigError(
+            "the policy computes with JAX while it is called through the host, where it would wait"
+            " for the program that waits for it; write it so that JAX can trace it (init_carry and"
+            " apply), or compute with NumPy alone"
+        )
     if chunk.ndim not in (2, 3) or len(chunk) != 2:
         raise ConfigError(
             f"the policy gave an array of shape {chunk.shape} {shown}, expected"
@@ -134,6 +144,15 @@ def make_functions(policy: HostPolicy, chunk_shape: tuple[int, ...]):
         return chunk, tree.unflatten(after)
 
     return init_carry, apply
+
+
+def through_host(base: BasePolicy) -> bool:
+    """Whether a policy computes outside the jitted program."""
+    key = jax.random.key(0)
+    carry = base.init_carry(jax.random.clone(key))
+    history = jnp.zeros((base.obs_horizon, base.obs_dim))
+    program = jax.make_jaxpr(base.apply)(base.params, carry, history, key)
+    return CALLBACK.search(str(program)) is not None
 
 
 def _representable(leaf: Any) -> np.ndarray:

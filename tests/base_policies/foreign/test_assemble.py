@@ -16,8 +16,13 @@ from pdjax.commands import cli
 from pdjax.config.schema import ConfigError
 from pdjax.rollout.collect import make_rollout
 from pdjax.rollout.decision import Frozen
-from pdjax_envs import registry
-from tests.probe import make_constant_policy, make_counting_policy, make_point_env
+from tests.probe import (
+    make_constant_policy,
+    make_counting_policy,
+    make_point_env,
+    make_point_task,
+    registered,
+)
 
 OBS, ACT, HORIZON, CHUNK = 3, 1, 2, 2  # of the point on a line
 WEIGHT = np.array([[0.3], [-0.2], [0.01]], np.float32)
@@ -105,16 +110,10 @@ def save_torchscript(path):
 
 
 @pytest.fixture
-def point(monkeypatch):
-    """The registry knows one more task: the point, whose goal is out of a timid policy's reach."""
-    real = registry.make
-
-    def make(name, physics="auto", reward="success", terminate_on_success=True, shift=""):
-        if name == "Point":
-            return make_point_env(episode_steps=7, terminate_on_success=terminate_on_success)
-        return real(name, physics, reward, terminate_on_success, shift)
-
-    monkeypatch.setattr(registry, "make", make)
+def point():
+    """One more task: the point, whose goal is out of a timid policy's reach."""
+    with registered(make_point_task(episode_steps=7)):
+        yield
 
 
 def source_of(kind, folder):
@@ -475,7 +474,7 @@ def test_artefacts_of_other_signatures(tmp_path, point, monkeypatch, capsys):
 
 
 def test_a_policy_that_calls_python_cannot_be_exported(tmp_path):
-    with pytest.raises(ConfigError, match="the policy cannot be exported"):
+    with pytest.raises(ConfigError, match="the policy is called through the host"):
         exported.export_policy(assembled(Counter), tmp_path / "base", "Point")
 
 

@@ -13,7 +13,7 @@ import jax
 import pytest
 
 from pdjax.config import files as configs
-from pdjax.training import build as programs
+from pdjax.training import build as training_build
 from pdjax.training import compiled
 from pdjax_envs.physics import mjx_flags
 from tests.commands.test_cli import make_base_policy
@@ -27,7 +27,7 @@ def build(engine):
         path = Path(folder) / "base"
         make_base_policy(path)
         overrides = [f"base_policy.path={path}", f"task.physics={engine}", "sac.hidden=[32]"]
-        return programs.build(configs.load("peg_fast", overrides))
+        return training_build.build(configs.load("peg_fast", overrides))
 
 
 def functions(run):

@@ -1,0 +1,417 @@
+"""The Python library: what a notebook or a script calls. Objects go in, typed results come out.
+
+Each function does what the command of the same name does, through the same code, and writes the
+same records. It shows nothing unless `progress=True`. `pdjax` itself offers all of it lazily, so
+that `import pdjax` imports no JAX.
+"""
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import pdjax_envs
+from pdjax.base_policies import settings
+from pdjax.base_policies.foreign.exported import export_policy
+from pdjax.base_policies.load import load_base
+from pdjax.config import fields, schema
+from pdjax.config import files as configs
+from pdjax.config.fields import BasePolicyConfig, Config
+from pdjax.config.presets import PRESETS
+from pdjax.config.schema import ConfigError
+from pdjax.output import records, terminal
+from pdjax.prepare import imitate as imitation
+from pdjax.prepare import screen as screening
+from pdjax.prepare import wrap as wrapping
+from pdjax.rollout.paired import Paired
+from pdjax.runs import compare as comparing
+from pdjax.runs import evaluate as evaluation
+from pdjax.runs import export as exporting
+from pdjax.runs.load import Run, columns, load_run
+from pdjax.training import run as training
+from pdjax.training.loop import Epoch
+from pdjax.types import BasePolicy
+from pdjax_envs import registry
+from pdjax_envs.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedPolicy:
+    """A policy on disk, which may be a base policy.
+
+    Attributes:
+      directory: what `base=` and `base_policy.path` take.
+      summary: the numbers that the command reports, ready for JSON.
+      curve: for an imitated policy, its training as arrays (records,): `step`, `train_loss`,
+        `validation_loss` and, with evaluations on the way, `success_once`; otherwise empty.
+    """
+
+    directory: Path
+    summary: dict[str, Any]
+    curve: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+AnyBase = BasePolicy | SavedPolicy | Path | str
+AnyTask = Task | str
+
+
+def load_config(name: str | Path = "fast", /, **sections: Any) -> Config:
+    """Loads a config and changes it by keyword.
+
+    Args:
+      name: a preset (`pd`, `dawn`, `resfit`, `fast`), a config that comes with pdjax (`peg_fast`),
+        or a YAML file.
+      sections: what to change: a mapping for each section, and `seed`; for example
+        `train={"total_decisions": 8192}, seed=3`.
+
+    Returns:
+      A validated config. `pdjax train --help` explains every key.
+
+    Raises:
+      ConfigError: no such config, an unknown key, or a value of the wrong type or out of range.
+    """
+    name = str(name)
+    config = configs.preset(name) if name in PRESETS else configs.load(name)
+    return _changed(config, sections)
+
+
+def imitate(
+    demos: str | Path,
+    task: AnyTask,
+    out: str | Path,
+    policy: str = "diffusion",
+    *,
+    eval_episodes: int = 200,
+    physics: str = "auto",
+    resume: bool = False,
+    progress: bool = False,
+    **changes: Any,
+) -> SavedPolicy:
+    """Trains a base policy on demonstrations.
+
+    Args:
+      demos: a demonstration file, as `pdjax demos` writes it or in another layout that
+        `pdjax data check` reads.
+      task: the task, by name or as an object.
+      out: directory to write; new or empty, unless it is resumed.
+      policy: `diffusion`, `diffusion_unet`, `bet`, `act` or `mlp`.
+      eval_episodes: episodes that evaluate the finished policy; 0 = none.
+      physics: engine of the evaluations.
+      resume: whether to go on with the training in `out`.
+      progress: whether to show progress on stderr.
+      changes: settings of the training, such as `steps=3000`, `seed=1`, `eval_every=500` or
+        `diffusion={"hidden": 512}`.
+
+    Raises:
+      ConfigError: a setting is wrong, or the directory cannot be used.
+      pdjax_envs.demonstrations.trajectory.DataError: the demonstrations cannot be used.
+    """
+    out = Path(out)
+    config = settings.recipe(policy, changes)
+    with _shown(progress):
+        summary = imitation.train_base_policy(
+            Path(demos), _name(task), out, config, eval_episodes, physics, resume
+        )
+    return SavedPolicy(out, summary, columns(records.read_records(out / "imitation.jsonl")))
+
+
+def wrap(
+    source: str,
+    task: AnyTask,
+    out: str | Path,
+    *,
+    obs_horizon: int = 0,
+    action_low: float = -1.0,
+    action_high: float = 1.0,
+    device: str = "cpu",
+    episodes: int = 20,
+    seed: int = 0,
+    physics: str = "auto",
+    progress: bool = False,
+) -> SavedPolicy:
+    """Makes a base policy's directory from a policy that lies in a file.
+
+    Args:
+      source: `FILE.jaxexport`, `FILE.pt` (TorchScript), `FILE.py:NAME` or `MODULE:NAME`.
+      task: the task it acts in, by name or as an object.
+      out: directory to write, new or empty.
+      obs_horizon: latest observations that it reads; 0 = as it says itself, or 1.
+      action_low: the action that means -1.
+      action_high: the action that means 1.
+      device: where a torch policy computes.
+      episodes: episodes to try it on; the learner's observation statistics come from them.
+      seed: of these episodes.
+      physics: engine of the trial.
+      progress: whether to show progress on stderr.
+
+    Raises:
+      ConfigError: the policy cannot be used, or the directory cannot be written.
+    """
+    declared = {
+        "obs_horizon": obs_horizon,
+        "action_low": (action_low,),
+        "action_high": (action_high,),
+        "device": device,
+    }
+    with _shown(progress):
+        play = wrapping.Play(episodes, seed, physics)
+        summary = wrapping.wrap(source, _name(task), Path(out), declared, play)
+    return SavedPolicy(Path(out), summary)
+
+
+def screen(
+    base: AnyBase,
+    task: AnyTask,
+    *,
+    episodes: int = 200,
+    seed: int = 0,
+    physics: str = "auto",
+    progress: bool = False,
+) -> screening.Screening:
+    """Judges whether a base policy is worth refining, and with which settings.
+
+    Args:
+      base: the policy, as an object or a directory.
+      task: its task, by name or as an object.
+      episodes: episodes for each of seven residual scales.
+      seed: of the episodes.
+      physics: engine.
+      progress: whether to show progress on stderr.
+
+    Returns:
+      A `Screening`: its `summary` has the verdict, the reasons, and a recommended
+      `residual_scale` and `exploration_steps`.
+
+    Raises:
+      ConfigError: no such policy, or it is for another task.
+    """
+    env = registry.make(_name(task), physics)
+    if not isinstance(base, BasePolicy):
+        base = load_base(BasePolicyConfig(_path(base)), env.task)
+    with _shown(progress):
+        return screening.screen(env, base, episodes, seed)
+
+
+def train(
+    config: Config | str | Path = "fast",
+    *,
+    base: AnyBase | None = None,
+    task: AnyTask | None = None,
+    out: str | Path,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    memory_gib: float = 0.0,
+    progress: bool = False,
+) -> Run:
+    """Refines a base policy and writes a run's directory.
+
+    Args:
+      config: the run, or the name of a config, see `load_config`.
+      base: the frozen policy, as an object or a directory; None = `base_policy.path` of the
+        config. A policy that exists in memory is written into the run's directory if a file can
+        hold it; if not, `resume` and `evaluate` have to be given it again.
+      task: the task, by name or as an object; None = `task.name` of the config.
+      out: directory of the run, new or empty.
+      on_epoch: called after each epoch with an `Epoch`: metrics, and an interim evaluation where
+        one was due. What it raises ends the training; `resume` goes on from the last checkpoint.
+      memory_gib: GiB of memory to plan for; 0 = what is free.
+      progress: whether to show progress on stderr. The records are complete either way.
+
+    Returns:
+      The finished run: its curve as arrays, its final paired evaluation, its summary.
+
+    Raises:
+      ConfigError: the config cannot work, or the directory cannot be written.
+      Stopped: SIGINT or SIGTERM came; the state is saved, and `resume` goes on.
+    """
+    config = config if isinstance(config, Config) else load_config(config)
+    if task is not None:
+        config = _changed(config, {"task": {"name": _name(task)}})
+    return _train(config, Path(out), base, on_epoch, memory_gib, progress, resume=False)
+
+
+def resume(
+    directory: str | Path,
+    *,
+    base: BasePolicy | None = None,
+    task: Task | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    memory_gib: float = 0.0,
+    progress: bool = False,
+) -> Run:
+    """Goes on with a run that was stopped; ends with the numbers of one that never was.
+
+    Args:
+      directory: of the run.
+      base: the base policy, if it exists in memory only; the directory holds any other.
+      task: the task, if it exists in memory only.
+      on_epoch: see `train`.
+      memory_gib: see `train`.
+      progress: see `train`.
+
+    Returns:
+      The finished run; at once, where it is finished already.
+
+    Raises:
+      ConfigError: the directory is no run, or its checkpoints cannot be read.
+      Stopped: see `train`.
+    """
+    if task is not None:
+        _name(task)
+    config = configs.load_of_run(Path(directory))
+    return _train(config, Path(directory), base, on_epoch, memory_gib, progress, resume=True)
+
+
+def evaluate(
+    run: Run | str | Path,
+    *,
+    episodes: int = 200,
+    seed: int = 20_000,
+    physics: str = "",
+    shift: str = "",
+    base: BasePolicy | None = None,
+    task: Task | None = None,
+    progress: bool = False,
+) -> Paired:
+    """Plays base and refined policy of a finished run on the same episodes.
+
+    Args:
+      run: the run, or its directory.
+      episodes: episodes, each played by both policies.
+      seed: of the episodes.
+      physics: engine; "" = as in the run's config.
+      shift: perturbations joined by +, or `none`; "" = as in training.
+      base: the base policy, if it exists in memory only and `run` is a directory.
+      task: the task, if it exists in memory only and is not registered yet.
+      progress: whether to show progress on stderr.
+
+    Returns:
+      A `Paired` evaluation: arrays of each policy's episodes, and a `summary` with 95 % intervals.
+
+    Raises:
+      ConfigError: the run is not finished, or cannot be read.
+    """
+    if task is not None:
+        _name(task)
+    directory, base = _directory(run, base)
+    with _shown(progress):
+        return evaluation.evaluate_run(directory, episodes, seed, physics, shift, base)[0]
+
+
+def compare(runs: Sequence[Run | str | Path], *, threshold: float = 0.9) -> comparing.Comparison:
+    """Compares runs of one task; runs that differ by seed only form a group.
+
+    Args:
+      runs: the runs, or their directories, finished or not.
+      threshold: success_once; the comparison says how long each group takes to reach it.
+
+    Returns:
+      A `Comparison`: groups with their figures and curves (interquartile means with 95 % bands).
+
+    Raises:
+      ConfigError: a directory is no run, is named twice or has no evaluation yet, or the runs are
+        of several tasks.
+    """
+    return comparing.compare([_directory(run)[0] for run in runs], threshold)
+
+
+def export(
+    run: Run | str | Path,
+    out: str | Path,
+    *,
+    episodes: int = 100,
+    seed: int = 50_000,
+    physics: str = "",
+    base: BasePolicy | None = None,
+    progress: bool = False,
+) -> SavedPolicy:
+    """Writes the refined policy of a finished run as files that need JAX but not pdjax.
+
+    Args:
+      run: the run, or its directory.
+      out: directory to write, new or empty.
+      episodes: episodes that set the limit of the fail-safe and try what was written.
+      seed: of these episodes.
+      physics: engine; "" = as in the run's config.
+      base: the base policy, if it exists in memory only and `run` is a directory.
+      progress: whether to show progress on stderr.
+
+    Raises:
+      ConfigError: the run is not finished, its base policy is called through the host, or the
+        directory cannot be written.
+    """
+    directory, base = _directory(run, base)
+    with _shown(progress):
+        summary = exporting.export_run(directory, Path(out), episodes, seed, physics, base)
+    return SavedPolicy(Path(out), summary)
+
+
+def _train(
+    config: Config,
+    directory: Path,
+    base: AnyBase | None,
+    on_epoch: Callable[[Epoch], None] | None,
+    memory_gib: float,
+    progress: bool,
+    resume: bool,
+) -> Run:
+    """Trains a run whose base policy may exist in memory only."""
+    watch = None if on_epoch is None else lambda epochs: on_epoch(epochs[0])
+    with tempfile.TemporaryDirectory() as folder, _shown(progress):
+        held = None
+        if isinstance(base, BasePolicy):
+            held = _hold(base, config.task.name, Path(folder) / "base_policy")
+            base = directory / "base_policy"
+        if base is not None:
+            config = _changed(config, {"base_policy": {"path": _path(base)}})
+        training.run(config, directory, resume, memory_gib, watch, held)
+    only_here = held.policy if held is not None and held.files is None else None
+    return load_run(directory, only_here)
+
+
+def _hold(base: BasePolicy, task: str, files: Path) -> training.InMemory:
+    """A policy in memory, with files that hold the same one if there can be any.
+
+    What the files hold is what trains, so that a resumed run goes on with the same program.
+    """
+    try:
+        export_policy(base, files, task)
+    except ConfigError:  # it computes through the host, or JAX cannot write it down
+        return training.InMemory(base)
+    about = registry.make_task(task)
+    return training.InMemory(load_base(BasePolicyConfig(str(files)), about), files)
+
+
+def _changed(config: Config, sections: dict[str, Any]) -> Config:
+    values = schema.merge(dataclasses.asdict(config), sections)
+    changed = schema.build(Config, values)
+    fields.validate(changed)
+    return changed
+
+
+def _name(task: AnyTask) -> str:
+    """The name under which a task is known, once it is."""
+    if isinstance(task, str):
+        return task
+    pdjax_envs.register(task)
+    return task.name
+
+
+def _path(base: SavedPolicy | Path | str) -> str:
+    return str(base.directory if isinstance(base, SavedPolicy) else base)
+
+
+def _directory(
+    run: Run | str | Path, base: BasePolicy | None = None
+) -> tuple[Path, BasePolicy | None]:
+    """A run's directory, and its base policy if that exists in memory only."""
+    if isinstance(run, Run):
+        return run.directory, base if base is not None else run.base
+    return Path(run), base
+
+
+def _shown(progress: bool) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if progress else terminal.quiet()
