@@ -73,7 +73,7 @@ class Trainer(NamedTuple):
     Attributes:
       init: (frozen, hyperparams, key) -> TrainState.
       train_epoch: (frozen, state) -> (state, metrics).
-      train_members: the same for several runs; leaves of states and metrics are (members, ...).
+      train_members: the same for several runs; leaves of state and metrics are (members, ...).
       draw_batch: (frozen, state, key) -> Batch in the form that the networks read.
       schedule: how an epoch is divided.
     """
@@ -152,16 +152,10 @@ def make_trainer(
     parts = _Parts(config, schedule, base.obs_dim, rollout, sac, replay, packing, mesh)
     # jit, so that `_learn_if_ready`, which first asks for its shapes, traces it only once
     learn = partial(_learn_if_ready, parts, jax.jit(partial(_learn, parts)))
-    in_turn = learn
-    if jax.default_backend() == "cpu":
-        # Members take turns here: on a CPU, XLA's products of stacked small matrices take half as
-        # long again as one product after another. A run alone does without this rule, because the
-        # check for keys that are used twice cannot see through it.
-        in_turn = jax.custom_batching.sequential_vmap(learn)
     return Trainer(
         init=partial(_init, parts),
         train_epoch=partial(_train_epoch, parts, learn),
-        train_members=jax.vmap(partial(_train_epoch, parts, in_turn), (None, 0)),
+        train_members=partial(_train_members, parts, learn),
         draw_batch=partial(_draw_batch, parts),
         schedule=schedule,
     )
@@ -210,6 +204,18 @@ def _train_epoch(
         "gradient_steps": state.sac.gradient_steps,
     }
     return state, metrics
+
+
+def _train_members(
+    parts: _Parts, learn: Callable[..., Any], frozen: Frozen, states: TrainState
+) -> tuple[TrainState, Metrics]:
+    """Plays and learns for one epoch of several runs; `learn` as in `_train_epoch`."""
+    if jax.default_backend() == "cpu":
+        # Members learn in turns here: on a CPU, XLA's products of stacked small matrices take half
+        # as long again as one product after another. A single run does without this rule, because
+        # JAX's check for keys that are used twice cannot see through it.
+        learn = jax.custom_batching.sequential_vmap(learn)
+    return jax.vmap(partial(_train_epoch, parts, learn), (None, 0))(frozen, states)
 
 
 def _collect(
