@@ -1,6 +1,6 @@
-"""Where results go: checks that nothing is overwritten, before any work is done, and writes.
+"""Where results go: checks before any work that nothing will be overwritten, and writes JSON.
 
-Kept apart from the runners so that every command treats its output the same way.
+Separate, so that every command treats its output the same way.
 """
 
 import json
@@ -13,10 +13,10 @@ from pdjax.config.schema import ConfigError
 
 
 def check_directory(directory: Path) -> None:
-    """Checks that a directory can be made and filled; makes nothing.
+    """Checks that a directory can be made and written to; makes nothing.
 
     Raises:
-      ConfigError: it exists and is not empty, or it cannot be written.
+      ConfigError: the directory exists and is not empty, or it cannot be written.
     """
     try:
         if directory.is_dir() and any(directory.iterdir()):
@@ -27,7 +27,7 @@ def check_directory(directory: Path) -> None:
 
 
 def new_directory(directory: Path) -> None:
-    """Makes a directory to write into, its parents included.
+    """Makes an empty directory, and its parents where they are missing.
 
     Raises:
       ConfigError: see `check_directory`.
@@ -42,8 +42,12 @@ def new_directory(directory: Path) -> None:
 def check_file(path: Path, endings: tuple[str, ...]) -> None:
     """Checks that a file can be written; writes nothing.
 
+    Args:
+      path: the file.
+      endings: the endings that its name may have, such as ".h5".
+
     Raises:
-      ConfigError: it exists, has another ending, or its folder cannot be written.
+      ConfigError: the file exists or has another ending, or its folder cannot be written.
     """
     if path.suffix not in endings:
         raise ConfigError(f"{path} must end in {' or '.join(endings)}; choose another --out")
@@ -56,7 +60,7 @@ def check_file(path: Path, endings: tuple[str, ...]) -> None:
 
 
 def _probe(directory: Path) -> None:
-    """Writes and removes an empty file where `directory` is, or in the nearest parent there is."""
+    """Writes and removes an empty file in `directory`, or in its nearest parent that exists."""
     nearest = next(
         folder for folder in (directory, *directory.absolute().parents) if folder.exists()
     )
@@ -81,7 +85,7 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """What strict JSON can hold: arrays as lists, numbers that are not finite as None."""
+    """Converts a value to what strict JSON can hold: arrays become lists, NaN and infinity None."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping):

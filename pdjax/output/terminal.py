@@ -1,7 +1,7 @@
-"""What a run shows and keeps as it goes on: progress line, JSONL, TensorBoard, lines, plain tables.
+"""What people see: lines, plain tables and a progress bar, all on stderr.
 
-Knows no algorithm, only names and numbers. Besides its own files, a run may be told to one of
-`trackers`.
+Knows no algorithm, only names and numbers. Nothing here decides what is recorded: see `records`.
+The only memory is `console`: where lines go, and whether they are shown at all.
 """
 
 import json
@@ -25,31 +25,49 @@ from rich.table import Table
 
 from pdjax.output.paths import plain
 
-PLAIN_EVERY = 15.0  # s between progress lines where the output is no terminal
+PLAIN_EVERY = 15.0  # s between progress lines where stderr is not a terminal
 
 console = Console(stderr=True, highlight=False)
 
 
 def mute() -> None:
-    """From here on this process shows and records nothing: of several, another one does."""
+    """Silences this process for good: of several processes, only the writer speaks to people."""
     console.quiet = True
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences everything for people within the block; records are written all the same.
+
+    Lines, tables and progress bars are dropped. Blocks may be nested. Afterwards this process
+    speaks as it did before.
+    """
+    before = console.quiet
+    console.quiet = True
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
 class ProgressBar:
-    """A bar with count, rate, remaining time and the caller's note; plain lines without a terminal.
+    """A bar with count, rate, remaining time and a note.
+
+    Where stderr is not a terminal, plain lines take its place; within `quiet`, nothing is shown.
 
     Args:
       label: what is being done.
-      total: units of work.
-      unit: their name, in the plural.
-      begin: units that were done before.
+      total: number of units of work.
+      unit: name of the units, in the plural.
+      begin: number of units that were finished before this bar.
     """
 
     def __init__(self, label: str, total: int, unit: str, begin: int = 0):
         self._label, self._total, self._unit, self._begin = label, total, unit, begin
         self._start, self._spoken = time.monotonic(), time.monotonic()
         self._bar: Progress | None = None
-        if console.is_terminal:
+        # A live bar would redirect sys.stdout and sys.stderr, even where nothing of it is shown.
+        if console.is_terminal and not console.quiet:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
@@ -65,7 +83,7 @@ class ProgressBar:
             self._task = self._bar.add_task(label, total=total, rate="", note="")
 
     def update(self, done: int, note: str = "") -> None:
-        """Shows that `done` units are finished."""
+        """Shows the number of finished units, and a note."""
         elapsed = max(time.monotonic() - self._start, 1e-6)
         rate = (done - self._begin) / elapsed
         shown = f"{rate:,.0f} {self._unit}/s" if rate >= 10 else f"{rate:.1f} {self._unit}/s"
@@ -80,14 +98,14 @@ class ProgressBar:
             )
 
     def close(self) -> None:
-        """Leaves the last state on the screen."""
+        """Ends the bar and leaves its last state on the screen."""
         if self._bar is not None:
             self._bar.stop()
 
 
 @contextmanager
 def progress(label: str, total: int, unit: str, begin: int = 0) -> Iterator[ProgressBar]:
-    """A `ProgressBar` that is closed however the block ends."""
+    """Yields a `ProgressBar` and closes it, however the block ends."""
     bar = ProgressBar(label, total, unit, begin)
     try:
         yield bar
@@ -96,13 +114,13 @@ def progress(label: str, total: int, unit: str, begin: int = 0) -> Iterator[Prog
 
 
 def say(text: str, style: str = "") -> None:
-    """Prints a line for people, on stderr."""
+    """Prints a line for people to stderr."""
     console.print(text, style=style, soft_wrap=True, markup=False)
 
 
 @contextmanager
 def into(path: Path) -> Iterator[None]:
-    """Within: what is for people goes to the end of a file instead of the screen."""
+    """Appends everything for people to a file within the block, instead of showing it."""
     before = console.file
     with path.open("a", buffering=1) as file:
         console.file = file
@@ -113,30 +131,28 @@ def into(path: Path) -> Iterator[None]:
 
 
 def emit_json(values: Mapping[str, Any]) -> None:
-    """Prints one JSON object as the last line of stdout."""
-    if console.quiet:
-        return
+    """Prints one JSON object as a line of stdout. This is for programs: `quiet` does not apply."""
     sys.stdout.write(json.dumps(plain(values)) + "\n")
     sys.stdout.flush()
 
 
 def say_unsaved(problem: str) -> None:
-    """Prints why a checkpoint could not be written, unless the problem is ""."""
+    """Prints why a checkpoint could not be written; prints nothing where `problem` is ""."""
     if problem:
         say(
-            f"a checkpoint could not be written ({problem}); training goes on, the one before is"
-            " kept"
+            f"a checkpoint could not be written ({problem}); training continues, and the checkpoint"
+            " before it is kept"
         )
 
 
 def show_table(title: str, header: list[str], rows: list[list[str]], text: str = "") -> None:
-    """Prints a small table for people, on stderr: a name first, then numbers, and `text` last.
+    """Prints a small table for people to stderr: names first, then numbers, then prose if any.
 
     Args:
-      title: above it.
+      title: line above the table.
       header: names of the columns.
       rows: cells as text.
-      text: name of a last column that is prose, broken where the terminal ends; "" for none.
+      text: name of a last column of prose, which is wrapped to the terminal; "" = no such column.
     """
     table = Table(title=title, title_justify="left", title_style="bold")
     for name in header:
@@ -150,7 +166,13 @@ def show_table(title: str, header: list[str], rows: list[list[str]], text: str =
 
 
 def show_parts(title: str, parts: Sequence[tuple[str, int]], meanings: Mapping[str, str]) -> None:
-    """Prints which numbers of a vector are what."""
+    """Prints what the numbers of a vector mean.
+
+    Args:
+      title: line above the table.
+      parts: name and size of each part of the vector, in order.
+      meanings: name of a part -> what it means; empty = no such column.
+    """
     rows, begin = [], 0
     for name, size in parts:
         span = str(begin) if size == 1 else f"{begin} - {begin + size - 1}"

@@ -1,6 +1,6 @@
-"""This file is not pure: it records demonstrations and trains base policies from them.
+"""Not pure: trains base policies on demonstrations and writes their directories.
 
-The first half of the program's job; the second, refining a base policy, is `runner`.
+This is the first half of the program's job; `training.run` refines a base policy, the second half.
 """
 
 import json
@@ -38,25 +38,30 @@ def train_base_policy(
 ) -> dict[str, Any]:
     """Trains a base policy on a demonstration file and writes its directory.
 
-    Beside the policy (`imitation.save`) the directory gets `imitation.jsonl` and
-    `learning_curve.png` and `result.json`; with `config.eval_every` also `last/`, the last
-    parameters, where the policy itself is the best by success in the simulator, and until it is
-    finished `training/`.
+    The directory gets the policy (`imitation.save`), `imitation.jsonl`, `learning_curve.png` and
+    `result.json`. With `config.eval_every` the policy is the best by success in the simulator; then
+    the directory also gets `last/`, the last parameters, and `training/` until it is finished.
 
     Args:
-      demos: the file.
-      task: its task.
-      out: directory, new or empty; or of the training to resume.
+      demos: file of demonstrations.
+      task: name of their task.
+      out: directory, new or empty; or that of the training to resume.
       config: policy and training.
-      eval_episodes: to evaluate the finished policy on; others than those that choose the best.
+      eval_episodes: number of episodes to evaluate the finished policy on; they are not those that
+        choose the best policy.
       physics: engine of all evaluations.
-      resume: go on with the training in `out`; begin where there is none yet, and return its
-        result where it is finished.
+      resume: go on with the training in `out`; begin if there is none yet, and return its result if
+        it is finished.
+
+    Returns:
+      What `result.json` holds.
 
     Raises:
       ConfigError: the directory is not empty or cannot be written, a number is out of range, or
-        what was begun there had other settings.
-      demonstrations.DataError: the demonstrations cannot be used.
+        the training in it was begun with other settings.
+      checkpoint.CheckpointError: the training in it has checkpoints, but none can be read; nothing
+        was changed.
+      store.DataError: the demonstrations cannot be used.
       registry.UnknownName: no such task.
     """
     config.validate()
@@ -100,7 +105,7 @@ def train_base_policy(
 def _train(
     env: Env, episodes: imitation.Episodes, config: ImitationConfig, out: Path
 ) -> tuple[BasePolicy, BasePolicy]:
-    """Trains to the end, evaluating and saving on the way; returns the best and the last policy."""
+    """Trains to the end, evaluates and saves on the way; returns the best and the last policy."""
     trainer = imitation.make_trainer(episodes, config)
     state = trainer.init()
     policy = trainer.make_policy(state)
@@ -108,10 +113,10 @@ def _train(
     kept, done = imitation_directory.Kept(state, policy.params, np.float32(-1)), 0
     saved = imitation_directory.checkpoints(out) if config.eval_every else None
     if saved is not None:
-        step, kept, problems = saved.restore(kept)
-        done = max(step, 0)
-        for problem in problems:
-            terminal.say(f"{problem} - going on from an earlier one")
+        found = saved.restore(kept)
+        kept, done = found.tree, max(found.step, 0)
+        for line in saved.set_aside(found.step, found.unreadable):
+            terminal.say(f"{line}; going on from step {done:,}")
     curve = out / "imitation.jsonl"
     records.drop_records(curve, "step", done)
     with (
@@ -119,18 +124,16 @@ def _train(
         terminal.progress("imitating", config.steps, "steps") as bar,
     ):
         while done < config.steps and not 0 < config.stop_at <= kept.success:
-            begin, done = done, min(done + trainer.block, config.steps)
-            state, record = trainer.advance(kept.state)
+            begin, done = done, _next_stop(done, trainer.block, config)
+            state, record = trainer.advance(kept.state, done - begin)
             kept = kept._replace(state=state)
-            due = config.eval_every and (
-                done // config.eval_every > begin // config.eval_every or done == config.steps
-            )
+            due = config.eval_every and (done % config.eval_every == 0 or done == config.steps)
             if due:
                 params = trainer.make_policy(state).params
                 won = play(INTERIM_SEED, config.interim_episodes, base_params=params)
                 success = np.float32(won.success_once.mean())
                 record["success_once"] = float(success)
-                if success >= kept.success:  # of equals the longer trained
+                if success >= kept.success:  # among equals the one that was trained longer
                     kept = kept._replace(best=params, success=success)
             records.add_record(curve, {"step": done, **record})
             if due and saved is not None:
@@ -140,6 +143,14 @@ def _train(
     if not config.eval_every:
         return last, last
     return last._replace(params=kept.best), last
+
+
+def _next_stop(done: int, block: int, config: ImitationConfig) -> int:
+    """The step after a block, or before: evaluations and the end come at exactly their steps."""
+    stop = min(done + block, config.steps)
+    if not config.eval_every:
+        return stop
+    return min(stop, (done // config.eval_every + 1) * config.eval_every)
 
 
 def _note(record: dict[str, float]) -> str:

@@ -1,10 +1,12 @@
-"""A base policy's training on disk while it runs: so that it can be resumed, and is finished whole.
+"""A base policy's directory while it is trained, so that training can be resumed.
 
-Kept apart from the training because only this touches the directory. Until the policy is finished
-its directory holds `training/`: what is trained (`config.json`) and the state at the latest
-evaluation (`checkpoints/`). `policy.json` comes last.
+Separate from the training, because only this file touches the directory. Until the policy is
+finished, its directory holds `training/`: what is trained (`config.json`) and the states at the
+latest evaluations (`checkpoints/`). `policy.json` is written last, so a directory that has it is
+complete.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -27,9 +29,9 @@ class Kept(NamedTuple):
     """What a resumed training needs to equal one that never stopped.
 
     Attributes:
-      state: of the training.
+      state: training state.
       best: parameters of the best policy so far.
-      success: () float32, its success_once; -1 before any.
+      success: () float32, its success_once; -1 before the first evaluation.
     """
 
     state: imitation.ImitationState
@@ -38,32 +40,32 @@ class Kept(NamedTuple):
 
 
 def describe(config: ImitationConfig, task: str, episodes: imitation.Episodes) -> dict[str, Any]:
-    """What must be the same when a training is resumed."""
+    """Describes a training: everything that must be the same when it is resumed."""
     digest = hashlib.sha256()
     for obs, actions in episodes:
         digest.update(np.ascontiguousarray(obs).tobytes())
         digest.update(np.ascontiguousarray(actions).tobytes())
     described = {"task": task, "demonstrations": digest.hexdigest(), **dataclasses.asdict(config)}
-    return json.loads(json.dumps(described))  # as it will be read back
+    return json.loads(json.dumps(described))  # as `_holds` reads it back
 
 
 def start(directory: Path, description: Mapping[str, Any]) -> None:
-    """Notes what is trained."""
+    """Writes what is trained, as `describe` returns it."""
     folder = directory / "training"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n")
 
 
 def checkpoints(directory: Path) -> Checkpoints:
-    """Where the state at the latest evaluation is kept."""
-    return Checkpoints(directory / "training" / "checkpoints", keep=1)
+    """Returns the checkpoints of a training: two, so that one may be damaged."""
+    return Checkpoints(directory / "training" / "checkpoints", keep=2)
 
 
 def is_begun(directory: Path, description: Mapping[str, Any]) -> bool:
     """Whether a directory holds this training, not yet finished.
 
     Raises:
-      ConfigError: it holds a training with other settings.
+      ConfigError: the directory holds a training with other settings.
     """
     return _holds(directory, directory / "training" / "config.json", description)
 
@@ -72,7 +74,7 @@ def is_finished(directory: Path, config: ImitationConfig, task: str) -> bool:
     """Whether a directory holds the result of this training; demonstrations are not compared.
 
     Raises:
-      ConfigError: it holds that of a training with other settings.
+      ConfigError: the directory holds the result of a training with other settings.
     """
     if not (directory / "result.json").is_file():
         return False
@@ -89,12 +91,14 @@ def _holds(directory: Path, path: Path, description: Mapping[str, Any]) -> bool:
         return False
     difference = _difference(started, description)
     if difference:
-        raise ConfigError(f"cannot resume {directory}: {difference}; give what it was begun with")
+        raise ConfigError(
+            f"cannot resume {directory}: {difference}; give the settings that it was begun with"
+        )
     return True
 
 
 def _difference(started: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> str:
-    """The first value that differs, in words; \"\" where none does."""
+    """Describes the first value that differs; \"\" if none does."""
     for name, value in wanted.items():
         before = started.get(name)
         if isinstance(value, Mapping) and isinstance(before, Mapping):
@@ -103,7 +107,7 @@ def _difference(started: Mapping[str, Any], wanted: Mapping[str, Any], prefix: s
                 return inner
         elif before != value:
             if name == "demonstrations":
-                return "the demonstrations are others"
+                return "the demonstrations are not the same"
             return f"{prefix}{name} was {before!r} and is {value!r}"
     return ""
 
@@ -111,10 +115,23 @@ def _difference(started: Mapping[str, Any], wanted: Mapping[str, Any], prefix: s
 def finish(
     directory: Path, best: BasePolicy, last: BasePolicy | None, config: ImitationConfig, task: str
 ) -> None:
-    """Writes the policy, and the last parameters where they may be others; removes `training/`."""
-    for name in ("params", "last"):  # left by a process that ended right here
+    """Writes the finished policy and removes `training/`, but no checkpoint that was set aside.
+
+    Args:
+      directory: of the policy.
+      best: the policy.
+      last: policy with the last parameters, if they may differ from the best ones.
+      config: policy and training.
+      task: name of its task.
+    """
+    for name in ("params", "last"):  # left by a process that was killed right here
         shutil.rmtree(directory / name, ignore_errors=True)
     if last is not None:
         checkpoint.save(directory / "last", last.params)
     imitation.save(directory, best, config, task)
-    shutil.rmtree(directory / "training", ignore_errors=True)
+    training = directory / "training"
+    checkpoint.remove(training / "checkpoints")
+    (training / "config.json").unlink(missing_ok=True)
+    for folder in (training / "checkpoints", training):
+        with contextlib.suppress(OSError):  # something was set aside there, or was never made
+            folder.rmdir()

@@ -1,24 +1,25 @@
-"""Watches a run: what a run's numbers mean, and what to do about it. Pure decisions, no effects.
+"""Watches a run: decides what its numbers mean and what to do about them. Pure, no effects.
 
-Each rule looks at numbers that training has anyway and gives a `Verdict`; `loop` carries it out and
-writes it to `audit.jsonl` with the numbers that caused it. From mild to severe:
+Each rule looks at numbers that training computes anyway, and returns a `Verdict`. `run_in_progress`
+carries it out and writes it to `audit.jsonl`, with the numbers that caused it. The actions, from
+mild to severe:
 
-- note: only written down;
-- shrink: the residual is let in half as often while exploring;
-- roll_back: back to the state that evaluated best, with half the step sizes and other random
-  numbers; after `max_rollbacks` of them the run stops;
-- stop: training ends, and the best residual policy is evaluated and kept.
+- note: only record the verdict;
+- shrink: halve how often the residual acts while exploring;
+- roll_back: go back to the state with the best interim evaluation, halve the step sizes and draw
+  other random numbers; after `max_rollbacks` rollbacks, stop instead;
+- stop: end the training, then evaluate and keep the best residual policy.
 
-| rule | looks at | does |
+| rule | looks at | action |
 |---|---|---|
 | non_finite | any metric of an epoch | roll_back |
-| exploding_q | the critics' mean value, against what rewards and entropy allow | roll_back |
+| exploding_q | mean value of the critics, against what rewards and entropy allow | roll_back |
 | below_base | paired interim episodes: worse than the base policy, with confidence | shrink |
-| saturation | share of residual numbers at their bounds in evaluation | note |
+| saturation | share of residual actions at their bounds in an evaluation | note |
 | anomalies | control steps with a joint too fast or far beyond its limit, or NaN | shrink |
-| drift | share of observations that the base policy's data never came near | shrink |
-| hopeless_base | no success of the base policy before, and none since in training | stop |
-| perfect_base | the base policy never fails before training | stop |
+| drift | share of observations far from all of the base policy's data | shrink |
+| hopeless_base | no success of the base policy before training, and none since | stop |
+| perfect_base | no failure of the base policy before training | stop |
 """
 
 import math
@@ -35,9 +36,9 @@ class Verdict(NamedTuple):
     """What a rule found.
 
     Attributes:
-      rule: its name.
+      rule: name of the rule.
       action: what to do.
-      numbers: that caused it.
+      numbers: the numbers that caused it, by name.
     """
 
     rule: str
@@ -46,7 +47,13 @@ class Verdict(NamedTuple):
 
 
 def check_base(config: GuardConfig, successes: int, episodes: int) -> list[Verdict]:
-    """Before training: whether there is anything to refine."""
+    """Judges the base policy before training: whether there is anything to refine.
+
+    Args:
+      config: thresholds.
+      successes: its successes on the interim episodes.
+      episodes: number of these episodes.
+    """
     del config
     if successes < episodes:
         return []
@@ -56,13 +63,13 @@ def check_base(config: GuardConfig, successes: int, episodes: int) -> list[Verdi
 def check_epoch(
     config: GuardConfig, metrics: Mapping[str, float], return_limit: float, first_drift: float
 ) -> list[Verdict]:
-    """After an epoch.
+    """Judges an epoch.
 
     Args:
       config: thresholds.
-      metrics: of the epoch.
-      return_limit: the largest |return| that rewards, and entropy where critics count it, allow;
-        infinite where it is not known.
+      metrics: metrics of the epoch.
+      return_limit: largest |return| that the rewards allow, with entropy where the critics count
+        it; infinite if it is not known.
       first_drift: `drift` of the run's first epoch.
     """
     broken = {name: value for name, value in metrics.items() if not math.isfinite(value)}
@@ -85,13 +92,13 @@ def check_epoch(
 def check_evaluation(
     config: GuardConfig, gain: float, gain_ci: tuple[float, float], saturation: float
 ) -> list[Verdict]:
-    """After an interim evaluation on the episodes that the base policy played before training.
+    """Judges an interim evaluation, on the episodes that the base policy played before training.
 
     Args:
       config: thresholds.
-      gain: refined - base success_once.
+      gain: success_once of the refined policy minus that of the base policy.
       gain_ci: its 95 % interval.
-      saturation: share of residual numbers beyond 0.95.
+      saturation: share of residual actions beyond 0.95.
     """
     found = []
     if gain_ci[1] < -config.below_base_margin:
@@ -106,13 +113,13 @@ def check_evaluation(
 def check_hope(
     config: GuardConfig, base_successes: int, train_successes: float, decisions: int
 ) -> list[Verdict]:
-    """Whether a base policy without any success has led to one since.
+    """Judges whether a base policy without any success has led to a success since.
 
     Args:
       config: thresholds.
-      base_successes: of the base policy before training.
+      base_successes: successes of the base policy before training.
       train_successes: episodes that succeeded in training so far.
-      decisions: of training so far.
+      decisions: decisions of training so far.
     """
     if base_successes or train_successes or decisions < config.hopeless_decisions:
         return []
@@ -120,25 +127,31 @@ def check_hope(
 
 
 def worst(verdicts: list[Verdict]) -> Action:
-    """The most severe action; `note` where there is none."""
+    """Returns the most severe action; `note` without verdicts."""
     return ACTIONS[max((ACTIONS.index(verdict.action) for verdict in verdicts), default=0)]
 
 
 def largest_return(gamma: float, reward_offset: float) -> float:
-    """The largest |return| where reward is 1 at success, else 0, and an episode ends there.
+    """Returns the largest |return| if the reward is 1 at success, 0 before, and success ends it.
 
-    Per decision the reward is offset or 1 + offset; the sum of discounts is 1 / (1 - gamma).
+    The reward of a decision is offset or 1 + offset; the discounts sum up to 1 / (1 - gamma).
+
+    Args:
+      gamma: discount per decision.
+      reward_offset: number added to the reward of each decision.
     """
     steady = abs(reward_offset) / (1 - gamma) if gamma < 1 else math.inf
     return max(1.0, steady if reward_offset else 1.0)
 
 
 def largest_bonus(metrics: Mapping[str, float], target_entropy: float, gamma: float) -> float:
-    """The largest |sum| that entropy adds to soft returns: temperature * entropy, each decision.
+    """Returns the largest |sum| that entropy adds to soft returns.
+
+    Each decision adds temperature * entropy.
 
     Args:
-      metrics: of an epoch.
-      target_entropy: nats, what the policy is steered to; what it has may be more.
+      metrics: metrics of an epoch.
+      target_entropy: nats; the entropy that training steers to, where the policy's own may be more.
       gamma: discount per decision.
     """
     entropy = max(abs(metrics["entropy"]), abs(target_entropy))

@@ -1,8 +1,8 @@
-"""This file is not pure: it drives runs from epoch to epoch, so that nothing of them is ever lost.
+"""Not pure: drives runs from epoch to epoch, so that nothing of them is ever lost.
 
-One run, or the members of one program: between two jitted epochs metrics are read, once, interim
-evaluations are played, each run judges its own (`refinement`), and a wish to stop is obeyed. Knows
-the training state as a whole only: what it trains is `train`'s matter.
+It drives one run, or the members of one program. Between two jitted epochs it reads the metrics
+once, plays interim evaluations, lets each run judge its own results (`run_in_progress`), and stops
+on request. It knows the training state only as a whole; `epoch` knows what is in it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,9 @@ import jax
 import numpy as np
 
 from pdjax.config.fields import EvalConfig
-from pdjax.output import records, terminal
+from pdjax.config.seeds import shift_seed
+from pdjax.output import provenance, records, terminal
+from pdjax.output.checkpoint import CheckpointError
 from pdjax.rollout.evaluate import Evaluation
 from pdjax.rollout.playing import no_residual
 from pdjax.training.members import Stack, lost
@@ -46,20 +48,22 @@ def refine(
 ) -> list[Progress]:
     """Trains to the end, from the newest checkpoints in the directories if there are any.
 
-    A run that is stopped and resumed, by whatever means, ends with the same numbers as one that is
-    not: whatever was trained after the checkpoint is trained again, and its records are dropped.
+    A run that was stopped in any way and then resumed ends with the same numbers as one that was
+    never stopped: everything after the checkpoint is trained again, and its records are dropped.
 
     Args:
       members: a single run, or several that one program advances together (`members.check`).
-      steps: what to call.
-      on_epoch: called after each epoch with what every run that trains did in it.
+      steps: the functions to call.
+      on_epoch: called after each epoch with the results of every run that still trains.
 
     Returns:
-      The last progress of each; without interim evaluations the last actor is the best. A member
-      that ended before others has no replay and no environments any more.
+      The last progress of each member; without interim evaluations the last actor is the best. A
+      member that ended before others has no replay and no environments any more.
 
     Raises:
       Stopped: SIGINT or SIGTERM came; the state after the epoch is saved.
+      checkpoint.CheckpointError: a member has checkpoints, but none that it can go on from; nothing
+        on disk was changed. Or the guard rolls back, and the best state cannot be read.
     """
     config = members[0].config
     total, every = config.train.total_decisions, config.checkpoint.every
@@ -75,9 +79,10 @@ def refine(
         terminal.progress("refining", total, "decisions", done) as bar,
     ):
         bar.update(done, "compiling")
+        made_by = provenance.describe()
         for run in runs:
             files.callback(run.close)
-            run.begin(files.enter_context(records.MetricsLog(run.directory, run.done)))
+            run.begin(files.enter_context(records.MetricsLog(run.directory, run.done)), made_by)
         base = _play_base(runs, steps)
         for run in runs:
             run.meet(base)
@@ -120,9 +125,16 @@ def _describe(
 
 
 def _resume(runs: Sequence[Refinement]) -> int:
-    """Brings all runs to the newest point that is on disk of every one; returns its decisions.
+    """Brings all runs to the newest point that each of them can go on from.
 
-    Those that had stopped before stay where they ended.
+    Runs that had stopped before stay where they ended. Nothing on disk changes until every run has
+    been read.
+
+    Returns:
+      The decisions at that point.
+
+    Raises:
+      checkpoint.CheckpointError: a run has checkpoints, but none that it can go on from.
     """
     for run in runs:
         run.resume()
@@ -131,15 +143,30 @@ def _resume(runs: Sequence[Refinement]) -> int:
         common = min(run.done for run in training)
         for run in training:
             if run.done > common:
-                run.resume(common)
+                _go_back(run, common)
+    for run in runs:
+        run.settle()
     done = max(run.done for run in training)
     if done:
         terminal.say(f"resumed after {done:,} decisions")
     return done
 
 
+def _go_back(run: Refinement, common: int) -> None:
+    """Brings a run back to the decisions that another member goes on from."""
+    if not common:  # the other member was killed before its first checkpoint
+        run.start_anew()
+        return
+    try:
+        run.resume(common)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"another member goes on from {common:,} decisions: {error}"
+        ) from None
+
+
 def _play_base(runs: Sequence[Refinement], steps: Steps) -> Evaluation | None:
-    """The base policy on the interim episodes, which are the same for all; None without any."""
+    """Plays the base policy on the interim episodes, which all members share; None without any."""
     evaluation = runs[0].config.eval
     if not evaluation.interim_episodes:
         return None
@@ -148,7 +175,7 @@ def _play_base(runs: Sequence[Refinement], steps: Steps) -> Evaluation | None:
 
 
 def _play_all(training: Sequence[Refinement], stack: Stack, steps: Steps) -> dict[int, Evaluation]:
-    """An interim evaluation of each member, where it is time; else none."""
+    """Plays an interim evaluation of each member if one is due; returns an empty dict if not."""
     if not training[0].is_evaluation_due:
         return {}
     evaluation, state = training[0].config.eval, stack.state
@@ -160,11 +187,11 @@ def _play_all(training: Sequence[Refinement], stack: Stack, steps: Steps) -> dic
 
 
 def _interim_seed(evaluation: EvalConfig) -> int:
-    return evaluation.seed + INTERIM_SEED_OFFSET
+    return shift_seed(evaluation.seed, INTERIM_SEED_OFFSET)
 
 
 def _note(training: Sequence[Refinement], metrics: Mapping[int, Any], count: int) -> str:
-    """What the progress line says of an epoch, of all members that train."""
+    """Describes an epoch for the progress line, over all members that train."""
     found = [metrics[run.index] for run in training]
     exploring = np.mean([one["train_success"] for one in found])
     overflows, bad = (sum(one[name] for one in found) for name in ("overflows", "bad_actions"))
@@ -172,7 +199,7 @@ def _note(training: Sequence[Refinement], metrics: Mapping[int, Any], count: int
     score = np.mean([run.score for run in training])
     words += [] if np.isnan(score) else [f"evaluated {score:.0%}"]
     words += [f"exploring {exploring:.0%}"]
-    # what must not go unseen
+    # these must not go unnoticed
     words += [f"{overflows:,.0f} control steps overflowed the engine's buffers!"] * bool(overflows)
     words += [f"{bad:,.0f} control steps had a bad base action!"] * bool(bad)
     return ", ".join(words)

@@ -1,8 +1,8 @@
-"""Members: runs that differ in numbers only, advanced together by one program.
+"""Members: runs that differ only in numbers, advanced together by one program.
 
-Their training states are stacked, leaves (members, ...), and `jax.vmap` makes one program of them.
-In everything else each member is a run of its own, with its own directory. Knows configs and
-stacks, not how a run is driven.
+Their training states are stacked, with leaves (members, ...), and `jax.vmap` makes one program for
+all of them. Otherwise each member is a run of its own, with its own directory. This file knows
+configs and stacks, but not how a run is driven.
 """
 
 from collections.abc import Sequence
@@ -21,15 +21,15 @@ from pdjax.types import Array
 
 
 class Stack:
-    """The training states of the members that still train; of a single run as it is, unstacked.
+    """The training states of the members that still train; that of a single run is not stacked.
 
     Args:
-      states: by member; taken over: their arrays are gone afterwards.
-      count: of all members, trained or not.
+      states: member -> training state; their arrays are deleted.
+      count: number of all members, including those that no longer train.
 
     Attributes:
-      state: leaves (members, ...); of a single run without that axis.
-      members: which member each row is of.
+      state: leaves (members, ...); without that axis for a single run.
+      members: the member that each row belongs to.
     """
 
     def __init__(self, states: dict[int, TrainState], count: int):
@@ -38,20 +38,24 @@ class Stack:
         self.state: Any = found[0] if self._is_single and found else _stack(found)
 
     def take(self, member: int) -> TrainState:
-        """One member's state: a copy, but for a single run."""
+        """Returns the state of one member: a copy, unless there is only one."""
         if self._is_single:
             return self.state
         return _rows(self.state, self.members.index(member))
 
     def put(self, member: int, state: TrainState) -> None:
-        """Replaces one member's state."""
+        """Replaces the state of one member."""
         if self._is_single:
             self.state = state
         else:
             self.state = _with_row(self.state, self.members.index(member), state)
 
     def rows(self, values: Any) -> dict[int, Any]:
-        """Results of a program over the stack, leaves (members, ...) on the host, by member."""
+        """Splits results of a program over the stack by member.
+
+        Args:
+          values: leaves (members, ...), on the host.
+        """
         if self._is_single:
             return {0: values}
         return {
@@ -60,9 +64,12 @@ class Stack:
         }
 
     def keep(self, members: Sequence[int]) -> None:
-        """Drops all other members' rows once they are half of the stack or more.
+        """Drops the rows of all other members once they are half of the stack or more.
 
-        Before that they go on without effect: a smaller stack is another program to compile.
+        Until then they train on without effect: a smaller stack is another program to compile.
+
+        Args:
+          members: those that still train.
         """
         if self._is_single or 2 * len(members) > len(self.members):
             return
@@ -72,33 +79,33 @@ class Stack:
 
 
 def check(members: Sequence[Config]) -> None:
-    """Checks that members differ, and only in what one program can hold.
+    """Checks that members differ, and only in numbers that one program can hold.
 
     Raises:
-      ConfigError: the first that cannot be.
+      ConfigError: two members are the same run, or differ in something else.
     """
     for number, member in enumerate(members):
         for name, (first, own) in configs.differences(members[0], member).items():
             if name not in SWEEPABLE:
                 raise ConfigError(
                     f"members differ in {name} ({first!r} and {own!r}), which is another program;"
-                    f" they may differ in {', '.join(SWEEPABLE)}; train others one by one"
+                    f" they may differ in {', '.join(SWEEPABLE)}; train such runs one by one"
                 )
             if name in SWITCHES and bool(first) != bool(own):
                 raise ConfigError(
                     f"members differ in whether {name} is 0 ({first!r} and {own!r}), which is"
-                    " another program; give each a value above 0, or none"
+                    " another program; give every member a value above 0, or none of them"
                 )
         for other in range(number):
             if members[other] == member:
                 raise ConfigError(
                     f"members {other} and {number} are the same run; change a value"
-                    " of either, such as its seed"
+                    " of one of them, such as its seed"
                 )
 
 
 def varied(members: Sequence[Config]) -> list[dict[str, Any]]:
-    """What each member sets that not all agree in: dotted key -> value."""
+    """Returns the values in which members differ, for each member: dotted key -> value."""
     names = [name for member in members for name in configs.differences(members[0], member)]
     values = [configs.flat(member) for member in members]
     return [{name: own[name] for name in dict.fromkeys(names)} for own in values]
@@ -107,16 +114,16 @@ def varied(members: Sequence[Config]) -> list[dict[str, Any]]:
 def lost(
     halve_at: Sequence[int], done: int, count: int, results: dict[int, Evaluation]
 ) -> set[int]:
-    """Members that end at an evaluation: the worse ones, beyond what the halvings so far leave.
+    """Returns the members that end at an evaluation: the worst ones, so that enough are halved.
 
     Args:
-      halve_at: decisions at which the half is left of the members that there were.
+      halve_at: decisions at which half of the members end.
       done: decisions so far.
-      count: of all members.
-      results: interim evaluations of those that train.
+      count: number of all members.
+      results: interim evaluations of the members that still train.
 
     Returns:
-      The members with the fewest successes, and of equals those that took longer to succeed.
+      The members with the fewest successes; among equals, those that took longer to succeed.
     """
     halvings = sum(done >= at for at in halve_at)
     left = -(-count // 2**halvings)
@@ -133,7 +140,7 @@ def lost(
 
 
 def _stack(states: list[TrainState]) -> Any:
-    """Stacks leaf by leaf, so that no more than one leaf is ever there twice."""
+    """Stacks leaf by leaf, so that only one leaf is in memory twice at any time."""
     if not states:
         return None
     columns = [jax.tree.leaves(state) for state in states]
@@ -148,7 +155,7 @@ def _stack(states: list[TrainState]) -> Any:
 
 @jax.jit
 def _rows(stack: TrainState, rows: Array | int) -> TrainState:
-    """One row, or a stack of several."""
+    """Returns one row, or a stack of several."""
     return jax.tree.map(lambda leaf: leaf[rows], stack)
 
 

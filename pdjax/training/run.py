@@ -22,7 +22,7 @@ from pdjax.base_policies import load
 from pdjax.config import files as configs
 from pdjax.config.fields import Config, ConfigError
 from pdjax.devices import processes
-from pdjax.output import checkpoint, plots, provenance, records, terminal
+from pdjax.output import checkpoint, plots, records, terminal
 from pdjax.output.paths import check_directory, new_directory, write_json, write_result
 from pdjax.rollout.paired import EPISODES, Paired, play_paired, save_paired
 from pdjax.training import memory_plan
@@ -159,9 +159,6 @@ def _run(
     for member in new:
         processes.by_writer(partial(_begin, *member, path))
         processes.agree(partial(_check_shared, member.directory))
-    made_by = provenance.describe()
-    for member in members:
-        records.add_record(member.directory / "starts.jsonl", made_by)
     if base or load.is_foreign(Path(config.base_policy.path)):
         num_envs = config.train.num_envs
         way, microseconds = load.cost(built.base, num_envs)

@@ -1,7 +1,7 @@
-"""This file is not pure: one run on its way: where it is, what it decides, what it writes.
+"""Not pure: one run while it trains, with its progress, its decisions and its files.
 
-Interim evaluations choose the actor to keep; the guard judges; everything that the next epoch
-depends on is saved. Who calls it, and whether the run trains alone, is `loop`'s matter.
+Interim evaluations choose the actor to keep, the guard judges each epoch, and everything that the
+next epoch depends on is saved. `loop` calls this, and knows whether the run trains alone.
 """
 
 import math
@@ -26,19 +26,19 @@ from pdjax.types import Metrics, Params
 
 
 class Progress(NamedTuple):
-    """Where a run is after an epoch: all that the next one depends on, so all that is saved.
+    """A run after an epoch: everything that the next epoch depends on, so everything saved.
 
     Attributes:
-      state: of the training, on the devices; the rest is on the host.
-      best_actor: parameters of the residual policy that evaluated best so far. At first all zero,
-        which is no residual at all: the base policy, bit for bit.
+      state: training state, on the devices; the rest is on the host.
+      best_actor: parameters of the residual policy with the best interim evaluation so far. At
+        first all zero, which is no residual at all: the base policy, bit for bit.
       best_score: () float32, its success_once on the interim episodes; at first the base policy's.
-      first_drift: () float32, `drift` of the first epoch; -1 before it.
-      train_successes: () float32, episodes that succeeded while exploring.
-      since_eval: () int32, decisions since the last evaluation.
+      first_drift: () float32, `drift` of the first epoch; -1 before that.
+      train_successes: () float32, number of episodes that succeeded while exploring.
+      since_eval: () int32, decisions since the last interim evaluation.
       since_save: () int32, decisions since the last checkpoint.
-      rollbacks: () int32, times that the guard rolled back.
-      stopped: () bool, the guard ended the training.
+      rollbacks: () int32, how many times the guard has rolled back.
+      stopped: () bool, whether the guard has ended the training.
     """
 
     state: TrainState
@@ -53,15 +53,15 @@ class Progress(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """What the loop calls.
+    """The functions that the loop calls.
 
     Attributes:
-      init: member -> TrainState.
-      like: shapes of such a state and, where it matters, where its arrays live.
-      train_epoch: TrainState -> (TrainState, Metrics); the argument is donated. Of several members
-        all leaves are (members, ...).
+      init: index of a member -> TrainState.
+      like: shapes and dtypes of a TrainState and, where it matters, the placement of its arrays.
+      train_epoch: TrainState -> (TrainState, Metrics); the argument is donated. With several
+        members all leaves are (members, ...).
       play: plays whole episodes, see `playing.make_play`.
-      play_all: the same for several members, leaves (members, ...), all on the same episodes.
+      play_all: the same for several members at once, on the same episodes; leaves (members, ...).
     """
 
     init: Callable[[int], TrainState]
@@ -72,20 +72,29 @@ class Steps(NamedTuple):
 
 
 class Member(NamedTuple):
-    """One run: its config and its directory, which gets `metrics.jsonl`, `audit.jsonl`, `tb/`, and
-    `checkpoints/` and `best/` to go on from."""
+    """One run: its config and its directory.
+
+    The directory gets `starts.jsonl`, `metrics.jsonl`, `audit.jsonl` and `tb/`, and to go on from
+    `checkpoints/` and `best/`, the training state with the best interim evaluation.
+    """
 
     config: Config
     directory: Path
 
 
 class Refinement:
-    """One run: its progress, its files, and what is computed once for it.
+    """One run while it trains: its progress and its files.
+
+    Args:
+      member: config and directory.
+      steps: the functions to call.
+      index: number of the member among those of one program.
+      label: start of its lines for people; "" for a run that trains alone.
 
     Attributes:
-      progress: where it is; without a state while that is in the stack.
+      progress: what the next epoch depends on; its state is None while `Stack` holds the state.
       done: decisions so far.
-      score: the latest interim evaluation's; nan before any.
+      score: success_once of the latest interim evaluation; nan before the first.
     """
 
     progress: Progress
@@ -98,24 +107,56 @@ class Refinement:
         self._base: Evaluation | None = None
         self._newest = Checkpoints(self.directory / "checkpoints", self.config.checkpoint.keep)
         self._best = Checkpoints(self.directory / "best", keep=1)
+        self._unreadable: dict[int, str] = {}  # numbers of newer checkpoints -> why
         self.score = math.nan
 
     def resume(self, at_most: int | None = None) -> None:
-        """Takes up the newest progress on disk, of no more decisions than given, or a new one."""
-        like = _start(self._steps.like)
-        self.done, self.progress, problems = self._newest.restore(like, at_most)
-        for problem in problems:
-            terminal.say(f"{problem} - going on from an earlier one")
-        if self.done < 0:
-            self.done, self.progress = 0, _start(self._steps.init(self.index))
+        """Reads the newest progress on disk, or starts anew where there is none on disk.
 
-    def begin(self, log: records.MetricsLog) -> None:
-        """Opens the records."""
+        Changes nothing on disk, so that another member may still refuse.
+
+        Args:
+          at_most: largest number of decisions to consider; None considers any.
+
+        Raises:
+          checkpoint.CheckpointError: see `Checkpoints.restore`.
+        """
+        found = self._newest.restore(_start(self._steps.like), at_most)
+        self._unreadable |= found.unreadable
+        if found.step < 0:
+            self.start_anew()
+        else:
+            self.done, self.progress = found.step, found.tree
+
+    def start_anew(self) -> None:
+        """Takes a new progress, of no decisions."""
+        self.done, self.progress = 0, _start(self._steps.init(self.index))
+
+    def settle(self) -> None:
+        """Sets aside the checkpoints that are newer than the progress.
+
+        Their numbers must be free: this run will write checkpoints with these numbers again.
+        """
+        for line in self._newest.set_aside(self.done, self._unreadable):
+            terminal.say(f"{self._label}{line}; going on from {self.done:,} decisions")
+
+    def begin(self, log: records.MetricsLog, made_by: Mapping[str, Any]) -> None:
+        """Opens the records; removes those of decisions that will be made again.
+
+        Args:
+          log: where metrics go.
+          made_by: what this start was made by, see `provenance.describe`.
+        """
         self._log, self._start = log, time.monotonic() - log.wall_s
+        records.add_record(self.directory / "starts.jsonl", made_by)
         records.drop_records(self.directory / "audit.jsonl", "decision_steps", log.begin)
 
     def meet(self, base: Evaluation | None) -> None:
-        """Before the first epoch: the base policy is what has to be beaten."""
+        """Takes the base policy's interim evaluation, before the first epoch.
+
+        Args:
+          base: the result to beat; None without interim evaluations.
+        """
         self._base = base
         if base is None or self.done:
             return
@@ -125,28 +166,28 @@ class Refinement:
         self._obey(guard.check_base(self.config.guard, *successes))
 
     def give_state(self) -> TrainState:
-        """Hands the training state over."""
+        """Hands over the training state, and keeps none."""
         state, self.progress = self.progress.state, self.progress._replace(state=None)
         return state
 
     def forget_data(self) -> None:
-        """Frees what only training needs, while other members go on."""
+        """Frees what only training needs, while other members still train."""
         state = self.progress.state._replace(replay=None, rollout=None)
         self.progress = self.progress._replace(state=state)
 
     def end(self) -> Progress:
-        """The last progress."""
+        """Returns the last progress; without interim evaluations the last actor is the best."""
         if self.config.eval.interim_episodes:
             return self.progress
         return self.progress._replace(best_actor=_on_host(self.progress.state.sac.mean_actor))
 
     @property
     def is_over(self) -> bool:
-        """Whether the run has come to its end."""
+        """Whether the run has reached its end."""
         return self.done >= self.config.train.total_decisions or bool(self.progress.stopped)
 
     def add_epoch(self, metrics: Mapping[str, Any]) -> None:
-        """Records an epoch."""
+        """Records the metrics of an epoch and counts its decisions and successes."""
         values = {name: float(value) for name, value in metrics.items()}
         self.done = int(values.pop("decision_steps"))
         self._write("train", values)
@@ -160,7 +201,7 @@ class Refinement:
 
     @property
     def is_evaluation_due(self) -> bool:
-        """Whether it is time for an interim evaluation."""
+        """Whether an interim evaluation follows this epoch."""
         is_last = self.done >= self.config.train.total_decisions
         due = is_last or self.progress.since_eval >= self.config.eval.interim_every
         return self._base is not None and bool(due)
@@ -172,13 +213,16 @@ class Refinement:
         result: Evaluation | None,
         is_lost: bool,
     ) -> None:
-        """Lets the guard judge an epoch and, where there was one, the evaluation after it.
+        """Lets the guard judge an epoch and the interim evaluation after it, if there is one.
 
         Args:
-          state: after the epoch; `progress` takes it, or what the guard makes of it.
-          metrics: of the epoch.
-          result: interim evaluation.
+          state: training state after the epoch; `progress` takes it, or what the guard makes of it.
+          metrics: metrics of the epoch.
+          result: the interim evaluation; None if there is none.
           is_lost: whether the run ends here because other members do better.
+
+        Raises:
+          checkpoint.CheckpointError: the guard rolls back, and the best state cannot be read.
         """
         config, values = self.config, {name: float(value) for name, value in metrics.items()}
         self.progress = self.progress._replace(state=state)
@@ -204,7 +248,7 @@ class Refinement:
     def _compare(
         self, base: Evaluation, result: Evaluation, may_be_best: bool
     ) -> list[guard.Verdict]:
-        """An interim evaluation: keeps the actor if it is the best so far, the later of equals."""
+        """Records an interim evaluation; keeps the actor if it is the best, the later of equals."""
         state = self.progress.state
         self._write("eval", intervals.figures(result))
         self.score = float(result.success_once.mean())
@@ -219,7 +263,7 @@ class Refinement:
         return guard.check_evaluation(self.config.guard, gain, interval, saturation)
 
     def _obey(self, verdicts: list[guard.Verdict]) -> None:
-        """Writes verdicts to the audit, and carries out the most severe."""
+        """Writes verdicts to the audit, and carries out the most severe one."""
         config, progress = self.config.guard, self.progress
         action = guard.worst(verdicts) if config.enabled else "note"
         if action == "roll_back" and progress.rollbacks >= config.max_rollbacks:
@@ -237,7 +281,7 @@ class Refinement:
             self.progress = progress._replace(stopped=stopped)
 
     def _audit(self, verdict: guard.Verdict, action: guard.Action) -> None:
-        """Writes down what was found and what is done about it."""
+        """Records what the guard found and what is done about it."""
         record = {
             "decision_steps": self.done,
             "wall_s": time.monotonic() - self._start,
@@ -249,35 +293,44 @@ class Refinement:
         terminal.say(f"{self._label}guard: {verdict.rule} {found}: {action}")
 
     def _roll_back(self) -> None:
-        """The state that evaluated best, else a new one, with half the step sizes from here on."""
+        """Goes back to the state that evaluated best, and halves the step sizes from here on.
+
+        Where no evaluation was the best so far, it goes back to a new state.
+        """
         now = self.progress.state
-        step, state, _ = self._best.restore(self._steps.like)
-        state = self._steps.init(self.index) if step < 0 else state
+        found = self._best.restore(self._steps.like)
+        for line in self._best.set_aside(found.step, found.unreadable):
+            terminal.say(f"{self._label}{line}; rolling back to {found.step:,} decisions")
+        state = self._steps.init(self.index) if found.step < 0 else found.tree
         halved = {
             name: 0.5 * getattr(now.hyperparams, name)
             for name in ("actor_lr", "critic_lr", "temperature_lr")
         }
         rollbacks = np.int32(self.progress.rollbacks + 1)
         state = state._replace(
-            key=jax.random.fold_in(state.key, rollbacks),  # what went wrong must not come again
+            key=jax.random.fold_in(state.key, rollbacks),  # what went wrong must not happen again
             hyperparams=now.hyperparams._replace(**halved),
-            decision_steps=now.decision_steps,  # budgets count what was spent
+            decision_steps=now.decision_steps,  # a budget counts everything that was spent
             control_steps=now.control_steps,
         )
         self.progress = self.progress._replace(state=state, rollbacks=rollbacks)
 
     def _write(self, group: str, values: dict[str, Any]) -> None:
-        """Records metrics."""
+        """Records the metrics of a group, with the seconds of training so far."""
         record = values | {"wall_s": time.monotonic() - self._start}
         self._log.write(group, self.done, record)
 
     def save(self, wait: bool) -> None:
-        """Writes a checkpoint; training goes on where that fails."""
+        """Writes a checkpoint; training goes on if that fails.
+
+        Args:
+          wait: return only when the checkpoint is on disk.
+        """
         self.progress = self.progress._replace(since_save=np.int32(0))
         terminal.say_unsaved(self._newest.save(self.done, self.progress, wait))
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Waits for the checkpoints that are being written."""
         self._newest.close()
         self._best.close()
 
@@ -298,5 +351,5 @@ def _start(state: TrainState) -> Progress:
 
 
 def _on_host(actor: Params) -> Params:
-    """A copy: the state that parameters belong to is donated."""
+    """Copies parameters to the host: the state that they belong to will be donated."""
     return jax.tree.map(np.array, jax.device_get(actor))

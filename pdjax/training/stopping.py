@@ -1,4 +1,4 @@
-"""Stopping a run on request without losing any of it."""
+"""Stops a run on request without losing any of it."""
 
 import signal
 import threading
@@ -10,16 +10,19 @@ from pdjax.devices import processes
 from pdjax.output import terminal
 
 
-class Stopped(Exception):  # noqa: N818, it is no error
-    """The run was asked to stop; its state is saved."""
+class Stopped(Exception):  # noqa: N818, this is no error
+    """The run was asked to stop, and its state is saved."""
 
 
 @contextmanager
 def stop_asked() -> Iterator[Callable[[], str]]:
-    """Within: SIGINT and SIGTERM are noted instead of obeyed; a second one is obeyed at once.
+    """Notes SIGINT and SIGTERM within the block; a second signal stops the program at once.
+
+    Outside the main thread signals never arrive, and nothing is noted.
 
     Yields:
-      () -> the name of the signal that came, or ""; of several processes, to any: all must ask.
+      () -> the name of the signal that arrived, or "". With several processes, all of them must
+      call it together, and all get the signal that arrived in any of them.
     """
     came: list[int] = []
 
@@ -29,14 +32,14 @@ def stop_asked() -> Iterator[Callable[[], str]]:
             raise KeyboardInterrupt
         came.append(number)
         name = signal.Signals(number).name
-        terminal.say(f"{name}: stopping after this epoch; once more to stop at once")
+        terminal.say(f"{name}: stopping after this epoch; send it again to stop at once")
 
     def asked() -> str:
         number = processes.any_of(came[0] if came else 0)
         return signal.Signals(number).name if number else ""
 
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: ""  # signals come to the main thread only
+        yield lambda: ""
         return
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, note) for number in numbers}

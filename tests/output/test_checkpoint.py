@@ -122,7 +122,7 @@ def cut_short(file):
 def test_a_file_cut_short_is_refused(saved, name):
     state, path = saved
     cut_short(path / name)
-    with pytest.raises(CheckpointError, match="copy or make it anew") as caught:
+    with pytest.raises(CheckpointError, match="good copy or make it again") as caught:
         checkpoint.restore(path, shapes_of(state))
     assert "\n" not in str(caught.value)
 
@@ -135,5 +135,5 @@ def test_an_array_cut_short_is_refused(tmp_path, key):
     checkpoint.save(tmp_path / "x", state)
     files = [file for file in (tmp_path / "x").rglob("*") if file.is_file()]
     cut_short(max(files, key=lambda file: file.stat().st_size))
-    with pytest.raises(CheckpointError, match=r"cannot be read .*copy or make it anew"):
+    with pytest.raises(CheckpointError, match=r"cannot be read .*good copy or make it again"):
         checkpoint.restore(tmp_path / "x", shapes_of(state))

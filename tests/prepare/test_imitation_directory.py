@@ -1,6 +1,7 @@
 """Training with evaluation on the way: the best is kept, and a resumed one equals one in a go."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -96,17 +97,12 @@ def test_the_best_by_success_is_kept_and_of_equals_the_longest_trained(tmp_path,
     scores = iter([0.5, 0.75, 0.75, 0.25])
     seen = []
 
-    def make_base_success(env, policy):
-        del env, policy
+    def play(seed, episodes, base_params):
+        assert (episodes, seed) == (4, imitate.INTERIM_SEED)
+        seen.append(jax.device_get(base_params))
+        return SimpleNamespace(success_once=np.array([next(scores)]))
 
-        def success(params, episodes, seed):
-            assert (episodes, seed) == (4, imitate.INTERIM_SEED)
-            seen.append(jax.device_get(params))
-            return np.array([next(scores)])
-
-        return success
-
-    monkeypatch.setattr(imitate, "make_base_success", make_base_success)
+    monkeypatch.setattr(imitate, "make_play", lambda playing: play)
     train(tmp_path / "run", config_of("mlp"))
     jax.tree.map(np.testing.assert_array_equal, read(tmp_path / "run", "params"), seen[2])
     jax.tree.map(np.testing.assert_array_equal, read(tmp_path / "run", "last"), seen[3])
@@ -159,8 +155,12 @@ def test_what_cannot_be_resumed_is_refused_and_left_alone(tmp_path, monkeypatch,
 
 def test_training_stops_where_it_is_good_enough(tmp_path, monkeypatch):
     scores = iter([0.25, 0.5])
-    play = lambda params, episodes, seed: np.array([next(scores)])  # noqa: E731
-    monkeypatch.setattr(imitate, "make_base_success", lambda env, policy: play)
+
+    def play_score(seed, episodes, base_params):
+        del seed, episodes, base_params
+        return SimpleNamespace(success_once=np.array([next(scores)]))
+
+    monkeypatch.setattr(imitate, "make_play", lambda playing: play_score)
     result = train(tmp_path / "run", config_of("mlp", stop_at=0.5))
     assert result["steps"] == 20
     with pytest.raises(ConfigError, match=r"stop_at=0.5 needs evaluations"):
