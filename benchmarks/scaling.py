@@ -54,7 +54,7 @@ def make_run(task_name: str, overrides: list[str]) -> Run:
 
 
 def make_epoch(run: Run, seeds: int = 0) -> Callable[[], float]:
-    """Makes () -> seconds of the next epoch, with `seeds` vmapped; 0 = one seed without vmap."""
+    """Makes () -> seconds of the next epoch, of `seeds` members in one program; 0 = a run alone."""
     init, train_epoch, there = run.trainer.init, run.trainer.train_epoch, placement(run.mesh)
     hyperparams = make_hyperparams(run.config, residual_dim(run.config.decorator, run.base))
     key = jax.random.key(0)

@@ -23,9 +23,9 @@ PROGRAM = """
 import sys
 import jax, numpy as np
 from pdjax.commands import cli
-from pdjax.training import run as runner
+from pdjax.training import run
 
-refine, path = runner.refine, sys.argv[1]
+refine, path = run.refine, sys.argv[1]
 
 def keep(*arguments):
     (end,) = ends = refine(*arguments)
@@ -36,7 +36,7 @@ def keep(*arguments):
     np.savez(path, replay=replay[0], **{f"leaf{i}": leaf for i, leaf in enumerate(learner)})
     return ends
 
-runner.refine = keep
+run.refine = keep
 sys.argv[:2] = ["pdjax"]
 cli.program()
 """

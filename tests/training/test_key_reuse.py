@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pdjax.training import epoch
-from tests.training.test_epoch import build, fresh, small_config
+from tests.training.test_epoch import build, small_config
 
 
 def draw_once(used, kept):
@@ -51,9 +51,8 @@ def test_a_run_uses_no_key_twice_and_the_check_would_see_it_in_learning(monkeypa
         return sample(state, key, *args, **kwargs)._replace(reward=jnp.zeros(64) + row)
 
     _, _, frozen, trainer, state = build(small_config())
-    jax.jit(trainer.train_epoch)(frozen, fresh(state))
+    jax.eval_shape(trainer.train_epoch, frozen, state)  # tracing is what the check reads
     sample = epoch.sample
     monkeypatch.setattr(epoch, "sample", sample_twice)
-    _, _, frozen, trainer, state = build(small_config())
     with pytest.raises(jax.errors.KeyReuseError):
-        jax.jit(trainer.train_epoch)(frozen, state)
+        jax.eval_shape(lambda *given: trainer.train_epoch(*given), frozen, state)

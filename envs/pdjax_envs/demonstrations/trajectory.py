@@ -21,18 +21,18 @@ class DataError(ValueError):
 class Trajectory:
     """One episode.
 
-        Attributes:
-          obs: (T + 1, obs_dim) float32.
-          actions: (T, act_dim) float32 in [-1, 1], the actions that the demonstrator wanted.
-          success: (T,) bool, after each action; None if the file does not say.
-          env_states: (T + 1, nq + nv) float32; width 0 if unknown.
-          seed: seed of the initial state, see `episode_keys`; -1 if unknown.
-          executed: (T, act_dim) float32, the executed actions if disturbances made them differ from
-            `actions`; else None.
-          rewards: (T,) float32, or None.
-              init_state: the episode's initial state as `Task.get_state` names it and `Task.make_start`
-            accepts it; None if unknown.
-              clipped: how many numbers of the actions were beyond [-1, 1] in the file, see `layouts`.
+    Attributes:
+      obs: (T + 1, obs_dim) float32.
+      actions: (T, act_dim) float32 in [-1, 1], the actions that the demonstrator wanted.
+      success: (T,) bool, after each action; None if the file does not say.
+      env_states: (T + 1, nq + nv) float32; width 0 if unknown.
+      seed: seed of the initial state, see `episode_keys`; -1 if unknown.
+      executed: (T, act_dim) float32, the executed actions if disturbances made them differ from
+        `actions`; else None.
+      rewards: (T,) float32, or None.
+          init_state: the episode's initial state as `Task.get_state` names it and `Task.make_start`
+        accepts it; None if unknown.
+          clipped: how many numbers of the actions were beyond [-1, 1] in the file, see `layouts`.
     """
 
     obs: np.ndarray

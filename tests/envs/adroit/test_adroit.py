@@ -12,6 +12,7 @@ import functools
 import importlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -42,10 +43,11 @@ ROUNDING_32 = 1e-6
 
 
 def expert_policy(name):
-    """The published DAPG expert: observation to action, both float64 NumPy."""
+    """The published DAPG expert: (observation, _) to action, both float64 NumPy."""
     weights = np.load(EXPERTS / f"dapg_{name.lower()}.npz")
 
-    def act(obs):
+    def act(obs, rng):
+        del rng
         x = (obs - weights["in_shift"]) / (weights["in_scale"] + 1e-8)
         x = np.tanh(x @ weights["w0"].T + weights["b0"])
         x = np.tanh(x @ weights["w1"].T + weights["b1"])
@@ -121,8 +123,8 @@ def make_ours(name, reward, mutated):
     return make_env(task, registry.make_engine(task.scene, "native"), reward)
 
 
-def play_ours(env, starts, actions):
-    """Plays the same on our native engine."""
+def make_play(env):
+    """(starts, actions) -> the same as `play_theirs` without both, on our native engine."""
     import jax
     import jax.numpy as jnp
 
@@ -136,36 +138,56 @@ def play_ours(env, starts, actions):
         state, first = jax.vmap(env.start_from, (None, 0))(env.model, starts)
         return first, jax.lax.scan(control_step, state, actions)[1]
 
-    starts = jax.tree.map(lambda *rows: jnp.asarray(np.stack(rows)), *starts)
-    first, (obs, *rest, raw) = play(starts, jnp.asarray(actions))
-    nq, nv = env.task.scene.model.nq, env.task.scene.model.nv
-    states = np.ascontiguousarray(raw).view(np.float64)[..., 1 : 1 + nq + nv]
-    return np.concatenate([first[None], obs]), *map(np.asarray, rest), states
+    def play_ours(starts, actions):
+        starts = jax.tree.map(lambda *rows: jnp.asarray(np.stack(rows)), *starts)
+        first, (obs, *rest, raw) = play(starts, jnp.asarray(actions))
+        nq, nv = env.task.scene.model.nq, env.task.scene.model.nv
+        states = np.ascontiguousarray(raw).view(np.float64)[..., 1 : 1 + nq + nv]
+        return np.concatenate([first[None], obs]), *map(np.asarray, rest), states
+
+    return play_ours
 
 
-def _child(name, who, bits, mutated=""):
+def _child(name, bits, recorded):
+    """Compares ours and theirs in one process, which imports and compiles once for all actors.
+
+    The file `recorded` keeps what theirs does with random actions for the other precision.
+    """
     import jax
 
     jax.config.update("jax_enable_x64", bits == "64")
-    if who == "random":
+    if not Path(recorded).exists():
         actor = lambda obs, rng: rng.uniform(-1.1, 1.1, len_action(name))  # noqa: E731
-    else:
-        policy = expert_policy(name)
-        actor = lambda obs, rng: policy(obs)  # noqa: E731
-    seeds = FEW_SEEDS if mutated else SEEDS
-    report = {}
+        played = {kind: play_theirs(name, kind, actor, SEEDS) for kind in ("sparse", "dense")}
+        Path(recorded).write_bytes(pickle.dumps(played))
+    random = pickle.loads(Path(recorded).read_bytes())
+    report = {"random": {}, "expert": {}}
     for reward in ("sparse", "dense"):
-        starts, actions, *theirs = play_theirs(name, reward, actor, seeds)
-        ours = play_ours(make_ours(name, reward, mutated), starts, actions)
-        obs, rewards, successes, states = zip(ours, theirs, strict=True)
-        report[reward] = {
-            "states_equal": bool(np.array_equal(*states)),
-            "success_equal": bool(np.array_equal(*successes)),
-            "success": float(np.any(successes[1], axis=0).mean()),
-            "obs": compare(*obs),
-            "reward": compare(*rewards),
-        }
+        play = make_play(make_ours(name, reward, mutated=False))
+        report["random"][reward] = differences(play, random[reward])
+        if bits == "64" and EXPERTS.is_dir():
+            theirs = play_theirs(name, reward, expert_policy(name), SEEDS)
+            report["expert"][reward] = differences(play, theirs)
+    if bits == "64":
+        starts, *arrays = random["dense"]
+        few = starts[:FEW_SEEDS], *(array[:, :FEW_SEEDS] for array in arrays)
+        play = make_play(make_ours(name, "dense", mutated=True))
+        report["mutated"] = differences(play, few)
     print(json.dumps(report))
+
+
+def differences(play_ours, theirs):
+    """Between what `play_theirs` returned and ours from the same starts with the same actions."""
+    starts, actions, *theirs = theirs
+    ours = play_ours(starts, actions)
+    obs, rewards, successes, states = zip(ours, theirs, strict=True)
+    return {
+        "states_equal": bool(np.array_equal(*states)),
+        "success_equal": bool(np.array_equal(*successes)),
+        "success": float(np.any(successes[1], axis=0).mean()),
+        "obs": compare(*obs),
+        "reward": compare(*rewards),
+    }
 
 
 def len_action(name):
@@ -184,19 +206,25 @@ def compare(ours, theirs):
     }
 
 
-@functools.cache
-def run(name, *arguments):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__)), name, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(task, "64" or "32") -> what `_child` reports, in a process of its own."""
+    folder = tmp_path_factory.mktemp("recorded")
+
+    @functools.cache
+    def report(name, bits):
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__)), name, bits, str(folder / name)],
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return report
 
 
 def actors():
@@ -206,8 +234,10 @@ def actors():
 
 @pytest.mark.parametrize("who", actors())
 @pytest.mark.parametrize("name", NAMES)
-def test_equal_to_gymnasium_robotics(name, who):
-    for report in run(name, who, "64").values():
+def test_equal_to_gymnasium_robotics(name, who, run):
+    reports = run(name, "64")[who]
+    assert set(reports) == {"sparse", "dense"}
+    for report in reports.values():
         assert report["states_equal"]
         assert report["success_equal"]
         assert report["obs"]["largest"] < ROUNDING_64
@@ -220,8 +250,10 @@ def test_equal_to_gymnasium_robotics(name, who):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_equal_in_the_usual_precision(name):
-    for report in run(name, "random", "32").values():
+def test_equal_in_the_usual_precision(name, run):
+    reports = run(name, "32")["random"]
+    assert set(reports) == {"sparse", "dense"}
+    for report in reports.values():
         assert report["states_equal"]
         assert report["success_equal"]
         assert report["obs"]["largest"] < ROUNDING_32
@@ -229,10 +261,10 @@ def test_equal_in_the_usual_precision(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_change_of_one_character_shows(name):
-    reports = run(name, "random", "64", "mutated").values()
+def test_a_change_of_one_character_shows(name, run):
+    report = run(name, "64")["mutated"]
     off = ROUNDING_64 * 1e6
-    assert any(r["obs"]["largest"] > off or r["reward"]["largest"] > off for r in reports)
+    assert report["obs"]["largest"] > off or report["reward"]["largest"] > off
 
 
 if __name__ == "__main__":
