@@ -308,9 +308,11 @@ def main(argv: list[str] | None = None) -> int:
         with contextlib.redirect_stdout(sys.stderr):
             result = command.run()
         if as_json:
+            from pdjax.devices import processes
             from pdjax.output import terminal
 
-            terminal.emit_json(result)
+            if processes.is_writer():
+                terminal.emit_json(result)
     except KeyboardInterrupt:
         print("pdjax: interrupted", file=sys.stderr)
         return 1

@@ -1,14 +1,17 @@
-"""Checkpoints: bitwise round trips, and refusals that name what does not fit."""
+"""Checkpoints: bitwise round trips, refusals that name what does not fit, and nothing deleted."""
 
+import threading
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from pdjax.output import checkpoint
-from pdjax.output.checkpoint import CheckpointError
+from pdjax.output.checkpoint import CheckpointError, Checkpoints, TryAgainError
 
 
 class State(NamedTuple):
@@ -137,3 +140,253 @@ def test_an_array_cut_short_is_refused(tmp_path, key):
     cut_short(max(files, key=lambda file: file.stat().st_size))
     with pytest.raises(CheckpointError, match=r"cannot be read .*good copy or make it again"):
         checkpoint.restore(tmp_path / "x", shapes_of(state))
+
+
+NUMBERS = {"x": np.arange(6.0), "y": jnp.ones((3, 2))}
+
+
+def contents(folder):
+    """Every file below a folder: path -> bytes; folders too, so that renames are seen."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def damage(folder):
+    """Cuts every larger file of a checkpoint short."""
+    for path in folder.rglob("*"):
+        if path.is_file() and path.stat().st_size > 200:
+            path.write_bytes(path.read_bytes()[:100])
+
+
+def keep(folder, *steps):
+    """Checkpoints that hold their own numbers."""
+    saved = Checkpoints(folder, keep=len(steps))
+    for step in steps:
+        assert saved.save(step, NUMBERS | {"x": NUMBERS["x"] + step}, wait=True) == ""
+    saved.close()
+    return Checkpoints(folder, keep=len(steps))
+
+
+def test_without_checkpoints_nothing_is_restored_and_no_folder_is_made(tmp_path):
+    found = Checkpoints(tmp_path / "none", keep=1).restore(NUMBERS)
+    assert (found.step, found.tree, found.unreadable) == (-1, NUMBERS, {})
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_cannot_be_read_is_kept_under_another_name(tmp_path):
+    saved = keep(tmp_path / "run", 10, 20, 30)
+    damage(tmp_path / "run" / "30")
+    before = contents(tmp_path / "run")
+    found = saved.restore(NUMBERS)
+    assert (found.step, list(found.unreadable), found.tree["x"][0]) == (20, [30], 20.0)
+    assert contents(tmp_path / "run") == before  # reading changes nothing
+    (line,) = saved.set_aside(found.step, found.unreadable)
+    assert "cannot be read" in line and line.endswith("; kept as 30.unreadable")
+    after = contents(tmp_path / "run")
+    assert {name.replace("30.unreadable", "30"): content for name, content in after.items()} == (
+        before
+    )
+    # The run goes on, beyond the number of checkpoints to keep: Orbax leaves the name alone.
+    for step in (30, 40, 50):
+        assert saved.save(step, NUMBERS, wait=True) == ""
+    saved.close()
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"30", "40", "50", "30.unreadable"}
+    # The same number may be set aside again.
+    damage(tmp_path / "run" / "30")
+    (line,) = Checkpoints(tmp_path / "run", 3).set_aside(20, {30: "why"})[2:]
+    assert line == "why; kept as 30.unreadable-2"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("at_most", [None, 20])
+def test_where_none_can_be_read_it_refuses_and_changes_nothing(tmp_path, at_most):
+    saved = keep(tmp_path / "run", 10, 20)
+    damage(tmp_path / "run" / "10")
+    damage(tmp_path / "run" / "20")
+    before = contents(tmp_path)
+    with pytest.raises(CheckpointError, match="can be read, and nothing was changed") as caught:
+        saved.restore(NUMBERS, at_most)
+    assert not isinstance(caught.value, TryAgainError) and "\n" not in str(caught.value)
+    assert "20" in str(caught.value) and contents(tmp_path) == before
+
+
+def test_checkpoints_that_are_all_too_new_are_refused(tmp_path):
+    saved = keep(tmp_path / "run", 10, 20)
+    with pytest.raises(CheckpointError, match=r"of number 5 or below .* exist are 10, 20"):
+        saved.restore(NUMBERS, at_most=5)
+    assert saved.restore(NUMBERS, at_most=15).step == 10
+    lines = saved.set_aside(10, {})
+    assert lines == [f"checkpoint {tmp_path}/run/20 is not used; kept as 20.newer"]
+    assert saved.save(15, NUMBERS, wait=True) == ""  # its number was below the newest one
+    assert saved.restore(NUMBERS).step == 15
+    saved.close()
+
+
+def test_shapes_of_another_version_are_refused_and_left_alone(tmp_path):
+    saved = keep(tmp_path / "run", 10, 20)
+    before = contents(tmp_path)
+    message = r"does not fit: more is missing, expected float32\(3,\); .*same version of pdjax"
+    with pytest.raises(CheckpointError, match=message):
+        saved.restore(NUMBERS | {"more": jnp.zeros(3)})
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "MemoryError"),
+        (OSError(116, "Stale file handle"), "Stale file handle"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), "Out of memory"),
+        (ValueError("UNKNOWN: Failed to open: 'd/1': Input/output error"), "Input/output error"),
+    ],
+)
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_no_memory_or_a_failing_file_system_is_no_damage(
+    tmp_path, monkeypatch, error, words, is_wrapped
+):
+    saved = keep(tmp_path / "run", 10, 20)
+    before = contents(tmp_path)
+
+    def fail(self, *args, **kwargs):
+        if is_wrapped:  # as Orbax does it
+            raise Exception("Encountered error while reading array index") from error
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.Checkpointer, "restore", fail)
+        with pytest.raises(TryAgainError, match=rf"{words}.*; nothing was changed, so try again"):
+            saved.restore(NUMBERS)
+    assert contents(tmp_path) == before
+    assert saved.restore(NUMBERS).step == 20
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
+    def fail(self):
+        raise OSError(5, "Input/output error")
+
+    saved = keep(tmp_path / "run", 10)
+    monkeypatch.setattr(type(tmp_path), "iterdir", fail)
+    with pytest.raises(TryAgainError, match="Input/output error"):
+        saved.restore(NUMBERS)
+
+
+class TwoProcesses:
+    """What `processes` does for two processes, for two threads of this one."""
+
+    def __init__(self):
+        self._barrier = threading.Barrier(2, timeout=60)
+        self._own, self._said = threading.local(), {}
+
+    def run(self, *actions):
+        """Runs one action as each process; returns what they returned or raised."""
+        ends = {}
+
+        def run_one(index):
+            self._own.index = index
+            try:
+                ends[index] = actions[index]()
+            except Exception as error:
+                ends[index] = error
+
+        threads = [threading.Thread(target=run_one, args=(index,)) for index in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return ends[0], ends[1]
+
+    def _gather(self, value):
+        self._said[self._own.index] = value
+        self._barrier.wait()
+        found = self._said[0], self._said[1]
+        self._barrier.wait()
+        return found
+
+    def any_of(self, number):
+        return max(self._gather(int(number)))
+
+    def agree(self, action):
+        result, mine = None, None
+        try:
+            result = action()
+        except Exception as error:
+            mine = error
+        found = self._gather(mine)
+        if mine is not None:
+            raise mine
+        for other in found:
+            if other is not None:
+                raise ValueError(f"another process: {other}")
+        return result
+
+    def by_writer(self, action):
+        self.agree(action if self._own.index == 0 else lambda: None)
+
+    def is_shared(self):
+        return False
+
+
+def failing_at(saved, step, error):
+    """`Checkpoints` of a process that cannot read one of them."""
+    read = saved._try_to_read
+
+    def try_to_read(number, like):
+        if number != step:
+            return read(number, like)
+        if isinstance(error, Exception):
+            raise error
+        return None, error
+
+    saved._try_to_read = try_to_read
+    return saved
+
+
+@pytest.fixture
+def two(tmp_path, monkeypatch):
+    """Two processes, and the `Checkpoints` 10, 20 and 30 of each in one folder."""
+    keep(tmp_path / "run", 10, 20, 30)
+    found = TwoProcesses()
+    monkeypatch.setattr(checkpoint, "processes", found)
+    return found, [Checkpoints(tmp_path / "run", 3) for _ in range(2)]
+
+
+def resume(saved):
+    found = saved.restore(NUMBERS)
+    saved.set_aside(found.step, found.unreadable)
+    return found
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_processes_go_on_from_what_all_of_them_can_read(tmp_path, two, bad):
+    both, saved = two
+    failing_at(saved[bad], 30, "it is damaged here")
+    ends = both.run(*(partial(resume, own) for own in saved))
+    assert [(end.step, end.tree["x"][0]) for end in ends] == [(20, 20.0)] * 2
+    assert ends[bad].unreadable == {30: "it is damaged here"}
+    assert ends[1 - bad].unreadable == {30: "another process cannot read checkpoint 30"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"10", "20", "30.unreadable"}
+
+
+def test_processes_that_share_no_readable_checkpoint_refuse(tmp_path, two):
+    both, saved = two
+    for index, step in ((0, 30), (1, 20), (0, 10)):
+        failing_at(saved[index], step, "it is damaged here")
+    before = contents(tmp_path)
+    for end in both.run(*(partial(resume, own) for own in saved)):
+        assert isinstance(end, CheckpointError) and "nothing was changed" in str(end)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_where_one_process_has_no_memory_none_goes_on(tmp_path, two, bad):
+    both, saved = two
+    failing_at(saved[bad], 30, TryAgainError("no memory; try again"))
+    before = contents(tmp_path)
+    ends = both.run(*(partial(resume, own) for own in saved))
+    assert str(ends[bad]) == "no memory; try again"
+    assert str(ends[1 - bad]) == "another process: no memory; try again"
+    assert contents(tmp_path) == before

@@ -1,14 +1,17 @@
-"""What a run keeps and shows: strict JSON lines, a learning curve with something on it."""
+"""What a run keeps and shows: strict JSON lines, a learning curve, and silence that loses none."""
 
 import json
+import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib import image
+from rich.console import Console
 
 from pdjax.config.schema import ConfigError
-from pdjax.output import paths, plots, records, terminal
+from pdjax.devices import processes
+from pdjax.output import paths, plots, records, terminal, trackers
 
 SUMMARY = {
     "task": "Point",
@@ -27,6 +30,7 @@ def strict(text):
 
 
 def write_run(directory):
+    directory.mkdir(exist_ok=True)
     with records.MetricsLog(directory) as log:
         for index in range(1, 5):
             steps, wall = 1_000 * index, 30.0 * index
@@ -80,6 +84,97 @@ def test_json_for_programs_is_one_strict_line_on_stdout(capsys):
     assert captured.out.count("\n") == 1
     assert strict(captured.out) == {"rate": 0.5, "ci": [0.25, None], "ids": [0, 1]}
     assert captured.err == ""
+
+
+def speak():
+    """Everything that is for people, in every way that there is."""
+    terminal.say("a line")
+    terminal.say_unsaved("a problem")
+    terminal.show_table("title", ["name", "number"], [["a", "1"]])
+    with terminal.progress("refining", 2, "decisions") as bar:
+        bar.update(1, "note")
+        bar.update(2, "note")
+
+
+@pytest.fixture(params=[False, True], ids=["file", "terminal"])
+def console(request, monkeypatch):
+    """Speaks to a file, or to a terminal with live progress bars."""
+    monkeypatch.setattr(terminal, "console", Console(stderr=True, force_terminal=request.param))
+
+
+def test_silence_nests_and_ends_where_it_began(console, capsys):
+    speak()
+    assert capsys.readouterr().err.count("refining") >= 1
+    with terminal.quiet():
+        speak()
+        with terminal.quiet():
+            speak()
+        speak()
+        with pytest.raises(KeyError), terminal.quiet():
+            raise KeyError
+        speak()
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(KeyError), terminal.quiet():
+        raise KeyError
+    speak()
+    assert "a line" in capsys.readouterr().err
+
+
+def test_silence_leaves_what_others_print_alone(console, capsys):
+    out, err = sys.stdout, sys.stderr
+    with terminal.quiet(), terminal.progress("refining", 2, "decisions") as bar:
+        bar.update(1)
+        assert (sys.stdout, sys.stderr) == (out, err)
+        print("the caller's own")
+        terminal.emit_json({"a": 1})  # for programs
+    assert capsys.readouterr() == ('the caller\'s own\n{"a": 1}\n', "")
+
+
+def test_a_muted_process_stays_so_after_a_quiet_block(console, capsys):
+    terminal.mute()
+    with terminal.quiet():
+        pass
+    speak()
+    assert capsys.readouterr() == ("", "")
+
+
+class Heard(list):
+    """A tracker that keeps the steps that it is given."""
+
+    def log(self, scalars, step):
+        self.append(step)
+
+    def close(self, failed):
+        self.append("closed")
+
+
+def test_silence_loses_no_record(tmp_path, monkeypatch, capsys):
+    heard = Heard()
+    monkeypatch.setattr(trackers, "follow", lambda directory, say: heard)
+    write_run(tmp_path / "loud")
+    loud, heard[:] = list(heard), []
+    with terminal.quiet():
+        write_run(tmp_path / "quiet")
+        records.drop_records(tmp_path / "quiet" / "metrics.jsonl", "decision_steps", 3_000)
+    assert list(heard) == loud and len(loud) == 9
+    lines = [
+        (tmp_path / run / "metrics.jsonl").read_text().splitlines() for run in ("loud", "quiet")
+    ]
+    assert len(lines[0]) == 8 and lines[1] == lines[0][:6]
+    (events,) = (tmp_path / "quiet" / "tb").iterdir()
+    assert b"eval/success_once" in events.read_bytes()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_only_the_writer_of_several_processes_records(tmp_path, monkeypatch):
+    write_run(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(processes, "is_writer", lambda: False)
+    monkeypatch.setattr(trackers, "follow", lambda directory, say: pytest.fail("is no writer"))
+    write_run(tmp_path)
+    records.drop_records(tmp_path / "metrics.jsonl", "decision_steps", 0)
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert after == before
 
 
 def test_people_are_spoken_to_on_stderr_word_for_word(capsys):

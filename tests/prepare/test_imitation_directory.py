@@ -1,17 +1,22 @@
 """Training with evaluation on the way: the best is kept, and a resumed one equals one in a go."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from pdjax.base_policies import imitation, settings
 from pdjax.config.schema import ConfigError
 from pdjax.output import plots, records
+from pdjax.output.checkpoint import CheckpointError, TryAgainError
 from pdjax.prepare import imitate, imitation_directory
+from pdjax.prepare.imitation_directory import Kept
 from pdjax_envs.demonstrations.trajectory import Trajectory
+from tests.output.test_checkpoint import contents, damage
 from tests.probe import make_point_task, registered
 
 SHAPES = {
@@ -40,7 +45,7 @@ def point(monkeypatch):
 
 
 def train(out, config, resume=False):
-    return imitate.train_base_policy(None, "Point", out, config, 0, resume=resume)
+    return imitate.train_base_policy(Path("none.h5"), "Point", out, config, 0, resume=resume)
 
 
 def interrupt_after(monkeypatch, blocks):
@@ -50,11 +55,11 @@ def interrupt_after(monkeypatch, blocks):
     def make_trainer(episodes, config):
         trainer, left = make(episodes, config), [blocks]
 
-        def advance(state):
+        def advance(state, steps):
             if not left[0]:
                 raise KeyboardInterrupt
             left[0] -= 1
-            return trainer.advance(state)
+            return trainer.advance(state, steps)
 
         return trainer._replace(advance=advance)
 
@@ -69,18 +74,14 @@ def test_a_resumed_training_equals_one_in_a_go_bit_for_bit(tmp_path, monkeypatch
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "parts", config)
     kept = (tmp_path / "parts/training/checkpoints").iterdir()
-    assert [path.name for path in kept] == ["20"]
+    assert sorted(path.name for path in kept) == ["10", "20"]
     assert not (tmp_path / "parts/policy.json").exists()
     train(tmp_path / "parts", config, resume=True)
 
-    names = ("policy.json", "imitation.jsonl")
-    for name in names:
-        assert (tmp_path / "whole" / name).read_text() == (tmp_path / "parts" / name).read_text()
-    for folder in ("params", "last"):
-        whole, parts = (read(tmp_path / run, folder) for run in ("whole", "parts"))
-        jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    assert_same(tmp_path / "whole", tmp_path / "parts")
     assert {path.name for path in (tmp_path / "parts").iterdir()} == {
-        *names,
+        "policy.json",
+        "imitation.jsonl",
         "params",
         "last",
         "learning_curve.png",
@@ -88,21 +89,146 @@ def test_a_resumed_training_equals_one_in_a_go_bit_for_bit(tmp_path, monkeypatch
     }
 
 
+def assert_same(whole, parts):
+    """Two trainings ended with the same records and, bit for bit, the same policies."""
+    for name in ("policy.json", "imitation.jsonl"):
+        assert (whole / name).read_text() == (parts / name).read_text()
+    for folder in ("params", "last"):
+        jax.tree.map(np.testing.assert_array_equal, read(whole, folder), read(parts, folder))
+
+
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    """A training that was stopped after 26 steps, evaluated and saved at 10 and 20."""
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 13)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "parts", config_of("mlp"))
+    return tmp_path / "parts"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_damaged_checkpoint_is_kept_aside_even_when_the_policy_is_finished(
+    broken, tmp_path, capsys
+):
+    damage(broken / "training/checkpoints/20")
+    before = contents(broken / "training/checkpoints/20")
+    train(broken, config_of("mlp"), resume=True)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "kept as 20.unreadable; going on from step 10" in said
+    train(tmp_path / "whole", config_of("mlp"))
+    assert_same(tmp_path / "whole", broken)
+    assert contents(broken / "training/checkpoints/20.unreadable") == before
+    left = [str(path.relative_to(broken)) for path in (broken / "training").rglob("*")]
+    assert min(left, key=len) == "training/checkpoints" and "training/config.json" not in left
+    assert train(broken, config_of("mlp"), resume=True)["steps"] == 40  # finished
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_where_no_checkpoint_can_be_read_nothing_changes(broken):
+    for step in (10, 20):
+        damage(broken / "training/checkpoints" / str(step))
+    before = contents(broken)
+    with pytest.raises(
+        CheckpointError, match=r"none of the checkpoints in .* can be read"
+    ) as caught:
+        train(broken, config_of("mlp"), resume=True)
+    assert "\n" not in str(caught.value) and contents(broken) == before
+
+
+def test_a_training_of_other_shapes_is_refused_and_left_alone(broken, monkeypatch):
+    before = contents(broken)
+    with monkeypatch.context() as patch:  # as if a newer version kept more
+        wider = lambda *values: Kept(*values)._replace(success=np.zeros(2, np.float32))  # noqa: E731
+        patch.setattr(imitation_directory, "Kept", wider)
+        with pytest.raises(
+            CheckpointError, match=r"success is float32\(\), expected float32\(2,\)"
+        ):
+            train(broken, config_of("mlp"), resume=True)
+    assert contents(broken) == before
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error")])
+def test_without_memory_or_disk_a_training_waits_for_better_times(
+    broken, tmp_path, monkeypatch, error
+):
+    def fail(self, *args, **kwargs):
+        raise error
+
+    before = contents(broken)
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.Checkpointer, "restore", fail)
+        with pytest.raises(TryAgainError, match="nothing was changed, so try again"):
+            train(broken, config_of("mlp"), resume=True)
+    assert contents(broken) == before
+    train(broken, config_of("mlp"), resume=True)
+    train(tmp_path / "whole", config_of("mlp"))
+    assert_same(tmp_path / "whole", broken)
+
+
+def test_odd_numbers_of_steps_are_kept_exactly(tmp_path, monkeypatch, caplog):
+    odd = config_of("mlp", steps=101, eval_every=17)  # blocks of 5 steps
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        assert train(tmp_path / "whole", odd)["steps"] == 101
+    compiled = [r.getMessage() for r in caplog.records if "Compiling" in r.getMessage()]
+    assert len([text for text in compiled if "_advance" in text]) == 2
+    curve = records.read_records(tmp_path / "whole/imitation.jsonl")
+    evaluated = [r["step"] for r in curve if "success_once" in r]
+    assert evaluated == [17, 34, 51, 68, 85, 101]
+    steps = [record["step"] for record in curve]
+    assert steps[:5] == [5, 10, 15, 17, 22] and steps[-2:] == [100, 101]
+    # Resumed in the middle of a block, it is still the same.
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 10)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "parts", odd)
+    kept = (tmp_path / "parts/training/checkpoints").iterdir()
+    assert sorted(path.name for path in kept) == ["17", "34"]
+    train(tmp_path / "parts", odd, resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_part_of_a_block_takes_as_many_steps(point):
+    episodes = [(t.obs, t.actions) for t in point]
+    at_once, by_parts = (
+        imitation.make_trainer(episodes, config_of("mlp", steps=101)) for _ in range(2)
+    )
+    assert at_once.block == 5
+    state, losses = at_once.advance(at_once.init())
+    apart, found = by_parts.init(), []
+    for steps in (1, 3, 1):
+        apart, loss = by_parts.advance(apart, steps)
+        found.append(loss["train_loss"] * steps)
+    assert int(apart.step) == 5 == int(state.step)
+    np.testing.assert_array_equal(jax.random.key_data(state.key), jax.random.key_data(apart.key))
+    np.testing.assert_allclose(sum(found) / 5, losses["train_loss"], rtol=1e-5)
+    for mine, theirs in zip(*(jax.tree.leaves(s.params) for s in (apart, state)), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
+    ends = []
+    imitation.train(episodes, config_of("mlp", steps=101), lambda step, _: ends.append(step))
+    assert ends[-2:] == [100, 101]
+
+
 def read(directory, folder):
     policy, _ = imitation.load(directory)
     return imitation_directory.checkpoint.restore(directory / folder, policy.params)
 
 
-def test_the_best_by_success_is_kept_and_of_equals_the_longest_trained(tmp_path, monkeypatch):
-    scores = iter([0.5, 0.75, 0.75, 0.25])
-    seen = []
+def play_scores(monkeypatch, scores):
+    """Makes evaluations give these scores; returns the parameters that they were of."""
+    left, seen = iter(scores), []
 
-    def play(seed, episodes, base_params):
+    def play(seed, episodes, *, base_params):
         assert (episodes, seed) == (4, imitate.INTERIM_SEED)
         seen.append(jax.device_get(base_params))
-        return SimpleNamespace(success_once=np.array([next(scores)]))
+        return SimpleNamespace(success_once=np.array([next(left)]))
 
     monkeypatch.setattr(imitate, "make_play", lambda playing: play)
+    return seen
+
+
+def test_the_best_by_success_is_kept_and_of_equals_the_longest_trained(tmp_path, monkeypatch):
+    seen = play_scores(monkeypatch, [0.5, 0.75, 0.75, 0.25])
     train(tmp_path / "run", config_of("mlp"))
     jax.tree.map(np.testing.assert_array_equal, read(tmp_path / "run", "params"), seen[2])
     jax.tree.map(np.testing.assert_array_equal, read(tmp_path / "run", "last"), seen[3])
@@ -142,7 +268,7 @@ def test_what_cannot_be_resumed_is_refused_and_left_alone(tmp_path, monkeypatch,
     with pytest.raises(ConfigError, match="batch_size was 16 and is 8"):
         train(out, config_of("mlp", batch_size=8), resume=True)
     kept = point.pop()
-    with pytest.raises(ConfigError, match="the demonstrations are others"):
+    with pytest.raises(ConfigError, match="the demonstrations are not the same"):
         train(out, config, resume=True)
     point.append(kept)
     result = train(out, config, resume=True)
@@ -154,13 +280,7 @@ def test_what_cannot_be_resumed_is_refused_and_left_alone(tmp_path, monkeypatch,
 
 
 def test_training_stops_where_it_is_good_enough(tmp_path, monkeypatch):
-    scores = iter([0.25, 0.5])
-
-    def play_score(seed, episodes, base_params):
-        del seed, episodes, base_params
-        return SimpleNamespace(success_once=np.array([next(scores)]))
-
-    monkeypatch.setattr(imitate, "make_play", lambda playing: play_score)
+    play_scores(monkeypatch, [0.25, 0.5])
     result = train(tmp_path / "run", config_of("mlp", stop_at=0.5))
     assert result["steps"] == 20
     with pytest.raises(ConfigError, match=r"stop_at=0.5 needs evaluations"):

@@ -6,19 +6,26 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
+from pdjax.base_policies.foreign import exported
+from pdjax.commands import cli
 from pdjax.learner.sac import make_hyperparams
-from pdjax.output.checkpoint import Checkpoints
+from pdjax.output.checkpoint import CheckpointError, Checkpoints, TryAgainError
 from pdjax.training import loop
 from pdjax.training.run_in_progress import Member, Steps
 from pdjax.training.stopping import Stopped
+from tests.output.test_checkpoint import contents, damage
+from tests.probe import make_constant_policy, make_point_task, registered
+from tests.profile.test_profile import TINY
 from tests.training.test_epoch import build, small_config
 
 EPOCH, TOTAL = 64, 640
@@ -128,16 +135,80 @@ def test_a_run_that_broke_down_ends_as_one_that_did_not(config, steps, whole, tm
     assert records(tmp_path) == whole[1]
 
 
-def test_a_damaged_checkpoint_is_passed_over(config, steps, whole, tmp_path, capsys):
+@pytest.fixture
+def broken(config, steps, tmp_path):
+    """The directory of a run that broke down after 6 epochs, saved after 4 and after 6."""
     with pytest.raises(RuntimeError):
-        refine(config, failing(steps, 6, RuntimeError()), tmp_path)
-    newest = max((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name))
-    for path in newest.rglob("*"):
-        if path.is_file() and path.stat().st_size > 500:
-            os.truncate(path, 100)
-    resumed = refine(config, steps, tmp_path)
-    assert "going on from an earlier one" in capsys.readouterr().err
-    assert same(resumed, whole[0])
+        refine(config, failing(steps, 6, RuntimeError()), tmp_path / "run")
+    names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert names == {str(4 * EPOCH), str(6 * EPOCH)}
+    return tmp_path / "run"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_damaged_checkpoint_is_passed_over_and_kept(config, steps, whole, broken, capsys):
+    newest = broken / "checkpoints" / str(6 * EPOCH)
+    damage(newest)
+    before = contents(newest)
+    resumed = refine(config, steps, broken)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"kept as {6 * EPOCH}.unreadable; going on from {4 * EPOCH} decisions" in said
+    assert same(resumed, whole[0]) and records(broken) == whole[1]
+    assert contents(newest.with_name(f"{6 * EPOCH}.unreadable")) == before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_where_no_checkpoint_can_be_read_nothing_changes(config, steps, broken):
+    for path in (broken / "checkpoints").iterdir():
+        damage(path)
+    before = contents(broken)
+    with pytest.raises(CheckpointError, match=r"none of the checkpoints in .* can be read"):
+        refine(config, steps, broken)
+    assert contents(broken) == before
+
+
+def test_a_run_of_other_shapes_is_refused_and_left_alone(config, steps, broken):
+    before = contents(broken)
+    newer = steps.like._replace(decision_steps=jax.ShapeDtypeStruct((2,), jnp.int32))
+    with pytest.raises(CheckpointError, match=r"decision_steps is int32\(\), expected int32\(2,\)"):
+        refine(config, steps._replace(like=newer), broken)
+    assert contents(broken) == before
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error")])
+def test_without_memory_or_disk_a_run_waits_for_better_times(
+    config, steps, whole, broken, monkeypatch, error
+):
+    def fail(self, *args, **kwargs):
+        raise error
+
+    before = contents(broken)
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.Checkpointer, "restore", fail)
+        with pytest.raises(TryAgainError, match="nothing was changed, so try again"):
+            refine(config, steps, broken)
+    assert contents(broken) == before
+    assert same(refine(config, steps, broken), whole[0]) and records(broken) == whole[1]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_command_refuses_in_one_line_and_changes_no_byte(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exported.export_policy(make_constant_policy(0.2), Path("base"), "Point")
+    argv = ["train", "peg_fast", "--out", "run", "--set", *TINY, "train.total_decisions=128"]
+    with registered(make_point_task()):
+        assert cli.main(argv) == 0
+        Path("run/result.json").unlink()  # as if killed while the result was evaluated
+        for path in Path("run/checkpoints").iterdir():
+            damage(path)
+        Path("run/audit.jsonl").write_text('{"decision_steps": 64}\n')  # as the guard does
+        before = contents(Path("run"))
+        assert {"starts.jsonl", "metrics.jsonl", "audit.jsonl"} <= before.keys()
+        capsys.readouterr()
+        assert cli.main([*argv[:4], "--resume", *argv[4:]]) == 2
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("pdjax:")]
+    assert "none of the checkpoints in" in line
+    assert contents(Path("run")) == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -205,6 +276,38 @@ def test_a_number_that_is_not_finite_rolls_back(config, steps, tmp_path):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(progress.state.sac.actor))
     np.testing.assert_allclose(progress.state.hyperparams.actor_lr, 0.5 * config.sac.actor_lr)
     assert progress.state.decision_steps == TOTAL  # the budget counts what was spent
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("error", [None, OSError(5, "Input/output error")])
+def test_a_best_state_that_cannot_be_read_ends_the_run_and_stays(
+    config, steps, tmp_path, monkeypatch, error
+):
+    left, before = [3], {}
+
+    def fail(self, *args, **kwargs):
+        raise error
+
+    def train_epoch(state):
+        state, metrics = steps.train_epoch(state)
+        left[0] -= 1
+        if left[0]:
+            return state, metrics
+        deadline = time.monotonic() + 60  # it is written in the background
+        while not (tmp_path / "best" / str(2 * EPOCH)).exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        if error is None:
+            damage(tmp_path / "best" / str(2 * EPOCH))
+        else:
+            monkeypatch.setattr(ocp.Checkpointer, "restore", fail)
+        before.update(contents(tmp_path / "best"))
+        return state, metrics | {"actor_loss": jnp.nan}
+
+    kind = CheckpointError if error is None else TryAgainError
+    with pytest.raises(kind, match=r"best.* nothing was changed"):
+        refine(config, steps._replace(train_epoch=train_epoch), tmp_path)
+    assert before and contents(tmp_path / "best") == before
 
 
 def test_a_diverging_step_size_is_brought_back_and_then_stopped(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,10 @@ import pytest
 
 from pdjax.config import files as configs
 from pdjax.config.fields import SWEEPABLE, ConfigError
+from pdjax.output.checkpoint import CheckpointError
 from pdjax.training import loop, members
 from pdjax.training.run_in_progress import Member
+from tests.output.test_checkpoint import contents, damage
 from tests.training.test_loop import EPOCH, TOTAL, failing, make_steps, records, run_config, same
 
 # what every sweepable number is in one of the members, if not as in the config
@@ -129,11 +132,41 @@ def test_members_with_unequal_checkpoints_go_on_from_what_all_have(three, steps,
     # as if killed while the first was on disk already and the others were not
     with pytest.raises(RuntimeError):
         refine(three, tmp_path, failing(steps, 6, RuntimeError()))
+    newest = str(6 * EPOCH)
     for index in (1, 2):
-        folder = tmp_path / f"member_{index}" / "checkpoints"
-        newest = max(folder.iterdir(), key=lambda path: int(path.name))
-        newest.rename(tmp_path / f"gone{index}")
+        (tmp_path / f"member_{index}" / "checkpoints" / newest).rename(tmp_path / f"gone{index}")
+    before = contents(tmp_path / "member_0" / "checkpoints" / newest)
     assert all(map(same, refine(three, tmp_path, steps), whole[0]))
+    assert contents(tmp_path / "member_0" / "checkpoints" / f"{newest}.newer") == before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@jax.debug_key_reuse(False)
+def test_members_without_a_readable_checkpoint_in_common_refuse(three, steps, tmp_path):
+    with pytest.raises(RuntimeError):
+        refine(three, tmp_path / "run", failing(steps, 6, RuntimeError()))
+    older, newest = str(4 * EPOCH), str(6 * EPOCH)
+    (tmp_path / "run" / "member_0" / "checkpoints" / older).rename(tmp_path / "gone")
+    damage(tmp_path / "run" / "member_1" / "checkpoints" / newest)
+    before = contents(tmp_path / "run")
+    message = rf"another member goes on from {older} decisions: .* those that exist are {newest}"
+    with pytest.raises(CheckpointError, match=message):
+        refine(three, tmp_path / "run", steps)
+    # Not even the member that could have gone on was touched.
+    assert contents(tmp_path / "run") == before
+
+
+@jax.debug_key_reuse(False)
+def test_members_begin_anew_where_one_was_killed_before_its_first_checkpoint(
+    three, steps, whole, tmp_path
+):
+    with pytest.raises(RuntimeError):
+        refine(three, tmp_path, failing(steps, 3, RuntimeError()))
+    first = str(2 * EPOCH)
+    (tmp_path / "member_2" / "checkpoints" / first).rename(tmp_path / "gone")
+    assert all(map(same, refine(three, tmp_path, steps), whole[0]))
+    for index in range(2):
+        assert (tmp_path / f"member_{index}" / "checkpoints" / f"{first}.newer").is_dir()
 
 
 @jax.debug_key_reuse(False)
@@ -187,7 +220,7 @@ class Scored:
 
 def test_who_is_lost_by_hand():
     results = {0: Scored(3), 1: Scored(9), 2: Scored(5, 4.0), 3: Scored(5, 6.0), 4: Scored(1)}
-    lost = members.lost
+    lost: Any = members.lost
     assert lost((), 100, 5, results) == set()
     assert lost((200,), 199, 5, results) == set()
     assert lost((200,), 200, 5, results) == {0, 4}  # three of five stay
