@@ -142,7 +142,9 @@ def _metavar(kind: Any) -> str:
         return "{" + ",".join(get_args(kind)) + "}"
     if get_origin(kind) is tuple:
         return "KEY=VALUE"
-    return {int: "N", float: "X", str: "NAME", str | None: "NAME"}.get(kind, "PATH")
+    if get_origin(kind) in schema.UNIONS:  # or None
+        return _metavar(get_args(kind)[0])
+    return {int: "N", float: "X", str: "NAME"}.get(kind, "PATH")
 
 
 def _fill(text: str, indent: str = "") -> str:

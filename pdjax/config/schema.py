@@ -19,6 +19,7 @@ from typing import (
     Literal,
     NamedTuple,
     TypeVar,
+    Union,
     cast,
     get_args,
     get_origin,
@@ -30,6 +31,8 @@ import yaml
 from pdjax.config.seeds import SEEDS
 
 T = TypeVar("T")
+
+UNIONS = (Union, UnionType)  # origins of `X | None`: the first for a Literal X, the second else
 
 
 class ConfigError(ValueError):
@@ -168,7 +171,7 @@ def _expected(kind: Any, allowed: Range) -> str:
         return " | ".join(map(str, get_args(kind)))
     if get_origin(kind) is tuple:
         return f"[{_expected(get_args(kind)[0], allowed)}, ...]"
-    if get_origin(kind) is UnionType:
+    if get_origin(kind) in UNIONS:
         return _expected(get_args(kind)[0], allowed)
     return {bool: "true | false", str: "text", Path: "path"}[kind]
 
@@ -199,7 +202,7 @@ def _convert(kind: Any, allowed: Range, value: Any) -> Any:
             raise TypeError
         items = cast("Iterable[Any]", value)
         return tuple(_convert(get_args(kind)[0], allowed, item) for item in items)
-    if get_origin(kind) is UnionType:
+    if get_origin(kind) in UNIONS:
         return _convert(get_args(kind)[0], allowed, value)
     if get_origin(kind) is Literal:
         if value not in get_args(kind):

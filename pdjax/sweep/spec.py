@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pdjax.base_policies import load
 from pdjax.config import fields, schema
 from pdjax.config import files as configs
 from pdjax.config.fields import Config
@@ -134,6 +133,8 @@ def check_bases(spec: Spec) -> None:
     Raises:
       ConfigError: the first base policy that does not exist.
     """
+    from pdjax.base_policies import load  # brings JAX, which help does without
+
     for values in _corners(spec):
         path = make_members(spec, values)[0].base_policy.path
         if not load.is_policy(Path(path)):

@@ -255,6 +255,8 @@ def test_demonstrations_that_cannot_be_used_are_refused(capsys, here):
         (["eval", "nowhere"], "nowhere is no run: expected config.yaml as `pdjax train` writes it"),
         (["eval", "base"], "base is no run"),
         (["eval", "run", "--episodes", "0"], "--episodes got '0', expected integer >= 1"),
+        (["eval", "run", "--physics", "foo"], "--physics got 'foo', expected auto | native | mjx"),
+        (["eval", "nowhere", "--physics", "native"], "nowhere is no run"),
         (["render", "run", "--out", "x.avi"], "x.avi must end in .mp4 or .gif"),
         (["render", "run"], "required: --out"),
         (["render", "run", "--out", "x.mp4", "--grid", "4"], "--grid got '4', expected ROWSxCOL"),
@@ -366,6 +368,11 @@ def test_help_of_a_command_explains_every_flag(capsys, name):
         if isinstance(option.default, int | float) and not isinstance(option.default, bool):
             assert f"default {option.default}" in text
     assert "--json" in text
+
+
+@pytest.mark.parametrize("name", ["eval", "export", "demos"])
+def test_help_names_the_choices_of_a_flag(capsys, name):
+    assert "--physics {auto,native,mjx,warp}" in " ".join(help_of(capsys, name).split())
 
 
 def test_help_of_training_lists_every_key_config_and_preset(capsys):

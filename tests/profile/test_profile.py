@@ -138,6 +138,6 @@ def test_numbers_of_environments_that_cannot_be_are_passed_over(monkeypatch):
     monkeypatch.setattr(advice, "_decision_s", decision_s)
     config = configs.load("peg_fast", TINY)
     (found,) = advice.suggest(config, {"updates": Timing(0.0)}, {}, epoch_s=1.28)
-    assert found.startswith("train.num_envs=8: a decision is played in 5.00 ms instead of 10.00")
+    assert found.startswith("train.num_envs=8: playing a decision takes 5.00 ms instead of 10.00")
     one = advice.changed(config, "train", num_envs=1)
     assert advice.suggest(one, {"updates": Timing(0.0)}, {}, epoch_s=1.28)
