@@ -315,7 +315,7 @@ def test_a_policy_of_another_size_is_refused(tmp_path):
     task = make_point_env().task
     base = load.from_memory(lambda history: history[-1, :2], obs_dim=3, act_dim=2)
     exported.export_policy(base, tmp_path / "base", task.name)
-    with pytest.raises(ConfigError, match="change either"):
+    with pytest.raises(ConfigError, match="change base_policy"):
         load.load_base(BasePolicyConfig(str(tmp_path / "base")), task)
     with pytest.raises(ConfigError, match="path is empty"):
         load.load_base(BasePolicyConfig(""), task)

@@ -16,7 +16,7 @@ from pdjax.prepare import screen
 from tests.probe import make_constant_policy, make_point_env, make_point_task, registered
 
 # The point starts uniformly in [-0.1, 0.1] and moves by velocity / 10 per step, for 5 steps in
-# chunks of one. At 0.85 it ends at start + 0.425, and solves |x - 0.5| < 0.1 from start > -0.025 on:
+# chunks of one. At 0.85 it ends at start + 0.425, and solves |x - 0.5| < 0.1 if start > -0.025:
 # 62.5 % of episodes. At 1 it always passes 0.4; at -1 it never does.
 EPISODES = 200
 
