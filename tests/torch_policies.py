@@ -1,19 +1,19 @@
-"""The networks that `pdjax import` reads, in plain torch with random weights.
+"""The networks whose checkpoints `pdjax import` reads, in plain torch with random weights.
 
-Parameters are named as their projects name them, forward passes follow the published descriptions:
+Parameters have the names of their projects; forward passes follow the published descriptions:
 Diffusion Policy's U-Net arXiv:2303.04137 with FiLM (arXiv:1709.07871), BeT arXiv:2206.11251, ACT
-arXiv:2304.13705, DDIM arXiv:2010.02502, equation 12. Imported only where torch is.
+arXiv:2304.13705, DDIM arXiv:2010.02502, equation 12. Only import this file if torch is installed.
 """
 
 import math
 
-import torch
-from torch import nn
-from torch.nn import functional
+import torch  # pyright: ignore[reportMissingImports]
+from torch import nn  # pyright: ignore[reportMissingImports]
+from torch.nn import functional  # pyright: ignore[reportMissingImports]
 
 
 def scramble(module, seed=0):
-    """No weight at its start, normalisations included."""
+    """Changes every weight from its initial value, also those of normalisations."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -206,7 +206,7 @@ class Act(nn.Module):
         self.decoder["norm"] = nn.LayerNorm(width)
         self.decoder_pos_embed = nn.Embedding(chunk, width)
         self.action_head = nn.Linear(width, act_dim)
-        # of the training alone
+        # used in training only
         self.vae_encoder, self.vae_encoder_cls_embed = stack(2), nn.Embedding(1, width)
         self.register_buffer("vae_encoder_pos_enc", torch.zeros(1, chunk + 2, width))
 

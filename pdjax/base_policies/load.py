@@ -51,9 +51,9 @@ def load_base(base_policy: BasePolicyConfig, task: Task) -> BasePolicy:
     other = trained_for != task.name and registry.family(trained_for) != task.family
     if other or (base.obs_dim, base.act_dim) != (task.obs_dim, task.act_dim):
         raise ConfigError(
-            f"base policy {path} was trained for {trained_for} ({base.obs_dim} numbers observed,"
-            f" {base.act_dim} a control step), but task.name is {task.name} ({task.obs_dim},"
-            f" {task.act_dim}); change either"
+            f"base policy {path} was trained for {trained_for} (obs_dim {base.obs_dim}, act_dim"
+            f" {base.act_dim}), but task.name is {task.name} (obs_dim {task.obs_dim}, act_dim"
+            f" {task.act_dim}); change base_policy.path or task.name"
         )
     return base
 

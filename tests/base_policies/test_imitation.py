@@ -1,4 +1,4 @@
-"""Imitation: windows and noise schedule by hand, exact denoising, a toy from data to disk."""
+"""Imitation: windows and noise schedule by hand, exact denoising, a toy task from data to disk."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ from pdjax.output import checkpoint
 
 
 def test_training_windows_by_hand():
-    # entries carry their own index; beyond the ends the first or last one repeats
+    # each entry is its own index; beyond the ends, the first or last entry repeats
     obs, actions = np.arange(5.0)[:, None], 10 * np.arange(4.0)[:, None]
     cond, chunks = training_windows(obs, actions, obs_horizon=2, pred_horizon=4)
     assert cond[..., 0].tolist() == [[0, 0], [0, 1], [1, 2], [2, 3]]
@@ -33,7 +33,7 @@ def test_training_windows_by_hand():
         [10, 20, 30, 30],
         [20, 30, 30, 30],
     ]
-    # what is executed of the window at step t starts with action t
+    # the executed part of the window at step t starts with action t
     for step, chunk in enumerate(chunks):
         assert executed_part(chunk, 2, 2)[0, 0] == 10 * step
 
@@ -62,7 +62,7 @@ def test_the_noise_schedule_by_hand():
 
 
 def exact_denoiser(clean, prediction):
-    """Knows the clean chunk, and so predicts without error."""
+    """A denoiser that knows the clean chunk, so it predicts without error."""
 
     def apply(params, noisy, step, cond):
         del params, cond
@@ -101,7 +101,7 @@ def test_the_loss_is_nothing_for_exact_predictions_and_the_target_s_square_for_n
     first, second = jax.random.split(key)
     batch = (jnp.zeros((4096, 2)), clean)
     assert diffusion.loss(exact, {}, batch, first) < 1e-6
-    # 0.5^2, or the variance of standard noise
+    # 0.5^2 for samples, or the variance of standard noise
     expected = 0.25 if prediction == "sample" else 1.0
     assert diffusion.loss(silent, {}, batch, second) == pytest.approx(expected, abs=0.03)
 
@@ -125,7 +125,7 @@ def test_the_longest_possible_chunk_is_accepted():
     DiffusionConfig(act_horizon=7).validate()
 
 
-# A toy: the action is half the latest observation.
+# A toy task: the action is half the latest observation.
 
 TOY = ImitationConfig(
     diffusion=DiffusionConfig(pred_horizon=4, act_horizon=2, hidden=32, blocks=1),
@@ -140,7 +140,7 @@ def toy():
     rng = np.random.default_rng(0)
     episodes = []
     for _ in range(30):
-        # constant within an episode, so that the whole chunk is known
+        # constant within an episode, so that an observation determines the whole chunk
         obs = np.repeat(rng.uniform(-1, 1, (1, 2)), 9, axis=0).astype(np.float32)
         episodes.append((obs, 0.5 * obs[:-1]))
     history = []
@@ -246,7 +246,7 @@ def test_parameters_of_another_shape_are_refused_by_name(policy_directory):
     description = json.loads(path.read_text())
     description["imitation"]["policy"]["hidden"] = 16
     path.write_text(json.dumps(description))
-    # twice the width of 32 is saved, twice that of 16 expected
+    # 2 * 32 is saved, 2 * 16 is expected
     message = r"denoiser/blocks/0/inner/bias is float32\(64,\), expected float32\(32,\)"
     with pytest.raises(checkpoint.CheckpointError, match=message):
         imitation.load(policy_directory)

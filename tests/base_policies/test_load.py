@@ -1,4 +1,6 @@
-"""The one door: directories of every kind, and policies that exist only in memory."""
+"""The one door to base policies: directories of every kind, and policies in memory."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,12 +56,17 @@ class NumpyObject:
 
 
 def from_memory(policy, **changes):
-    sizes = {"obs_dim": OBS, "act_dim": ACT, "act_horizon": CHUNK, "obs_horizon": HORIZON}
+    sizes: dict[str, Any] = {
+        "obs_dim": OBS,
+        "act_dim": ACT,
+        "act_horizon": CHUNK,
+        "obs_horizon": HORIZON,
+    }
     return load.from_memory(policy, **sizes | changes)
 
 
 def play_once(base, obs_history, seed=0):
-    """A decision at the start of an episode, for all environments: (chunk, carry)."""
+    """Returns (chunk, carry) of all environments for the first decision of an episode."""
     start_key, key = jax.random.split(jax.random.key(seed))
     carry = jax.vmap(base.init_carry)(jax.random.split(start_key, len(obs_history)))
     keys = jax.random.split(key, len(obs_history))
@@ -155,8 +162,8 @@ def test_statistics_and_ranges_are_taken():
         action_low=0,
         action_high=[20.0],
     )
-    np.testing.assert_array_equal(base.obs_mean, np.float32([1, 2, 3]))
-    np.testing.assert_array_equal(base.obs_std, np.float32([0.1, 1, 10]))
+    np.testing.assert_array_equal(base.obs_mean, np.array([1, 2, 3], np.float32))
+    np.testing.assert_array_equal(base.obs_std, np.array([0.1, 1, 10], np.float32))
     # [0, 20] -> [-1, 1]: 15 -> 0.5; 25 -> 1.5, clipped
     chunk, _ = play_once(base, np.full((1, HORIZON, OBS), 15.0, np.float32))
     np.testing.assert_allclose(chunk[0, :, 0], [0.5, 1.0])
@@ -308,7 +315,7 @@ def test_a_policy_of_another_size_is_refused(tmp_path):
     task = make_point_env().task
     base = load.from_memory(lambda history: history[-1, :2], obs_dim=3, act_dim=2)
     exported.export_policy(base, tmp_path / "base", task.name)
-    with pytest.raises(ConfigError, match="change either"):
+    with pytest.raises(ConfigError, match="change base_policy"):
         load.load_base(BasePolicyConfig(str(tmp_path / "base")), task)
     with pytest.raises(ConfigError, match="path is empty"):
         load.load_base(BasePolicyConfig(""), task)

@@ -197,7 +197,7 @@ def test_a_base_policy_of_another_task_is_refused(capsys, here):
         capsys,
         here,
         TRAIN,
-        "was trained for StackCube (50 numbers observed, 7 a control step), but task.name is",
+        "was trained for StackCube (obs_dim 50, act_dim 7), but task.name is",
     )
 
 

@@ -1,4 +1,4 @@
-"""`pdjax data check`: what it counts, and that a replay tells a true recording from another."""
+"""`pdjax data check`: its counts, and replays that tell a faithful recording from others."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ def point():
 
 
 def record(path, noise=0.0, change=lambda trajectory: trajectory, episodes=5):
-    """Writes what the point's expert did, with a change to each episode."""
+    """Writes the episodes of the point's expert, with a change to each."""
     env = make_expert_env(start_late=True)
     found, _ = demonstrations.record(env, episodes, seed=3, noise=noise)
     found = [change(trajectory) for trajectory in found]

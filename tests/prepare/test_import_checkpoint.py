@@ -1,7 +1,8 @@
-"""Checkpoints of PyTorch as native policies: the same numbers come out, wrong ones are refused."""
+"""PyTorch checkpoints as native policies: outputs agree, and wrong checkpoints are refused."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import h5py
 import jax
@@ -78,7 +79,7 @@ ACT_CONFIG = {
 
 
 def write_reference(folder, state, args, name="ema_agent"):
-    """As the offline scripts save: args.json one folder above the checkpoint."""
+    """Writes a checkpoint as the offline scripts do, with args.json one folder up."""
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "args.json").write_text(json.dumps(args))
     path = folder / "checkpoints" / "best.pt"
@@ -113,7 +114,7 @@ def reference_bet(folder, bet=None):
 
 
 def write_lerobot(folder, config, state, stats, modes=None, beside=True):
-    """A folder of LeRobot: statistics beside the weights as now, or among them as once."""
+    """Writes a LeRobot folder: statistics beside the weights, or among them (older versions)."""
     parts = {"observation.state": 2, "observation.environment_state": OBS - 2}
     kinds = dict(zip(parts, ("STATE", "ENV")))
     features = {name: {"type": kinds[name], "shape": [size]} for name, size in parts.items()}
@@ -147,7 +148,7 @@ def write_lerobot(folder, config, state, stats, modes=None, beside=True):
 
 
 def make_stats(names=("min", "max"), seed=0):
-    """Random, the first smaller."""
+    """Returns random pairs of vectors, the first smaller than the second."""
     generator = torch.Generator().manual_seed(seed)
     sizes = {"observation.state": 2, "observation.environment_state": OBS - 2, "action": ACT}
     stats = {}
@@ -159,7 +160,7 @@ def make_stats(names=("min", "max"), seed=0):
 
 
 def observed(stats, which):
-    """A statistic of the whole observation."""
+    """Returns a statistic of the whole observation."""
     parts = ("observation.state", "observation.environment_state")
     return torch.cat([stats[f"{part}.{which}"] for part in parts])
 
@@ -185,13 +186,15 @@ def lerobot_act(folder, stats=None, module=None, **changes):
 
 
 def loaded(found, folder):
-    """The base policy after it went to disk and back."""
+    """Returns the base policy after saving and loading it."""
     kind = imitation.MAKERS[found.kind](found.shape, OBS, found.act_dim)
     adaptation = Adaptation((0.0,) * OBS, (2.0,) * OBS, found.action_scale, found.action_offset)
     folder.mkdir()
     imitation.save_imported(folder, kind.make_policy(found.params), found.shape, "T", adaptation)
     base, _ = imitation.load(folder)
-    assert base.obs_std.tolist() == [2.0] * OBS  # the learner's, whatever the policy reads by
+    assert (
+        base.obs_std.tolist() == [2.0] * OBS
+    )  # for the residual policy, whatever the policy normalises by
     return base
 
 
@@ -223,7 +226,7 @@ def compare_levels(found, unet):
 
 
 def start_noise(act_dim, seed=0):
-    """What `diffusion.make_policy` draws at this key."""
+    """Returns the noise that `diffusion.make_policy` draws with this key."""
     noise = jax.random.normal(jax.random.key(seed), (1, 8 * act_dim))
     return torch.from_numpy(np.array(noise)).reshape(1, 8, act_dim)
 
@@ -235,7 +238,7 @@ def test_the_reference_unet(groups, tmp_path):
     assert found.shape.ddim_steps == 4 and found.statistics is None
     compare_levels(found, unet)
     base, history = loaded(found, tmp_path / "base"), history_of(2)
-    with torch.no_grad():  # raw observations, as it reads them
+    with torch.no_grad():  # the policy reads raw observations
         chunk = nets.ddim(unet, start_noise(2), torch.from_numpy(history).reshape(1, -1), 4)
     np.testing.assert_allclose(decide(base, history), chunk[0, 1:5], atol=1e-4)
 
@@ -255,14 +258,15 @@ def test_the_reference_bet(tmp_path):
     history = history_of(4)
     with torch.no_grad():
         logits, offsets = (x[0].numpy() for x in bet(torch.from_numpy(history)[None]))
+    shape: Any = found.shape
     graph, _ = functional(
-        lambda rngs: behavior_transformer._Transformer(found.shape, OBS, found.act_dim, rngs)
+        lambda rngs: behavior_transformer._Transformer(shape, OBS, found.act_dim, rngs)
     )
     network = nnx.merge(graph, nnx.State(found.params["transformer"]))
     ours = network(jnp.asarray(history), Keys(None, 0))
     np.testing.assert_allclose(ours.logits, logits, atol=1e-5)
     np.testing.assert_allclose(ours.offsets, offsets, atol=1e-5)
-    best = logits[-1].argmax()  # greedy: its centre, corrected
+    best = logits[-1].argmax()  # greedy: the centre of the likeliest bin plus its offset
     action = bet._cluster_centers[best].numpy() + offsets[-1, best]
     chunk = decide(loaded(found, tmp_path / "base"), history)
     np.testing.assert_allclose(chunk, [np.clip(action, -1, 1)], atol=1e-5)
@@ -297,7 +301,7 @@ def test_numbers_that_never_changed_are_read_gently(tmp_path):
 
 
 def test_features_without_a_mode_are_read_as_they_are(tmp_path):
-    # LeRobot's own mapping of its diffusion policy names no ENV
+    # LeRobot's own mapping of its diffusion policy has no ENV
     state = prefixed("diffusion.unet.", make_unet(lerobot=True))
     modes = {"STATE": "QUANTILES", "ACTION": "IDENTITY"}
     folder = write_lerobot(tmp_path / "run", DIFFUSION, state, make_stats(("q01", "q99")), modes)
@@ -315,14 +319,16 @@ def test_lerobot_act(tmp_path):
     with torch.no_grad():
         chunk = module([obs[:, :2], obs[:, 2:]])[0]
     chunk = (chunk * stats["action.std"] + stats["action.mean"]).numpy()
-    graph, _ = functional(lambda rngs: act._Network(found.shape, OBS, ACT, rngs))
+    shape: Any = found.shape
+    graph, _ = functional(lambda rngs: act._Network(shape, OBS, ACT, rngs))
     network = nnx.merge(graph, nnx.State(found.params["act"]))
     ours = network(jnp.asarray(obs.numpy())[None], jnp.zeros((1, 4)), Keys(None, 0))[0]
     np.testing.assert_allclose(ours, chunk, atol=1e-5)
     base = loaded(found, tmp_path / "base")
     assert base.act_horizon == 4
     np.testing.assert_allclose(decide(base, history), chunk[:4].clip(-1, 1), atol=1e-5)
-    # the data's own statistics are the learner's
+    # the residual policy gets the statistics of the training data
+    assert found.statistics is not None
     np.testing.assert_array_equal(found.statistics[1], sides[1])
 
 
@@ -344,7 +350,7 @@ def test_half_precision_and_metadata_are_read_as_the_package_reads_them(tmp_path
 
 @pytest.fixture
 def point(monkeypatch, tmp_path):
-    """The point is a task of that name; the working folder is empty."""
+    """Registers the point as a task, and makes an empty working folder."""
     monkeypatch.chdir(tmp_path)
     with registered(make_point_task(episode_steps=7)):
         yield
@@ -379,7 +385,9 @@ def test_the_command_writes_a_base_policy(name, point, capsys):
     assert summary["statistics"] == learnt_from and f"come from {learnt_from}" in said.err
     counted = sum(leaf.size for leaf in jax.tree.leaves(base.params)) - 2 * OBS
     assert summary["parameters"] == counted and f"{counted:,} parameters" in said.err
-    if name != "act":  # the point counts its steps: 0 and 4 at decisions of 4, of 1 from 0 to 6
+    if (
+        name != "act"
+    ):  # the third number is the step: 0 and 4 for chunks of 4, 0 to 6 for chunks of 1
         assert base.obs_mean[2] == (3 if name == "bet" else 2)
 
 

@@ -1,4 +1,4 @@
-"""Screening: verdicts and figures where they can be derived."""
+"""Screening: verdicts and figures that can be derived by hand."""
 
 import json
 import shlex
@@ -15,9 +15,9 @@ from pdjax.config.files import preset
 from pdjax.prepare import screen
 from tests.probe import make_constant_policy, make_point_env, make_point_task, registered
 
-# The point starts evenly in [-0.1, 0.1] and moves by velocity / 10 a step, for 5 steps, in chunks
-# of one. At 0.85 it ends at start + 0.425, and solves |x - 0.5| < 0.1 from start > -0.025 on:
-# 62.5 % of episodes. At 1 it always passes 0.4; at -1 never.
+# The point starts uniformly in [-0.1, 0.1] and moves by velocity / 10 per step, for 5 steps in
+# chunks of one. At 0.85 it ends at start + 0.425, and solves |x - 0.5| < 0.1 if start > -0.025:
+# 62.5 % of episodes. At 1 it always passes 0.4; at -1 it never does.
 EPISODES = 200
 
 
@@ -77,7 +77,7 @@ def test_the_verdict_by_hand():
     # 4 of 200 = 2 %, upper end 5 %; 1 of 30 = 3.3 %, but its upper end is 17 %
     assert screen.judge(4, [4] * 6, 200)[0] == screen.IMPROVE
     assert screen.judge(1, [1] * 6, 30)[0] == screen.REFINE
-    # 30 %, but never under a random residual
+    # 30 %, but never with a random residual
     verdict, reasons = screen.judge(60, [0] * 6, 200)
     assert verdict == screen.IMPROVE and "never with random residuals" in reasons[0]
 
@@ -115,7 +115,7 @@ def test_no_disturbance_is_the_policy_bit_for_bit():
     np.testing.assert_array_equal(act(disturbed, at(0.0), 0), alone)
     changed = act(disturbed, at(0.3), 0) - alone
     assert 0 < np.abs(changed).max() <= 0.3 + 1e-6
-    np.testing.assert_allclose(changed[0], changed[1], atol=1e-6)  # held over the chunk
+    np.testing.assert_allclose(changed[0], changed[1], atol=1e-6)  # constant within the chunk
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_the_command_draws_and_ends_with_a_command_that_parses(point, tmp_path, 
     assert config.decorator.exploration_steps == summary["exploration_steps"]
     assert config.train.total_decisions >= 4 * summary["exploration_steps"]
     assert config.sac == preset("fast").sac
-    # the picture is there now, and kept
+    # the picture exists now, and is not overwritten
     assert cli.main(["screen", "base", "--task", "Point"]) == 2
     assert "screen.png exists already" in capsys.readouterr().err
 

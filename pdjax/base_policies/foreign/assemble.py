@@ -211,10 +211,10 @@ def assemble(parts: Parts, about: Description, act_horizon: int = 0) -> BasePoli
     """
     shape = (parts.act_horizon, parts.chunk_shape[-1])
     if shape != (about.act_horizon, about.act_dim):
-        whose = f"is it a policy for {about.task}?" if about.task else "set act_horizon and act_dim"
+        advice = f"use a policy for {about.task}" if about.task else "set act_horizon and act_dim"
         raise ConfigError(
             f"the policy returns chunks {shape} (act_horizon, act_dim), expected"
-            f" {(about.act_horizon, about.act_dim)}; {whose}"
+            f" {(about.act_horizon, about.act_dim)}; {advice}"
         )
     steps = act_horizon or about.act_horizon
     if steps > about.act_horizon:

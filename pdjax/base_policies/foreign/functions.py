@@ -111,7 +111,7 @@ class _Attempt:
         return jax.make_jaxpr(as_float)(self.inputs)
 
     def repeats(self) -> bool:
-        """Whether a second trace gives the same program with the same constants."""
+        """Returns whether a second trace gives the same program with the same constants."""
         again = self._trace()
         texts = [ADDRESS.sub("", str(program)) for program in (self.program, again)]
         same = [_same(*pair) for pair in zip(self.program.consts, again.consts, strict=False)]

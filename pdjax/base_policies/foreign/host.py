@@ -152,7 +152,7 @@ def make_functions(policy: HostPolicy, chunk_shape: tuple[int, ...]):
 
 
 def through_host(base: BasePolicy) -> bool:
-    """Whether a policy computes outside the jitted program."""
+    """Returns whether a policy computes outside the jitted program."""
     key = jax.random.key(0)
     carry = base.init_carry(jax.random.clone(key))
     history = jnp.zeros((base.obs_horizon, base.obs_dim))

@@ -1,4 +1,4 @@
-"""Anyone's own policy as a base: every kind acts alike, remembers alike, and is refined alike."""
+"""A user's own policy as a base: all kinds act, remember and are refined in the same way."""
 
 import json
 import pickle
@@ -27,7 +27,7 @@ from tests.probe import (
 OBS, ACT, HORIZON, CHUNK = 3, 1, 2, 2  # of the point on a line
 WEIGHT = np.array([[0.3], [-0.2], [0.01]], np.float32)
 
-# One policy four times: chunk = tanh(newest obs @ WEIGHT) now, and half of it in the next step.
+# The same policy four times: chunk = tanh(newest obs @ WEIGHT), then half of that.
 JAX_CODE = """
     import jax.numpy as jnp
 
@@ -80,7 +80,7 @@ def write_code(folder, name, code):
 
 
 def play_once(base, obs_history, seed=0):
-    """A decision at the start of an episode, for all environments: (chunk, carry)."""
+    """Returns (chunk, carry) of all environments for the first decision of an episode."""
     start_key, key = jax.random.split(jax.random.key(seed))
     carry = jax.vmap(base.init_carry)(jax.random.split(start_key, len(obs_history)))
     keys = jax.random.split(key, len(obs_history))
@@ -111,13 +111,13 @@ def save_torchscript(path):
 
 @pytest.fixture
 def point():
-    """One more task: the point, whose goal is out of a timid policy's reach."""
+    """Registers one more task: the point, with a goal that the policies below do not reach."""
     with registered(make_point_task(episode_steps=7)):
         yield
 
 
 def source_of(kind, folder):
-    """What `pdjax wrap` is given for each kind."""
+    """Returns the argument of `pdjax wrap` for each kind."""
     if kind == "export":
         base = assembled(sources.find("jax_policy.py:policy", write_code(folder, "jax", JAX_CODE)))
         exported.export_policy(base, folder / "exported", "Point")
@@ -196,11 +196,11 @@ def test_refining_works_with_every_kind_and_leaves_it_alone(
     assert cli.main(["eval", "run", "--episodes", "3"]) == 0  # from the copy in the run
 
 
-# What a policy remembers is reset with its environment, exactly.
+# A policy's memory is reset together with its environment.
 
 
 class Counter:
-    """Host policy: its action is a hundredth of the decisions since its environment's reset."""
+    """Host policy whose action is 0.01 times the number of decisions since the reset."""
 
     @staticmethod
     def init_carry():
@@ -213,7 +213,7 @@ class Counter:
 
 
 class Leaking:
-    """The same with its memory outside the carry, as an RNN that keeps its own hidden state."""
+    """The same policy with memory outside the carry, like an RNN that keeps its hidden state."""
 
     def __init__(self):
         self.count = {}
@@ -234,9 +234,9 @@ def exported_counter(folder):
 
 
 def counts_and_resets(base, num_envs=6, decisions=40):
-    """Counts that the actions reveal, and where episodes were reset; ends are staggered."""
-    # success ends an episode: the base at 0.01 n a step, with a residual of its own for each
-    # environment, reaches the goal at different times
+    """Returns the counts that the actions show, and where episodes were reset."""
+    # Success ends an episode. Every environment has another residual, so that they reach the goal
+    # at different times.
     env = make_point_env(episode_steps=9, goal=0.5, tolerance=0.25)
     rollout = make_rollout(env, base)
     frozen = Frozen(env.model, base.params, base.obs_mean, base.obs_std)
@@ -256,7 +256,7 @@ def counts_and_resets(base, num_envs=6, decisions=40):
 
 
 def follows_resets(counts, is_reset):
-    """Whether every count is that of decisions since its own environment's reset."""
+    """Returns whether every count is the number of decisions since its environment's reset."""
     expected, now = np.zeros_like(counts), np.ones(counts.shape[1], int)
     for row in range(len(counts)):
         expected[row] = now
@@ -371,7 +371,7 @@ def test_a_torch_module_given_as_python_code(tmp_path):
     np.testing.assert_allclose(play_once(base, history)[0], expected_chunk(history), atol=1e-6)
 
 
-# Mistakes end in one line, and write nothing.
+# Bad input ends in one line and writes nothing.
 
 
 def refuse(capsys, argv, words, out=Path("new")):
@@ -473,7 +473,7 @@ def test_artefacts_of_other_signatures(tmp_path, point, monkeypatch, capsys):
         write("e.jaxexport", newest, shape(symbol, 2, 3), platforms=["tpu"]),
         "was exported for tpu, but this process runs on cpu",
     )
-    # and one that is taken: a function of the observations alone
+    # A function of the observations alone is accepted.
     assert cli.main(write("f.jaxexport", newest, shape(symbol, 2, 3))) == 0
     base, _ = assemble.load(Path("new"))
     assert (base.obs_horizon, base.act_horizon) == (2, 1)
@@ -514,9 +514,9 @@ def test_a_carry_that_changes_its_shape_is_refused():
 
 
 def test_a_carry_of_the_host_that_changes_its_shape_is_refused():
-    class Growing:
-        init_carry = staticmethod(lambda: np.zeros(1))
-        act = staticmethod(lambda carry, obs, seed: (obs[:, :, :1], np.concatenate([carry] * 2, 1)))
-
+    growing = host.HostPolicy(
+        init_carry=lambda: np.zeros(1),
+        act=lambda carry, obs, seed: (obs[:, :, :1], np.concatenate([carry] * 2, 1)),
+    )
     with pytest.raises(ConfigError, match="returned a carry of"):
-        host.probe(Growing, (HORIZON, OBS))
+        host.probe(growing, (HORIZON, OBS))

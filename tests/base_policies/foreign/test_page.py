@@ -1,4 +1,4 @@
-"""The examples in docs/base_policies.md, run as they stand there."""
+"""Runs the examples in docs/base_policies.md."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""ACT: temporal ensembling and divergence by hand, style in training only."""
+"""ACT: temporal ensembling and divergence by hand; style is used in training only."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ SMALL = ActConfig(
 
 
 def test_temporal_ensembling_by_hand():
-    # chunks predicted at steps 0, 1, 2; the oldest weighs 1, the next 1/2, then 1/4
+    # chunks predicted at steps 0, 1 and 2; the oldest has weight 1, the next 1/2, then 1/4
     decay = float(np.log(2))
     ensemble = act.empty_ensemble(3, 1)
     action, ensemble = act.blend(ensemble, jnp.array([[1.0], [2.0], [3.0]]), decay)
@@ -27,13 +27,13 @@ def test_temporal_ensembling_by_hand():
     assert action[0] == pytest.approx((2 + 5 / 2) / 1.5)
     action, ensemble = act.blend(ensemble, jnp.array([[9.0], [0.0], [0.0]]), decay)
     assert action[0] == pytest.approx((3 + 6 / 2 + 9 / 4) / 1.75)
-    # the chunk of step 0 has been used up
+    # all actions of the chunk of step 0 have been executed
     action, _ = act.blend(ensemble, jnp.array([[8.0], [0.0], [0.0]]), decay)
     assert action[0] == pytest.approx((7 + 0 / 2 + 8 / 4) / 1.75)
 
 
 def test_the_divergence_by_hand():
-    # of N(1, 2) from N(0, 1): (2 + 1 - 1 - log 2) / 2 = 0.6534264; of N(0, 1): nothing
+    # KL(N(1, 2) || N(0, 1)) = (2 + 1 - 1 - log 2) / 2 = 0.6534264; KL(N(0, 1) || N(0, 1)) = 0
     mean, log_variance = jnp.array([[1.0, 0.0]]), jnp.array([[jnp.log(2.0), 0.0]])
     assert act.divergence(mean, log_variance)[0] == pytest.approx(0.6534264, rel=1e-6)
 
@@ -71,8 +71,8 @@ def test_a_rollout_needs_no_noise():
 
 
 def test_an_ensembled_rollout_blends_the_same_predictions():
-    plain = policy_of(ActConfig(**(vars(SMALL) | {"act_horizon": 4})))
-    blended = policy_of(ActConfig(**(vars(SMALL) | {"act_horizon": 1, "temporal_ensemble": True})))
+    plain = policy_of(dataclasses.replace(SMALL, act_horizon=4))
+    blended = policy_of(dataclasses.replace(SMALL, act_horizon=1, temporal_ensemble=True))
     carry = blended.init_carry(jax.random.key(0))
     plainly, blending = jax.jit(plain.apply), jax.jit(blended.apply)
     chunks, actions = [], []
@@ -106,7 +106,7 @@ def test_without_style_the_loss_is_the_distance_from_what_a_rollout_predicts():
     actions = jnp.asarray(rng.uniform(-1, 1, size=(5, 4, 2)), jnp.float32)
     params, _ = jax.jit(kind.init)(jax.random.key(0), Windows(obs, actions))
     assert not [name for name in params["act"] if name.startswith(("style", "summary"))]
-    assert params["act"]["places"].shape == (1 + 2 * 2, 16)  # z, and two tokens an observation
+    assert params["act"]["places"].shape == (1 + 2 * 2, 16)  # z, and two tokens per observation
     params["act"]["out"]["kernel"] *= 0.1  # so that nothing is clipped
     base = kind.make_policy(params | {"obs_mean": jnp.zeros(3), "obs_std": jnp.ones(3)})
     apply = jax.jit(base.apply)

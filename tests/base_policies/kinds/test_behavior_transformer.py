@@ -1,4 +1,4 @@
-"""Behavior Transformer: bins, focal loss and offsets by hand, causality."""
+"""Behavior Transformer: bins, focal loss and offsets by hand; causality."""
 
 import dataclasses
 
@@ -135,6 +135,7 @@ def test_bins_are_not_trained_and_biases_do_not_decay():
     moved = jax.tree.map(lambda a, b: (a != b).any(), trained, jax.device_get(state.params))
     assert all(jax.tree.leaves(moved))
     kind = behavior_transformer.make_trainable(small, 5, 2)
+    assert kind.decays is not None
     decays = kind.decays(state.params)["transformer"]
     assert decays["embed"] == {"kernel": True, "bias": False}
     assert decays["positions"] is False and decays["norm"]["scale"] is False

@@ -1,4 +1,4 @@
-"""What every kind of base policy must do: learn, act in a rollout, survive the disk."""
+"""Every kind of base policy must learn, act in a rollout, and be saved and loaded unchanged."""
 
 import json
 
@@ -16,7 +16,7 @@ from tests.probe import SPEED, make_point_env
 GOAL, STEPS = 0.5, 8
 TRAINING = {"steps": 300, "batch_size": 64, "learning_rate": 3e-3, "validation": 0.1}
 
-# Recipe -> small shape, and the validation loss that it must get below.
+# Recipe -> a small shape, and an upper limit of the validation loss.
 SMALL = {
     "diffusion": (
         {"diffusion": {"pred_horizon": 4, "act_horizon": 2, "hidden": 32, "blocks": 1}},
@@ -69,7 +69,7 @@ SMALL = {
 
 
 def demonstrations(episodes=60):
-    """Of the point of `probe`: full speed to the goal, then stay; what is executed is noisy."""
+    """Demonstrations of the point of `probe`: full speed to the goal, then stay, with noise."""
     rng = np.random.default_rng(0)
     found = []
     for _ in range(episodes):
@@ -92,7 +92,7 @@ def trained(request):
 
 
 def act(policy, position, seed=0, step=2):
-    """(act_horizon, 1) from a standing start."""
+    """Returns the chunk (act_horizon, 1) at the start of an episode."""
     obs = jnp.array([position, GOAL, step], jnp.float32)
     carry = policy.init_carry(jax.random.key(9))
     history = jnp.repeat(obs[None], policy.obs_horizon, axis=0)
@@ -170,7 +170,7 @@ def test_only_the_chosen_kind_is_kept_on_disk(trained, tmp_path):
     assert shape["act_horizon"] == 2 if config.kind != "bet" else shape["bins"] == 3
 
 
-# Two modes: the demonstrator goes left or right, and nothing that is observed says which.
+# Two modes: the demonstrator goes left or right, which no observation reveals.
 
 
 def two_modes():
@@ -206,7 +206,7 @@ def test_a_gaussian_averages_modes():
 )
 def test_others_keep_modes_apart(recipe, shape):
     chunks = actions_of(recipe, shape)
-    means = chunks.mean(axis=(1, 2))  # over each chunk, since the mixture draws noise besides
+    means = chunks.mean(axis=(1, 2))  # over each chunk, because the mixture also draws noise
     assert (np.abs(np.abs(means) - 0.6) < 0.3).mean() > 0.8
     right = (means > 0).mean()
-    assert 0.2 < right < 0.8  # both modes are taken
+    assert 0.2 < right < 0.8  # both modes occur

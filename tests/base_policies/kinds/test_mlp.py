@@ -1,4 +1,4 @@
-"""Gaussian and mixture MLP: likelihood by hand, what a rollout takes."""
+"""Gaussian and mixture MLP: likelihood and actions by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def test_greedy_takes_the_likeliest_component_and_sampled_draws(key):
     keys = jax.random.split(key, 20_000)
     drawn = jax.vmap(lambda k: mlp.choose(MIXTURE, "sampled", k))(keys)
     assert drawn.mean() == pytest.approx(0.25, abs=0.03)
-    # variance within 3/4 * 1 + 1/4 * 1/4, plus of the means 3/16
+    # variance within the components 3/4 * 1 + 1/4 * 1/4, plus 3/16 between their means
     assert drawn.var() == pytest.approx(1.0, abs=0.05)
 
 

@@ -1,4 +1,4 @@
-"""The U-Net: convolutions against their definition, its parameters counted, its direction."""
+"""The U-Net: convolutions by their definition, the number of parameters, and gradients."""
 
 import functools
 
@@ -38,7 +38,7 @@ def test_convolution_by_its_definition(taps, stride, length):
 
 
 def test_transposed_convolution_by_its_definition():
-    # each input spreads over four outputs from 2 i - 1 on; what falls off the ends is cut
+    # input i adds to four outputs from 2 i - 1 on; outputs beyond the ends are cut off
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(2, 5, 3)), rng.normal(size=(4, 3, 4))
     expected = np.zeros((2, 10, 4))
@@ -58,7 +58,7 @@ def count(config):
 
 
 def parameters_by_hand(dims, cond_dim, scales, act_dim=7, kernel=5, step_dim=64):
-    """Counts layer by layer what conditional_unet1d.py of real-stanford/diffusion_policy builds."""
+    """Counts the parameters of real-stanford/diffusion_policy's conditional_unet1d.py by layer."""
     linear = lambda inward, outward: inward * outward + outward  # noqa: E731
     conv = lambda taps, inward, outward: taps * inward * outward + outward  # noqa: E731
     block = lambda inward, outward: conv(kernel, inward, outward) + 2 * outward  # noqa: E731
