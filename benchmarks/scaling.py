@@ -62,7 +62,7 @@ def make_epoch(run: Run, seeds: int = 0) -> Callable[[], float]:
     if seeds:
         key = jax.random.split(key, seeds)
         init = jax.vmap(init, (None, None, 0))
-        train_epoch, there = jax.vmap(train_epoch, (None, 0)), None
+        train_epoch, there = run.trainer.train_members, None
     epoch = jax.jit(
         train_epoch, donate_argnums=1, in_shardings=(None, there), out_shardings=(there, None)
     )

@@ -21,8 +21,9 @@ from pdjax.base_policies.load import load_base
 from pdjax.config import fields, schema
 from pdjax.config import files as configs
 from pdjax.config.fields import BasePolicyConfig, Config
+from pdjax.config.presets import PRESETS
 from pdjax.config.schema import ConfigError
-from pdjax.output import records, terminal
+from pdjax.output import records
 from pdjax.prepare import imitate as imitation
 from pdjax.prepare import screen as screening
 from pdjax.prepare import wrap as wrapping
@@ -74,7 +75,7 @@ def load_config(name: str | Path = "fast", /, **sections: Any) -> Config:
       ConfigError: no such config, an unknown key, or a value of the wrong type or out of range.
     """
     name = str(name)
-    config = configs.preset(name) if name in fields.PRESETS else configs.load(name)
+    config = configs.preset(name) if name in PRESETS else configs.load(name)
     return _changed(config, sections)
 
 

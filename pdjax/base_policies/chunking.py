@@ -13,7 +13,7 @@ from pdjax.types import Array, BasePolicy, Params
 
 
 def start_history(obs: Array, obs_horizon: int) -> Array:
-    """The history at an episode's start: the first observation repeated.
+    """Returns the history at the start of an episode: the first observation, repeated.
 
     Args:
       obs: (obs_dim,).
@@ -37,18 +37,18 @@ def training_windows(
     pred_horizon: int,
     from_now: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All windows of one episode; beyond its ends the first or last entry repeats.
+    """Cuts all windows out of one episode; beyond its ends, the first or last entry repeats.
 
-    A window at step t pairs the observations t - obs_horizon + 1 ... t with the actions from
-    t - obs_horizon + 1 on, as Diffusion Policy aligns them: action index obs_horizon - 1 is the
-    one to execute at t. With `from_now` the actions begin at t.
+    The window at step t pairs the observations t - obs_horizon + 1 ... t with the actions from
+    t - obs_horizon + 1 on, aligned as in Diffusion Policy: the action with index obs_horizon - 1 is
+    executed at step t. With `from_now`, the actions begin at step t.
 
     Args:
-      obs: (steps or steps + 1, obs_dim) of one episode.
-      actions: (steps, act_dim).
+      obs: (steps or steps + 1, obs_dim), the episode's observations.
+      actions: (steps, act_dim), the episode's actions.
       obs_horizon: observations per window.
       pred_horizon: actions per window.
-      from_now: see above.
+      from_now: whether a window's actions begin at step t, see above.
 
     Returns:
       (steps, obs_horizon, obs_dim) and (steps, pred_horizon, act_dim).
@@ -62,23 +62,23 @@ def training_windows(
 
 
 def executed_part(prediction: Array, obs_horizon: int, act_horizon: int) -> Array:
-    """The actions that are executed of a (pred_horizon, act_dim) prediction."""
+    """Returns the actions (act_horizon, act_dim) to execute of a (pred_horizon, act_dim) prediction."""
     return prediction[obs_horizon - 1 : obs_horizon - 1 + act_horizon]
 
 
 def step_by_step(base: BasePolicy) -> BasePolicy:
-    """The same policy, one control step at a time: chunks wait in the carry, act_horizon is 1.
+    """Turns a policy that acts in chunks into one that acts one control step at a time.
 
-    So a residual can answer to every observation while the base policy still acts in chunks. Its
-    cost: environments reach the end of their chunks at different times, so the base policy is
-    called for all of them at each control step.
+    The rest of a chunk waits in the carry, so a residual policy can respond to every observation
+    while the base policy still plans chunks. This has a cost: environments reach the end of their
+    chunks at different times, so the base policy is called for all of them at every control step.
 
     Args:
-      base: a policy of any act_horizon.
+      base: a policy with any act_horizon.
 
     Returns:
-      A policy that executes exactly the actions of `base`, given the keys of the decisions at
-      which a chunk begins.
+      A policy with act_horizon 1. It executes exactly the actions of `base` if it gets the same
+      keys at the decisions where a chunk begins.
     """
     end = base.act_horizon
 

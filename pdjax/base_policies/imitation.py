@@ -1,7 +1,7 @@
-"""Trains any kind of base policy on demonstrations, and keeps it on disk.
+"""Trains any kind of base policy on demonstrations, and saves and loads its directory.
 
-Pure training functions plus save and load of a policy directory: `policy.json` (what it is, whose
-task, its data's statistics) and `params/` (an Orbax checkpoint). Knows no simulator.
+A policy's directory holds `policy.json` (kind, task and shape) and `params/` (an Orbax checkpoint).
+Training is pure; saving and loading are not. This file knows no simulator.
 """
 
 import dataclasses
@@ -22,10 +22,11 @@ from pdjax.base_policies.kinds.trainable import TrainablePolicy, Windows, abstra
 from pdjax.base_policies.settings import KINDS, ImitationConfig, PolicyConfig
 from pdjax.base_policies.torch_checkpoints.adaptation import Adaptation, adapt
 from pdjax.config import schema
+from pdjax.config.seeds import shift_seed
 from pdjax.output import checkpoint
 from pdjax.types import Array, BasePolicy, Key, Params
 
-STD_FLOOR = 1e-2  # constant entries (the robot's base) must not blow up small differences
+STD_FLOOR = 1e-2  # small changes of a constant entry (the robot's base) must not become large
 
 MAKERS: dict[str, Callable[..., TrainablePolicy]] = {
     "diffusion": diffusion.make_trainable,
@@ -35,12 +36,20 @@ MAKERS: dict[str, Callable[..., TrainablePolicy]] = {
 }
 
 Episodes = list[tuple[np.ndarray, np.ndarray]]
-"""(obs (T + 1, obs_dim), actions (T, act_dim)) each, actions in [-1, 1]."""
+"""One (obs (T + 1, obs_dim), actions (T, act_dim)) per episode, with actions in [-1, 1]."""
 
 
 class ImitationState(NamedTuple):
-    """What training carries: parameters, their average, what is never trained, optimiser state,
-    step and key."""
+    """Everything that training carries from one gradient step to the next.
+
+    Attributes:
+      params: the trained parameters.
+      average: exponential moving average of `params`, which the finished policy uses.
+      fixed: arrays that are never trained, such as the clusters of a Behavior Transformer.
+      opt_state: state of the optimiser.
+      step: () int32, gradient steps taken.
+      key: random key of the next gradient step.
+    """
 
     params: Params
     average: Params
@@ -51,7 +60,7 @@ class ImitationState(NamedTuple):
 
 
 class Trainer(NamedTuple):
-    """The training of one policy on one set of demonstrations.
+    """Trains one policy on one set of demonstrations.
 
     Attributes:
       block: largest number of gradient steps of one `advance`.
@@ -69,7 +78,7 @@ class Trainer(NamedTuple):
 
 
 def statistics(episodes: Episodes) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and floored standard deviation (obs_dim,) over all observations of all episodes."""
+    """Returns the mean and floored standard deviation (obs_dim,) over all observations."""
     obs = np.concatenate([obs for obs, _ in episodes])
     return obs.mean(axis=0), np.maximum(obs.std(axis=0), STD_FLOOR)
 
@@ -77,7 +86,7 @@ def statistics(episodes: Episodes) -> tuple[np.ndarray, np.ndarray]:
 def make_windows(
     episodes: Episodes, kind: TrainablePolicy, obs_mean: np.ndarray, obs_std: np.ndarray
 ) -> Windows:
-    """Cuts episodes into device-resident windows, as the kind of policy wants them."""
+    """Cuts episodes into the windows that a kind of policy needs, and puts them on the device."""
     pairs = [
         training_windows(
             (obs - obs_mean) / obs_std, actions, kind.obs_horizon, kind.pred_horizon, kind.from_now
@@ -89,10 +98,14 @@ def make_windows(
 
 
 def make_trainer(episodes: Episodes, config: ImitationConfig) -> Trainer:
-    """Binds training to its data: cuts windows, holds episodes out, compiles the steps.
+    """Prepares training on the given data: cuts windows, holds episodes out, jits the steps.
+
+    Args:
+      episodes: demonstrations.
+      config: policy shape and training settings.
 
     Raises:
-      schema.ConfigError: a setting that cannot work.
+      schema.ConfigError: a setting cannot work.
     """
     config.validate()
     obs_mean, obs_std = statistics(episodes)
@@ -110,14 +123,14 @@ def make_trainer(episodes: Episodes, config: ImitationConfig) -> Trainer:
     advance_block = jax.jit(partial(_advance, step, block), donate_argnums=0)
     advance_part = jax.jit(partial(_advance_part, step), donate_argnums=0)
     validate = jax.jit(lambda state, *rest: kind.loss(state.average | state.fixed, *rest))
-    validation_key = jax.random.key(config.seed + 1)
+    validation_key = jax.random.key(shift_seed(config.seed, 1))
 
     def advance(state: ImitationState, steps: int = block):
         if steps == block:
             state, train_loss = advance_block(state, training)
         else:
             state, train_loss = advance_part(state, training, steps)
-        same_noise = jax.random.clone(validation_key)  # so that only the policy changes
+        same_noise = jax.random.clone(validation_key)  # so that only changes of the policy show
         return state, {
             "train_loss": float(train_loss),
             "validation_loss": float(validate(state, validating, same_noise)),
@@ -137,12 +150,15 @@ def train(
     config: ImitationConfig,
     progress: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
 ) -> BasePolicy:
-    """Trains a policy to the end; see `imitate` for evaluation and resuming on the way.
+    """Trains a policy to the end; `prepare.imitate` also evaluates, saves and resumes.
 
     Args:
       episodes: demonstrations.
       config: policy shape and training settings.
-      progress: called with the step and the latest losses.
+      progress: called with the number of gradient steps taken and the latest losses.
+
+    Returns:
+      The policy with the averaged parameters.
     """
     trainer = make_trainer(episodes, config)
     state = trainer.init()
@@ -174,7 +190,7 @@ def _init(kind: TrainablePolicy, optimizer, key: Key, windows: Windows) -> Imita
 def _step(
     kind: TrainablePolicy, optimizer, config: ImitationConfig, windows: Windows, state
 ) -> tuple[ImitationState, Array]:
-    """One gradient step; returns the state and its loss."""
+    """Takes one gradient step; returns the state and its loss."""
 
     def loss_of(params, fixed, batch, key):
         return kind.loss(params | fixed, batch, key)
@@ -185,14 +201,14 @@ def _step(
     loss, grads = jax.value_and_grad(loss_of)(state.params, state.fixed, batch, loss_key)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    # The average follows faster at first, when the parameters still move far.
+    # The average follows faster at first, while the parameters still change a lot.
     decay = jnp.minimum(config.ema, (1 + state.step) / (10 + state.step))
     average = optax.incremental_update(params, state.average, 1 - decay)
     return ImitationState(params, average, state.fixed, opt_state, state.step + 1, key), loss
 
 
 def _advance(step, block: int, state: ImitationState, windows: Windows):
-    """`block` gradient steps; returns the state and their mean loss."""
+    """Takes `block` gradient steps; returns the state and the mean loss."""
     state, losses = jax.lax.scan(lambda state, _: step(windows, state), state, length=block)
     return state, losses.mean()
 
@@ -210,12 +226,19 @@ def _advance_part(step, state: ImitationState, windows: Windows, steps: Array | 
 
 
 def save(directory: Path, policy: BasePolicy, config: ImitationConfig, task: str) -> None:
-    """Writes a policy directory that `load` reads."""
+    """Writes a trained policy to a directory that `load` reads.
+
+    Args:
+      directory: an existing directory.
+      policy: the policy.
+      config: the settings that it was trained with.
+      task: name of its task.
+    """
     _write(directory, policy, describe(config, task))
 
 
 def describe(config: ImitationConfig, task: str) -> dict[str, Any]:
-    """What `policy.json` says of a policy's training, but for the sizes of its task."""
+    """Returns the content of `policy.json`, except for the sizes of the task."""
     sections = dataclasses.asdict(config)
     training = {name: value for name, value in sections.items() if name not in {"kind", *KINDS}}
     imitated = {"policy": sections[config.kind], **training}
@@ -225,14 +248,14 @@ def describe(config: ImitationConfig, task: str) -> dict[str, Any]:
 def save_imported(
     directory: Path, policy: BasePolicy, shape: PolicyConfig, task: str, adaptation: Adaptation
 ) -> None:
-    """Writes a policy that was trained elsewhere, so that `load` reads it.
+    """Writes a policy that was trained elsewhere to a directory that `load` reads.
 
     Args:
-      directory: see `save`.
-      policy: as its kind's `make_policy` gives it, not yet adapted.
-      shape: of the policy.
-      task: its name.
-      adaptation: what it is surrounded with.
+      directory: an existing directory.
+      policy: the policy that `make_policy` of its kind returned, before it is adapted.
+      shape: shape of the policy.
+      task: name of its task.
+      adaptation: how its actions and statistics are adapted to the task.
     """
     kind = next(name for name, section in KINDS.items() if isinstance(shape, section))
     _write(
@@ -254,17 +277,17 @@ def _write(directory: Path, policy: BasePolicy, description: dict[str, Any]) -> 
 
 
 def load(directory: Path, act_horizon: int = 0) -> tuple[BasePolicy, str]:
-    """Reads a policy directory.
+    """Reads a policy's directory.
 
     Args:
-      directory: written by `save` or `save_imported`.
-      act_horizon: control steps to execute of each chunk; 0 = as trained.
+      directory: a directory that `save` or `save_imported` wrote.
+      act_horizon: control steps to execute of each chunk; 0 = the number that it was trained with.
 
     Returns:
       The policy and the name of its task.
 
     Raises:
-      checkpoint.CheckpointError: the directory is missing or does not fit its description.
+      checkpoint.CheckpointError: the directory is missing or its parts do not agree.
       schema.ConfigError: the policy does not predict `act_horizon` steps.
     """
     try:
@@ -290,12 +313,12 @@ def load(directory: Path, act_horizon: int = 0) -> tuple[BasePolicy, str]:
 
 
 def _with_act_horizon(name: str, shape: PolicyConfig, act_horizon: int) -> PolicyConfig:
-    """The shape with another act_horizon, where the kind's parameters allow any."""
+    """Returns the shape with another act_horizon, if the kind's parameters do not fix it."""
     if not act_horizon or act_horizon == shape.act_horizon:
         return shape
     if not hasattr(shape, "pred_horizon"):
         raise schema.ConfigError(
-            f"act_horizon={act_horizon} cannot be executed: this {name} policy predicts"
-            f" {shape.act_horizon} at once; train it anew or leave it 0"
+            f"act_horizon={act_horizon} is impossible: this {name} policy predicts exactly"
+            f" {shape.act_horizon} control steps at once; train another policy or set act_horizon=0"
         )
     return dataclasses.replace(shape, act_horizon=act_horizon)

@@ -1,7 +1,7 @@
-"""The one door to a base policy: a directory of any kind, or an object in memory.
+"""Loads base policies of any kind, from a directory or from memory: the one door to them.
 
-Kept apart from the kinds of policies, so that nobody else has to know which kinds there are.
-`load_base` and `is_foreign` read files; `from_memory` and the functions on a `BasePolicy` are pure.
+Kept apart from the kinds of policies, so that no caller needs to know which kinds exist. This file
+is not pure: it reads files.
 """
 
 import dataclasses
@@ -31,11 +31,15 @@ def load_base(base_policy: BasePolicyConfig, task: Task) -> BasePolicy:
     """Reads a base policy's directory of any kind and checks that the policy fits the task.
 
     Args:
-      base_policy: the directory, and how many control steps of each chunk to execute.
-      task: that the policy will act in.
+      base_policy: the directory, and the number of control steps to execute of each chunk.
+      task: the task that the policy will play.
+
+    Returns:
+      The policy. Python code in the directory is run: load only code that you trust.
 
     Raises:
-      ConfigError, checkpoint.CheckpointError: there is no policy, or it is for another task.
+      ConfigError, checkpoint.CheckpointError: the directory holds no policy, or a policy of another
+        task.
     """
     path = Path(base_policy.path)
     if not base_policy.path:
@@ -55,8 +59,28 @@ def load_base(base_policy: BasePolicyConfig, task: Task) -> BasePolicy:
 
 
 def is_foreign(directory: Path) -> bool:
-    """Whether a directory holds a policy that pdjax did not train."""
+    """Returns whether a directory holds a policy that pdjax did not train."""
     return description.peek(directory).get("kind") in description.KINDS
+
+
+def is_policy(directory: Path) -> bool:
+    """Returns whether a directory holds a policy of any kind, which may still be damaged."""
+    return (directory / description.FILE).is_file()
+
+
+def kind_of(directory: Path) -> tuple[str, int]:
+    """Reads what a directory says about its policy, without loading the policy.
+
+    Args:
+      directory: the policy's directory.
+
+    Returns:
+      The kind of policy, and the number of control steps in a chunk as trained or wrapped;
+      ("unknown", 0) if the directory does not say.
+    """
+    about = description.peek(directory)
+    trained = about.get("imitation", {}).get("policy", about)  # a policy that pdjax trained
+    return about.get("kind", "unknown"), trained.get("act_horizon", 0)
 
 
 def from_memory(
@@ -78,37 +102,37 @@ def from_memory(
 
     Args:
       policy: one of
-        - a JAX function, written for one environment, obs_history (obs_horizon, obs_dim) -> chunk
-          (act_horizon, act_dim), or for all, with a leading num_envs axis in both;
-        - a NumPy function for all environments;
-        - an object with `init_carry`, `apply` and perhaps `params`, as in `BasePolicy` (JAX);
+        - a JAX function of one environment, obs_history (obs_horizon, obs_dim) -> chunk
+          (act_horizon, act_dim), or of all environments, with a leading num_envs axis in both;
+        - a NumPy function of all environments;
+        - an object with `init_carry`, `apply` and optionally `params`, as in `BasePolicy` (JAX);
         - an object with `init_carry` and `act`, as in `foreign.host.HostPolicy` (NumPy);
         - a torch.nn.Module.
-        Observations are raw float32, oldest first. A chunk of one step may come without its
-        act_horizon axis.
+        Observations are raw float32, oldest first. A chunk of one step may lack its act_horizon
+        axis.
       obs_dim: numbers in one observation.
       act_dim: numbers in one action.
       act_horizon: control steps in one chunk.
       obs_horizon: observations that the policy reads; 0 = `policy.obs_horizon` if it has one,
         else 1.
-      obs_mean: (obs_dim,) mean of the observations, for the residual policy's normalisation only;
-        None = 0.
-      obs_std: (obs_dim,) their standard deviation, above 0; None = 1.
-      action_low: the action that means -1: one number, or (act_dim,). Actions are scaled from
-        [action_low, action_high] to [-1, 1], then clipped.
-      action_high: the action that means 1.
-      task: name of the policy's task, which error messages mention.
+      obs_mean: (obs_dim,) mean of the observations, by which the residual policy normalises; the
+        base policy reads raw observations. None = 0.
+      obs_std: (obs_dim,) standard deviation of the observations, above 0. None = 1.
+      action_low: lower end of the policy's actions, one number or (act_dim,). Actions are scaled
+        from [action_low, action_high] to [-1, 1], then clipped.
+      action_high: upper end of the policy's actions.
+      task: name of the policy's task, for error messages.
       device: where a torch module computes.
-      in_program: whether the policy computes inside the jitted program (True) or is called through
-        the host once a decision (False). None = inside where JAX can trace it. A function is traced
-        once: later changes of what it closes over do not reach the policy.
+      in_program: True = the policy must compute inside the jitted program; False = the policy must
+        be called through the host, once a decision; None = inside the program if JAX can trace it.
+        A traced function is frozen: later changes to the arrays that it uses have no effect.
 
     Returns:
-      The policy, with actions in [-1, 1]. One that computes inside the program can be written to a
-      directory by `foreign.exported.export_policy`.
+      The policy, with actions in [-1, 1]. `foreign.exported.export_policy` can write a policy that
+      computes inside the program to a directory.
 
     Raises:
-      ConfigError: a size or number that cannot be, or a policy that does not fit the sizes.
+      ConfigError: a size or number is invalid, or the policy does not fit the sizes.
     """
     sizes = {
         "obs_dim": obs_dim,
@@ -135,7 +159,7 @@ def from_memory(
 
 
 def _numbers(name: str, values: ArrayLike) -> tuple[float, ...]:
-    """A vector, or one number, as a description keeps it."""
+    """Converts a vector or one number to the tuple that a description holds."""
     try:
         array = np.asarray(values, np.float64)
     except (TypeError, ValueError):

@@ -1,7 +1,7 @@
-"""Every knob of a base policy and of its training: frozen dataclasses, recipes as data.
+"""Defines every setting of a base policy and of its training, and the recipes.
 
-Kept apart from the policies, and free of JAX, so that help and mistakes answer at once. A policy's
-own section is stored beside its parameters.
+Kept apart from the policies and free of JAX, so that --help and error messages appear at once. A
+policy's section of settings is stored beside its parameters.
 """
 
 import dataclasses
@@ -31,41 +31,42 @@ class DiffusionConfig:
     """Shape of a diffusion policy (arXiv:2303.04137)."""
 
     obs_horizon: Count = 2
-    """Observations that it reads."""
+    """Observations that the policy reads."""
     act_horizon: Count = 4
     """Control steps executed of each prediction."""
     pred_horizon: Count = 8
-    """Actions that it predicts; at least obs_horizon - 1 + act_horizon."""
+    """Actions that the policy predicts; at least obs_horizon - 1 + act_horizon."""
     hidden: Count = 256
     """Width of the MLP denoiser."""
     blocks: Count = 3
     """Residual blocks of the MLP denoiser."""
     ddim_steps: Annotated[int, Range(1, NOISE_STEPS)] = 4
-    """Denoising steps in a rollout, of 100 in training."""
+    """Denoising steps in a rollout; training uses 100."""
     prediction: Literal["sample", "epsilon"] = "sample"
-    """What the network predicts: the clean chunk, which takes far fewer gradient steps to become
-    precise (arXiv:2403.03954), or the noise, as the reference implementation."""
+    """What the network predicts: the clean chunk (sample), which needs far fewer gradient steps to
+    become precise (arXiv:2403.03954), or the noise (epsilon), as in the reference
+    implementation."""
     denoiser: Literal["mlp", "unet"] = "mlp"
-    """The network: a residual MLP, many times cheaper on a CPU, or the conditional 1-D U-Net of
-    Diffusion Policy."""
+    """The network: a residual MLP, which is many times cheaper on a CPU, or the conditional 1-D
+    U-Net of Diffusion Policy."""
     unet_dims: Annotated[tuple[int, ...], Range(1)] = (64, 128, 256)
-    """Channels of the U-Net's levels; each level but the last halves the chunk's length."""
+    """Channels of the U-Net's levels; every level except the last halves the chunk's length."""
     unet_kernel: Count = 5
-    """Control steps that a convolution of the U-Net spans; odd."""
+    """Control steps that a convolution of the U-Net spans; must be odd."""
     unet_groups: Count = 8
     """Groups of the U-Net's group normalisation; must divide every width."""
     unet_final_groups: Natural = 0
-    """Groups of the last normalisation, as policy_decorator and LeRobot have 8 whatever the others
-    have; 0 = unet_groups."""
+    """Groups of the U-Net's last normalisation; 0 = unet_groups. policy_decorator and LeRobot
+    always use 8."""
     unet_step_dim: Annotated[int, Range(4)] = 64
-    """Numbers in the U-Net's embedding of the noise level; even."""
+    """Numbers in the U-Net's embedding of the noise level; must be even."""
     unet_scale: bool = True
-    """Whether the condition scales the U-Net's channels besides shifting them; as in
-    policy_decorator, while real-stanford/diffusion_policy only shifts by default."""
+    """Whether the condition scales the U-Net's channels in addition to shifting them, as in
+    policy_decorator; real-stanford/diffusion_policy only shifts them by default."""
 
     def validate(self) -> None:
-        """Raises ConfigError at a value out of range, or where a prediction cannot hold what is
-        executed."""
+        """Raises ConfigError if a value is out of range or a prediction is shorter than what is
+        executed of it."""
         schema.check(self)
         needed = self.obs_horizon - 1 + self.act_horizon
         if self.pred_horizon < needed:
@@ -92,10 +93,11 @@ class BehaviorTransformerConfig:
     """Shape of a Behavior Transformer (arXiv:2206.11251)."""
 
     obs_horizon: Count = 10
-    """Observations that it reads: its context."""
+    """Observations that the policy reads: the transformer's context."""
     act_horizon: Count = 1
-    """Control steps that a bin spans, predicted and executed at once; 1 as in the source. More keep
-    it from copying its own history, which costs precise tasks most of their success."""
+    """Control steps that a bin spans, predicted and executed at once; 1 in the source. More steps
+    keep the policy from copying its own history, which can cost precise tasks most of their
+    success."""
     bins: Count = 8
     """Clusters of actions (policy_decorator offline/bet_maniskill2.py, n_clusters)."""
     layers: Count = 4
@@ -105,18 +107,18 @@ class BehaviorTransformerConfig:
     width: Count = 128
     """Numbers in each token (same source)."""
     readout: Count = 256
-    """Numbers that the transformer hands to bins and offsets (same source, output_dim)."""
+    """Numbers that the transformer outputs for bins and offsets (same source, output_dim)."""
     dropout: Dropout = 0.1
     """Share of activations dropped in training (same source)."""
     focal_gamma: NonNegative = 2.0
-    """Exponent of the focal loss, which plays down bins that are predicted well already."""
+    """Exponent of the focal loss, which gives less weight to bins that are predicted well."""
     offset_weight: NonNegative = 1000.0
-    """Weight of the offsets' squared error."""
+    """Weight of the squared error of the offsets."""
     rollout: Rollout = "greedy"
-    """Take the likeliest bin, or draw one."""
+    """How to choose a bin: greedy = take the likeliest, sampled = draw one."""
 
     def validate(self) -> None:
-        """Raises ConfigError at a value that cannot work."""
+        """Raises ConfigError if a value cannot work."""
         schema.check(self)
         _multiple("width", self.width, self.heads, "heads")
 
@@ -126,49 +128,49 @@ class ActConfig:
     """Shape of ACT, action chunking with transformers (arXiv:2304.13705)."""
 
     obs_horizon: Count = 1
-    """Observations that it reads, a token each."""
+    """Observations that the policy reads."""
     obs_tokens: Count = 1
-    """Tokens that each observation becomes (LeRobot: one of the robot's, one of the rest)."""
+    """Tokens for each observation (LeRobot: one for the robot's state, one for the rest)."""
     act_horizon: Count = 4
     """Control steps executed of each prediction; 1 with temporal_ensemble."""
     pred_horizon: Count = 8
-    """Actions that it predicts: the chunk (ACT: 100, at 50 Hz)."""
+    """Actions that the policy predicts: the chunk (ACT: 100, at 50 Hz)."""
     encoder_layers: Count = 1
-    """Transformer layers of the style encoder and of the observations' encoder (ACT: 4)."""
+    """Transformer layers of the style encoder and of the observation encoder (ACT: 4)."""
     decoder_layers: Count = 1
-    """Transformer layers that turn queries into actions (ACT: 7, of which only the first
-    is used)."""
+    """Transformer layers that turn queries into actions (ACT: 7, but it only uses the first)."""
     heads: Count = 4
     """Attention heads (ACT: 8); must divide width."""
     width: Annotated[int, Range(2)] = 128
-    """Numbers in each token (ACT: 512); even."""
+    """Numbers in each token (ACT: 512); must be even."""
     feedforward: Count = 256
-    """Hidden width within a layer (ACT: 3200)."""
+    """Hidden width of a layer's feed-forward part (ACT: 3200)."""
     latent_dim: Count = 32
-    """Numbers in the style variable z; 0s in a rollout."""
+    """Numbers in the style variable z, which is 0 in a rollout."""
     style: bool = True
-    """Whether a style encoder finds z in training; else it is 0 there too, and not in the file."""
+    """Whether training uses a style encoder to find z; if not, z is 0 in training as well, and the
+    parameters of the encoder are not saved."""
     decoder_norm: bool = False
-    """Whether the decoder's tokens are normalised once more at its end, as in ACT and LeRobot."""
+    """Whether the decoder's output is normalised once more, as in ACT and LeRobot."""
     kl_weight: NonNegative = 10.0
-    """Weight of z's divergence from a standard normal; ACT's beta."""
+    """Weight of the KL divergence between z and a standard normal; beta in ACT."""
     dropout: Dropout = 0.0
     """Share of activations dropped in training (ACT: 0.1)."""
     temporal_ensemble: bool = False
-    """Predict at every control step and execute the weighted mean of all that was predicted for
-    it."""
+    """Whether to predict at every control step, and execute the weighted mean of all predictions
+    for that step."""
     ensemble_decay: NonNegative = 0.01
-    """m in the weights exp(-m i) of that mean; i = 0 is the oldest prediction."""
+    """m in the weights exp(-m i) of the temporal ensemble; i = 0 is the oldest prediction."""
 
     def validate(self) -> None:
-        """Raises ConfigError at a value that cannot work."""
+        """Raises ConfigError if a value cannot work."""
         schema.check(self)
         _multiple("width", self.width, self.heads, "heads")
         _multiple("width", self.width, 2, "even")
         if self.temporal_ensemble and self.act_horizon != 1:
             raise ConfigError(
                 f"act_horizon={self.act_horizon} must be 1 with temporal_ensemble, which predicts"
-                " anew at every control step"
+                " at every control step"
             )
         if self.pred_horizon < self.act_horizon:
             raise ConfigError(
@@ -182,20 +184,20 @@ class MLPConfig:
     """Shape of a Gaussian or Gaussian-mixture MLP."""
 
     obs_horizon: Count = 1
-    """Observations that it reads."""
+    """Observations that the policy reads."""
     act_horizon: Count = 4
     """Control steps predicted and executed at once."""
     hidden: Annotated[tuple[int, ...], Range(1)] = (256, 256, 256)
     """Widths of the hidden layers."""
     components: Count = 1
-    """Gaussians in the mixture over whole chunks; 1 = a plain Gaussian."""
+    """Gaussians in the mixture over whole chunks; 1 = a single Gaussian."""
     std_floor: Positive = 0.05
-    """Smallest standard deviation, as a share of [-1, 1]: below it, precision earns nothing."""
+    """Smallest standard deviation of an action number; more precision does not lower the loss."""
     rollout: Rollout = "greedy"
-    """Take the mean of the likeliest component, or draw from the mixture."""
+    """How to act: greedy = the mean of the likeliest component, sampled = a draw of the mixture."""
 
     def validate(self) -> None:
-        """Raises ConfigError at a value out of range."""
+        """Raises ConfigError if a value is out of range."""
         schema.check(self)
 
 
@@ -204,7 +206,7 @@ PolicyConfig = DiffusionConfig | BehaviorTransformerConfig | ActConfig | MLPConf
 
 @dataclasses.dataclass(frozen=True)
 class ImitationConfig:
-    """How a base policy is trained, and the shape of each kind; only the chosen one is read."""
+    """How a base policy is trained, and the shape of each kind; only the chosen kind is used."""
 
     kind: Literal["diffusion", "bet", "act", "mlp"] = "diffusion"
     """Kind of policy."""
@@ -217,31 +219,31 @@ class ImitationConfig:
     batch_size: Count = 256
     """Windows per gradient step."""
     learning_rate: Positive = 1e-3
-    """Peak Adam step size; linear warm-up over 5 % of the steps, then a cosine to 0."""
+    """Peak Adam step size, after a linear warm-up over 5 % of the steps; then a cosine to 0."""
     weight_decay: NonNegative = 1e-6
-    """AdamW weight decay."""
+    """Weight decay of AdamW."""
     ema: Share = 0.995
-    """Decay per step of the averaged parameters, which are the ones kept."""
+    """Decay per step of the averaged parameters, which the finished policy uses."""
     validation: Annotated[float, Range(0, 0.9)] = 0.05
-    """Share of the episodes held out for the validation loss."""
+    """Share of the episodes that is held out for the validation loss."""
     eval_every: Natural = 0
-    """Gradient steps between two evaluations in the simulator, of which the best policy is kept;
-    0 = none, and the last policy is kept."""
+    """Gradient steps between two evaluations in the simulator; the best evaluated policy is kept.
+    0 = no evaluations, and the last policy is kept."""
     interim_episodes: Count = 64
-    """Episodes of each of them; always the same."""
+    """Episodes in each of these evaluations; always the same episodes."""
     stop_at: Share = 0.0
-    """Success in one of them at which training stops, for a policy that is good enough, or bad
-    enough to be refined; 0 = never."""
+    """Success rate in such an evaluation at which training stops; 0 = never. For a policy that is
+    good enough, or still weak enough to be refined."""
     seed: Seed = 0
-    """Seed of initialisation, shuffling and noise."""
+    """Seed of the initialisation, shuffling and noise."""
 
     @property
     def policy(self) -> PolicyConfig:
-        """The section of the chosen kind."""
+        """The section of the chosen kind of policy."""
         return getattr(self, self.kind)
 
     def validate(self) -> None:
-        """Raises ConfigError at a value out of range or a shape that cannot work."""
+        """Raises ConfigError if a value is out of range or the shape cannot work."""
         schema.check(self)
         self.policy.validate()
         if self.stop_at and not self.eval_every:
@@ -257,7 +259,7 @@ KINDS: dict[str, type[PolicyConfig]] = {
     "mlp": MLPConfig,
 }
 
-# What differs from the defaults above.
+# Each recipe lists only the values that differ from the defaults above.
 RECIPES: dict[str, dict[str, Any]] = {
     "diffusion": {},
     "diffusion_unet": {
@@ -274,15 +276,15 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def recipe(name: str, changes: Mapping[str, Any]) -> ImitationConfig:
-    """A recipe with some of its values changed.
+    """Builds the config of a recipe, with some values changed.
 
     Args:
-      name: one of `RECIPES`.
-      changes: nested plain values.
+      name: a name in `RECIPES`.
+      changes: the changed values, nested by section.
 
     Raises:
-      ConfigError: an unknown key, a value of wrong type or out of range, or a shape that cannot
-        work.
+      ConfigError: a key is unknown, a value has the wrong type or is out of range, or the shape
+        cannot work.
     """
     start = schema.merge(dataclasses.asdict(ImitationConfig()), RECIPES[name])
     config = schema.build(ImitationConfig, schema.merge(start, changes))

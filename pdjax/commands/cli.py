@@ -1,13 +1,15 @@
-"""Text to calls: parses a command, runs it, turns mistakes into one line. Nothing else.
+"""Parses a command, runs it, and turns mistakes into one line. Nothing else.
 
-Exit codes: 0 done, 1 failed, 2 bad input, 3 stopped and saved. A failure that nobody foresaw leaves
-its traceback in a file that the line names.
+Exit codes: 0 done, 1 failed, 2 bad input, 3 stopped and saved. An unexpected failure writes its
+traceback to a file, which the line names.
 """
 
 import _thread
 import argparse
 import contextlib
 import dataclasses
+import importlib.metadata
+import inspect
 import json
 import os
 import sys
@@ -15,27 +17,30 @@ import tempfile
 import textwrap
 import threading
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pdjax.base_policies import settings
-from pdjax.commands.table import COMMANDS, Command
-from pdjax.config import fields, schema
+from pdjax.commands.table import COMMANDS, GROUPS, Command
+from pdjax.config import fields, presets, schema
 from pdjax.config import files as configs
 from pdjax.config.schema import ConfigError, Option
 from pdjax.sweep import spec
 
 _DESCRIPTION = "Refine a frozen robot policy online with a bounded residual policy, trained in JAX."
-_EPILOG = """\
-exit codes: 0 done, 1 failed, 2 bad input, 3 stopped on request and saved. People are spoken to on
-stderr; --json prints one object as the last line of stdout. Mistakes end in one line and change
-nothing; an unforeseen failure also leaves its traceback in a file that the line names.
+_CONVENTIONS = """\
+`pdjax COMMAND --help` explains a command. Human-readable output goes to stderr; --json prints one
+JSON object as the last line of stdout. A mistake ends in one line and changes nothing. An
+unexpected failure also writes its traceback to a file, which the line names.
 
-first: pdjax quickstart"""
+exit codes: 0 done, 1 failed, 2 bad input, 3 stopped on request and saved
+"""
+_WIDTH = 100  # characters in a line of help
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with one-line mistakes and with help that is put together only when it is shown."""
+    """Parses like argparse, with one-line mistakes; puts `more` help together only to show it."""
 
     def __init__(self, *args, more=None, **kwargs):
         kwargs |= {"formatter_class": _Formatter, "allow_abbrev": False}
@@ -51,19 +56,38 @@ class _Parser(argparse.ArgumentParser):
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=26, width=100)
+        super().__init__(prog, max_help_position=26, width=_WIDTH)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)  # no flag or path is broken
+
+
+class _Version(argparse.Action):
+    """Prints the version of the installed package, and ends."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **more: Any):
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **more)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        print(f"pdjax {importlib.metadata.version('pdjax')}")
+        parser.exit()
 
 
 def _make_parser() -> _Parser:
-    parser = _Parser(prog="pdjax", description=_DESCRIPTION, epilog=_EPILOG)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    parser = _Parser(
+        prog="pdjax", usage="pdjax COMMAND ...", description=_DESCRIPTION, more=_commands_help
+    )
+    parser.add_argument("--version", action=_Version, help="Prints the version.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", help=argparse.SUPPRESS)
     for name, cls in COMMANDS.items():
-        doc = (cls.__doc__ or "").strip()
-        command = commands.add_parser(name, help=doc, description=doc, more=_KEYS_HELP.get(name))
+        text = f"{_fill(inspect.getdoc(cls) or '')}\n\nexample:\n  {cls.EXAMPLE}"
+        command = commands.add_parser(
+            name, prog=f"pdjax {name}", description=text, more=_KEYS_HELP.get(name)
+        )
         for index, option in enumerate(schema.describe(cls)):
             _add(command, option, positional=_is_positional(cls, index, option))
         command.add_argument(
-            "--json", action="store_true", help="Print one JSON object as the last line of stdout."
+            "--json", action="store_true", help="Prints one JSON object as the last line of stdout."
         )
     return parser
 
@@ -76,10 +100,10 @@ def _is_positional(cls: type[Command], index: int, option: Option) -> bool:
 
 
 def _add(parser: argparse.ArgumentParser, option: Option, positional: bool) -> None:
-    """Adds a flag that takes text; `schema.convert` judges it."""
+    """Adds a flag that takes text; `schema.convert` checks the text."""
     required = option.default is dataclasses.MISSING
     facts = [option.expected()] if option.kind in (int, float) else []
-    if not required and option.default not in (None, (), ""):
+    if not required and option.kind is not bool and option.default not in (None, (), ""):
         facts.append(f"default {option.default}")
     text = (option.doc + (f" ({', '.join(facts)})" if facts else "")).replace("%", "%%")
     if positional:
@@ -120,8 +144,29 @@ def _metavar(kind: Any) -> str:
     return {int: "N", float: "X", str: "NAME", str | None: "NAME"}.get(kind, "PATH")
 
 
+def _fill(text: str, indent: str = "") -> str:
+    """Returns paragraphs broken into lines of help, each line behind `indent`."""
+    wrap = textwrap.TextWrapper(
+        _WIDTH - 2, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+    )
+    return "\n\n".join(map(wrap.fill, text.split("\n\n")))
+
+
+def _commands_help() -> str:
+    """Returns all commands, each with the first sentence of its help, by what a user does."""
+    lines = [""]
+    indent = " " * (max(map(len, COMMANDS)) + 4)
+    for title, commands in GROUPS.items():
+        lines.append(f"{title}:")
+        for name, cls in commands.items():
+            summary = _fill((inspect.getdoc(cls) or "").split("\n\n")[0], indent)
+            lines.append(f"  {name.ljust(len(indent) - 2)}{summary[len(indent) :]}")
+        lines.append("")
+    return "\n".join([*lines, _CONVENTIONS])
+
+
 def _config_help() -> str:
-    """Every key of a run's config, with type, default and meaning."""
+    """Returns every key of a run's config, with type, default and meaning."""
     suite = [
         name.removeprefix("fast/").split("_")
         for name in configs.configs()
@@ -131,15 +176,15 @@ def _config_help() -> str:
     lines = [
         f"\nconfigs that come with pdjax: {', '.join(configs.known_configs())}",
         f"(TASK: {tasks}; KIND: {kinds})",
-        f"presets: {', '.join(fields.PRESETS)}; a file starts from one, or from a config that"
-        " comes with pdjax, by `preset: NAME`",
+        f"presets: {', '.join(presets.PRESETS)}; `preset: NAME` in a file starts from one of them,"
+        " or from a config that comes with pdjax",
         "config keys, in a YAML file or after --set (type, default = preset pd):",
     ]
     return "\n".join([*lines, *_explain_keys(fields.describe())]) + "\n"
 
 
 def _imitation_help() -> str:
-    """Every key of a base policy's training, and what each --policy changes."""
+    """Returns every key of a base policy's training, and what each --policy changes."""
     lines = ["\nwhat each --policy changes:"]
     lines += [f"  {name}: {json.dumps(changes)}" for name, changes in settings.RECIPES.items()]
     lines.append("config keys after --set (type, default):")
@@ -154,19 +199,19 @@ def _explain_keys(options: list[Option]) -> list[str]:
         required = option.default is dataclasses.MISSING
         default = "required" if required else f"default {json.dumps(option.default)}"
         lines.append(f"  {option.name} ({option.expected()}, {default})")
-        lines.append(textwrap.indent(textwrap.fill(option.doc, 92), "      "))
+        lines.append(_fill(option.doc, "      "))
     return lines
 
 
 def _sweep_help() -> str:
-    """Every key of a sweep's file, with an example."""
+    """Returns every key of a sweep's file, with an example."""
     ranges = [f"  {kind}: {what}" for kind, what in spec.KINDS.items()]
     lines = [
-        "\nexample:",
+        "\nexample of a sweep's file:",
         textwrap.indent(spec.EXAMPLE, "  ").rstrip(),
         "ranges of a key in `space` (a bare list is a grid):",
         *ranges,
-        "`members`: a number of seeds, or lists as in a run's config; one program holds them.",
+        "`members`: a number of seeds, or lists as in a run's config; one program trains them all.",
         "further keys (type, default):",
     ]
     return "\n".join([*lines, *_explain_keys(schema.describe(spec.Settings))]) + "\n"
@@ -176,10 +221,10 @@ _KEYS_HELP = {"train": _config_help, "imitate": _imitation_help, "sweep": _sweep
 
 
 def _parse(argv: list[str]) -> tuple[Command, bool]:
-    """A command with its values, and whether JSON is wanted.
+    """Returns a command with its values, and whether to print JSON.
 
     Raises:
-      ConfigError: the arguments do not fit.
+      ConfigError: the arguments are not valid.
     """
     parser = _make_parser()
     found, unknown = parser.parse_known_args(_spread(argv))
@@ -201,7 +246,7 @@ def _parse(argv: list[str]) -> tuple[Command, bool]:
 
 
 def _spread(argv: list[str]) -> list[str]:
-    """`--set a=1 b=2 CONFIG` as `--set a=1 --set b=2 CONFIG`."""
+    """Turns `--set a=1 b=2 CONFIG` into `--set a=1 --set b=2 CONFIG`."""
     spread, after_set = [], False
     for argument in argv:
         after_set = argument == "--set" or (after_set and "=" in argument)
@@ -212,12 +257,12 @@ def _spread(argv: list[str]) -> list[str]:
 
 
 def _explain(error: Exception) -> int:
-    """Says in one line what went wrong; returns the exit code."""
+    """Prints in one line what went wrong; returns the exit code."""
     known = isinstance(error, ConfigError)  # known without importing JAX
     code = 2 if known or isinstance(error, _mistakes()) else 1
     text = " ".join(str(error).split())
     if not known and _is_stop(error):
-        code, text = 3, f"{text}; the same command with --resume goes on from there"
+        code, text = 3, f"{text}; the same command with --resume continues from there"
     if code == 1 and type(error).__name__ != "RenderError":
         text = f"failed with {type(error).__name__}: {text[:300]}; {_keep_traceback()}"
     print(f"pdjax: {text}", file=sys.stderr)
@@ -231,7 +276,7 @@ def _is_stop(error: Exception) -> bool:
 
 
 def _mistakes() -> tuple[type[Exception], ...]:
-    """Errors that are the user's to mend."""
+    """Returns the types of errors that the user can correct."""
     from pdjax.output.checkpoint import CheckpointError
     from pdjax_envs.demonstrations.store import DataError
     from pdjax_envs.names import UnknownName
@@ -240,6 +285,7 @@ def _mistakes() -> tuple[type[Exception], ...]:
 
 
 def _keep_traceback() -> str:
+    """Writes the current traceback to a file; returns words that say where it is."""
     try:
         with tempfile.NamedTemporaryFile("w", prefix="pdjax-", suffix=".log", delete=False) as file:
             traceback.print_exc(file=file)
@@ -273,17 +319,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _unraisable(event: Any) -> None:
-    """What Python would print and forget, since it was raised where nothing can catch it.
+    """Handles an exception that was raised where nothing can catch it, such as in a destructor.
 
-    An interruption that hits JAX's garbage collection is delivered again; noise of TensorStore's
-    threads after a damaged checkpoint is dropped.
+    Raises an interruption again, which may hit JAX's garbage collection, once this hook has
+    returned. Drops what asyncio says about TensorStore after a damaged checkpoint, which pdjax has
+    reported itself. Python prints everything else.
     """
     if event.exc_type is KeyboardInterrupt:
-        threading.Timer(0.1, _thread.interrupt_main).start()  # when this hook has returned
+        threading.Timer(0.1, _thread.interrupt_main).start()
+    elif str(event.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(event)
 
 
 def program() -> NoReturn:
-    """The process: runs the command of its arguments and exits with its code."""
+    """Runs the command that the process was started with, and exits with its code."""
     sys.unraisablehook = _unraisable
     code = main()
     sys.stdout.flush()

@@ -7,17 +7,19 @@ from typing import Annotated, Any, ClassVar, Literal
 from pdjax.config.fields import Physics
 from pdjax.config.schema import Count, Natural, Range, Seed
 
-NOISE_LIMIT = 1.0  # beyond it noise would always hit the ends of the actions' range
+NOISE_LIMIT = 1.0  # larger noise would always reach the ends of the actions' range
 
 
 @dataclasses.dataclass(frozen=True)
 class Envs:
-    """Lists the tasks; with a name, says what its observation and action mean, number by number."""
+    """Lists the tasks, or explains every number of one task's observation and action."""
+
+    EXAMPLE: ClassVar[str] = "pdjax envs PegInsertionSide"
 
     POSITIONALS: ClassVar[int] = 1
 
     task: str | None = None
-    """A task's name."""
+    """Name of the task to explain; without it, all tasks are listed."""
 
     def run(self) -> dict[str, Any]:
         """Prints a table."""
@@ -69,25 +71,28 @@ def _describe(task: Any) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Demos:
-    """Records successful episodes of an expert: a task's scripted one or a published policy."""
+    """Records demonstrations: successful episodes of a scripted expert or a published policy."""
+
+    EXAMPLE: ClassVar[str] = "pdjax demos PegInsertionSide --episodes 300 --out demos.h5"
 
     task: str
-    """Task name, see `pdjax envs`."""
+    """Task to demonstrate; `pdjax envs` lists the tasks."""
     out: Path
-    """HDF5 file to write, .h5 or .hdf5; neither it nor its .json (ManiSkill's layout) may exist."""
+    """HDF5 file to write (.h5 or .hdf5). Neither this file nor the .json beside it, as in
+    ManiSkill's layout, may exist."""
     expert: str | None = None
-    """Who demonstrates in place of the task's scripted expert: dapg:FILE, a published DAPG policy
-    (an mjrl pickle such as door-v0.pickle, or an .npz), or dapg-noisy:FILE, the same with the
-    action noise that it was trained with."""
+    """Expert to use instead of the task's scripted one: dapg:FILE is a published DAPG policy (an
+    mjrl pickle such as door-v0.pickle, or an .npz); dapg-noisy:FILE adds the action noise that the
+    policy was trained with."""
     episodes: Count = 100
-    """Successful episodes to record."""
+    """Number of successful episodes to record."""
     seed: Seed = 0
-    """Seed of the first episode; further ones count up."""
+    """Seed of the first episode; each further episode takes the next seed."""
     noise: Annotated[float, Range(0, NOISE_LIMIT)] = 0.03
-    """Standard deviation of noise on the executed actions, as a share of [-1, 1]; recorded is what
-    the expert wanted, beside what was executed."""
+    """Standard deviation of the noise on executed actions, as a share of [-1, 1]. The file holds
+    the action that the expert wanted and the action that was executed."""
     physics: Physics = "auto"
-    """Physics engine; auto = native on a CPU, warp on an NVIDIA GPU where it is installed, else
+    """Physics engine; auto = native on a CPU, warp on an NVIDIA GPU if warp is installed, else
     mjx."""
 
     def run(self) -> dict[str, Any]:
@@ -103,17 +108,20 @@ class Demos:
 class Data:
     """Checks demonstrations: lengths, success, ranges, and whether the simulator replays them."""
 
+    EXAMPLE: ClassVar[str] = "pdjax data check demos.h5"
+
     POSITIONALS: ClassVar[int] = 2
 
     action: Literal["check"]
-    """What to do: check."""
+    """What to do; the only choice is `check`."""
     file: Path
-    """Demonstrations: HDF5 of `pdjax demos`, ManiSkill, D4RL or Minari, or a pickle of DAPG; told
-    apart by content."""
+    """Demonstrations: HDF5 of `pdjax demos`, ManiSkill, D4RL or Minari, or a DAPG pickle. Its
+    content decides which of these it is."""
     task: str | None = None
-    """Task that they are of; by default what the file says, or the only task of its sizes."""
+    """Task of the demonstrations; by default the task that the file names, or the only task with
+    the same sizes."""
     replay: Natural = 10
-    """Episodes to replay from their initial states; 0 = none."""
+    """Number of episodes to replay from their initial states; 0 = none."""
     physics: Physics = "auto"
     """Physics engine of the replay."""
 

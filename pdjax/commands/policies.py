@@ -1,12 +1,8 @@
-"""Commands about policies: training a base policy, taking one's own, judging it before refining,
-and exporting what came of it.
-
-Apart from `commands` for size; the same rules hold.
-"""
+"""The commands about policies: `imitate`, `wrap`, `import`, `screen` and `export`."""
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pdjax.base_policies import settings
 from pdjax.base_policies.foreign.description import Device
@@ -19,32 +15,37 @@ from pdjax.config.schema import Count, Natural, Range, Seed
 
 @dataclasses.dataclass(frozen=True)
 class Imitate:
-    """Trains a policy on demonstrations: a base policy to refine."""
+    """Trains a base policy on demonstrations."""
+
+    EXAMPLE: ClassVar[str] = "pdjax imitate demos.h5 --task PegInsertionSide --out base"
 
     demos: Path
-    """Demonstrations: HDF5 of `pdjax demos`, ManiSkill, D4RL or Minari, or a pickle of DAPG."""
+    """Demonstrations: HDF5 of `pdjax demos`, ManiSkill, D4RL or Minari, or a DAPG pickle."""
     task: str
-    """Task that the demonstrations are of."""
+    """Task of the demonstrations."""
     out: Path
-    """Directory to write, new or empty."""
+    """Directory to write; new or empty."""
     policy: Literal["diffusion", "diffusion_unet", "bet", "act", "mlp"] = "diffusion"
-    """What to train: a diffusion policy with an MLP or, dearer, with the U-Net of Diffusion Policy;
-    a Behavior Transformer; ACT; a Gaussian or mixture MLP. Each has its own settings, see below."""
+    """Kind of policy: a diffusion policy with an MLP; a diffusion policy with the U-Net of
+    Diffusion Policy, which takes longer; a Behavior Transformer; ACT; a Gaussian or mixture MLP.
+    Each kind has its own settings, see below."""
     set: tuple[str, ...] = ()
-    """Change values, each as key=value or section.key=value with the value in YAML; several after
-    one --set, or --set repeated."""
+    """Changes settings: key=value or section.key=value, with the value in YAML. One --set takes
+    several values; --set may be repeated."""
     steps: Natural = 0
-    """Gradient steps; 0 = as the policy's settings say."""
+    """Number of gradient steps; 0 = the number in the policy's settings."""
     seed: Seed = 0
     """Seed of initialisation, shuffling and noise."""
     eval_every: Natural = 0
-    """Gradient steps between two evaluations in the simulator; the best policy is kept, and
-    training can be resumed from the latest; 0 = none, and the last policy is kept."""
+    """Gradient steps between two evaluations in the simulator. The best policy is kept, and an
+    interrupted training can be resumed from its latest evaluation. 0 = no evaluations, and the last
+    policy is kept."""
     eval_episodes: Natural = 100
-    """Episodes to evaluate the finished policy on; 0 = none."""
+    """Number of episodes that evaluate the finished policy; 0 = none."""
     resume: bool = False
-    """Go on where an interrupted training with --eval-every last evaluated; begin where there is
-    none, and print its result where it is finished; all else as before."""
+    """Continues an interrupted training with --eval-every from its latest evaluation. Starts the
+    training if there is none, and prints the result if it is finished. Everything else must be as
+    before."""
     physics: Physics = "auto"
     """Physics engine of the evaluations."""
 
@@ -64,30 +65,36 @@ class Imitate:
 
 @dataclasses.dataclass(frozen=True)
 class Wrap:
-    """Makes a base policy of your own one: jax.export, TorchScript, JAX, NumPy or torch code."""
+    """Makes a base policy from a policy of your own: jax.export, TorchScript, JAX, NumPy or torch
+    code."""
+
+    EXAMPLE: ClassVar[str] = "pdjax wrap my_policy.py:act --task PegInsertionSide --out base"
 
     policy: str
-    """FILE.jaxexport (pdjax.base_policies.exported.export_policy writes one), FILE.pt (TorchScript,
-    never a pickle), or FILE.py:NAME or MODULE:NAME, which name an object with init_carry and apply
-    (JAX), one with init_carry and act (NumPy, with memory), a torch.nn.Module, or a NumPy function
-    of obs_history (num_envs, obs_horizon, obs_dim) that gives (num_envs, act_horizon, act_dim);
-    a function without arguments makes it. docs/base_policies.md has an example of each."""
+    """FILE.jaxexport (`pdjax.export_policy` writes one), FILE.pt (TorchScript, never a pickle), or
+    FILE.py:NAME or MODULE:NAME. NAME is an object with init_carry and apply (JAX); an object with
+    init_carry and act (NumPy, with memory); a torch.nn.Module; a NumPy function from obs_history
+    (num_envs, obs_horizon, obs_dim) to actions (num_envs, act_horizon, act_dim); or a function
+    without arguments that returns one of these. docs/base_policies.md has an example of each."""
     task: str
-    """Task that it acts in, see `pdjax envs`."""
+    """Task that the policy acts in; `pdjax envs` lists the tasks."""
     out: Path
-    """Directory to write, new or empty; a FILE is copied into it."""
+    """Directory to write; new or empty. FILE is copied into it."""
     obs_horizon: Natural = 0
-    """Latest observations that it reads; 0 = as it says itself, else 1."""
+    """Number of latest observations that the policy reads; 0 = the number that the policy itself
+    declares, else 1."""
     action_low: float = -1.0
-    """The action that means -1; actions are scaled from this range to [-1, 1], then clipped."""
+    """Your policy's action that becomes -1. Actions are scaled from the range between --action-low
+    and --action-high to [-1, 1], then clipped."""
     action_high: float = 1.0
-    """The action that means 1."""
+    """Your policy's action that becomes 1."""
     device: Device = "cpu"
-    """Where a torch policy computes."""
+    """Device that a torch policy computes on."""
     episodes: Count = 20
-    """Episodes to try it on, from which the learner's observation statistics come."""
+    """Number of trial episodes; their observations give the statistics that normalise the learner's
+    observations."""
     seed: Seed = 0
-    """Seed of these episodes."""
+    """Seed of the trial episodes."""
     physics: Physics = "auto"
     """Physics engine of the trial."""
 
@@ -110,27 +117,31 @@ class Wrap:
 
 @dataclasses.dataclass(frozen=True)
 class Import:
-    """Makes a base policy of a PyTorch checkpoint: policy_decorator's diffusion and BeT, LeRobot's
-    diffusion and ACT."""
+    """Makes a base policy from a PyTorch checkpoint of policy_decorator (diffusion, BeT) or LeRobot
+    (diffusion, ACT)."""
+
+    EXAMPLE: ClassVar[str] = "pdjax import best.pt --task PegInsertionSide --out base"
 
     checkpoint: Path
-    """FILE.pt of policy_decorator's offline scripts, with its args.json beside it or one folder up
-    (needs torch); or a folder of LeRobot, with config.json and model.safetensors. No code in it is
-    run."""
+    """FILE.pt of policy_decorator's offline scripts, with its args.json in the same folder or the
+    one above (needs torch); or a LeRobot folder with config.json and model.safetensors. No code in
+    the checkpoint is run."""
     task: str
-    """Task that it acts in, see `pdjax envs`; its observations are the policy's, in their order."""
+    """Task that the policy acts in; `pdjax envs` lists the tasks. The policy must take the task's
+    observations in the task's order."""
     out: Path
-    """Directory to write, new or empty."""
+    """Directory to write; new or empty."""
     demos: Path | None = None
-    """Demonstrations that it was trained on, from which the learner's observation statistics come;
-    else they come from the checkpoint where it has them, else from the trial."""
+    """Demonstrations that the policy was trained on; they give the statistics that normalise the
+    learner's observations. Without them, the statistics come from the checkpoint if it has any,
+    else from the trial."""
     ddim_steps: Annotated[int, Range(0, NOISE_STEPS)] = 0
-    """Denoising steps of a diffusion policy; 0 = as the checkpoint's own sampler where that is
-    DDIM, else 4 of policy_decorator's and 10 of LeRobot's."""
+    """Number of denoising steps of a diffusion policy; 0 = the checkpoint's own number if its
+    sampler is DDIM, else 4 for policy_decorator and 10 for LeRobot."""
     episodes: Count = 20
-    """Episodes to try it on."""
+    """Number of trial episodes."""
     seed: Seed = 0
-    """Seed of these episodes."""
+    """Seed of the trial episodes."""
     physics: Physics = "auto"
     """Physics engine of the trial."""
 
@@ -146,21 +157,27 @@ class Import:
 
 @dataclasses.dataclass(frozen=True)
 class Screen:
-    """Says whether a base policy is worth refining, with which residual_scale and by which command:
-    plays it alone and under random residuals."""
+    """Tests whether a base policy is worth refining, and recommends a residual_scale and a command.
+
+    Plays the base policy alone and under random residuals.
+    """
+
+    EXAMPLE: ClassVar[str] = "pdjax screen base --task PegInsertionSide"
 
     base: Path
     """Directory of `pdjax imitate`, `pdjax wrap` or `pdjax import`."""
     task: str
-    """Task to refine it on, see `pdjax envs`."""
+    """Task to refine the policy on; `pdjax envs` lists the tasks."""
     out: Path = Path("screen.png")
-    """Picture to write, .png; must not exist."""
+    """Picture to write (.png); must not exist."""
     episodes: Count = 200
-    """Episodes for each scale of the residual; from 125 on a perfect base can be told."""
+    """Number of episodes for each scale of the residual; it takes 125 or more to recognise a
+    perfect base policy."""
     seed: Seed = 40_000
     """Seed of the episodes."""
     physics: Physics = "auto"
-    """Physics engine."""
+    """Physics engine; auto = native on a CPU, warp on an NVIDIA GPU if warp is installed, else
+    mjx."""
 
     def run(self) -> dict[str, Any]:
         """Plays, draws and prints."""
@@ -173,24 +190,29 @@ class Screen:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Writes the refined policy of a run for deployment: one file that needs JAX but not pdjax,
-    with a fail-safe, and a directory that may be a base policy again."""
+    """Writes the refined policy of a run for deployment: one file that needs JAX but not pdjax.
+
+    The exported policy has a fail-safe, and can also serve as a base policy.
+    """
+
+    EXAMPLE: ClassVar[str] = "pdjax export runs/peg_fast-seed0 --out deployed"
 
     run_directory: Path
-    """Finished run directory of `pdjax train`, or run/ in one of `pdjax quickstart`."""
+    """Finished run directory of `pdjax train`, or the folder run/ of a `pdjax quickstart`."""
     out: Path
-    """Directory to write, new or empty: policy.jaxexport (for CPU, CUDA and TPU, any number of
-    robots), init_carry.jaxexport, policy.json, and a README.md that says how to call them. As
-    base_policy.path it can be screened and refined further."""
+    """Directory to write, new or empty: policy.jaxexport (for CPU, CUDA and TPU, with any number of
+    robots), init_carry.jaxexport, policy.json, and a README.md that shows how to call them.
+    base_policy.path takes this directory too, to screen and refine the policy further."""
     episodes: Count = 100
-    """Episodes that the base policy plays, to learn how far its observations stray, then the
-    refined policy, then what was written. The fail-safe switches the residual off where a larger
-    share of numbers than that, and guard.drift of the run's config on top, is beyond 10 standard
-    deviations of the base's data, or where a number is not finite; it counts how often."""
+    """Number of episodes that the base policy plays, to learn how far its observations stray; then
+    the refined policy plays as many, then the exported file. The fail-safe switches the residual
+    off when a number of the observation is not finite, or when too large a share of its numbers
+    lies more than 10 standard deviations from the base policy's data: the base policy's own largest
+    share plus guard.drift of the run's config. It counts how often it does so."""
     seed: Seed = 50_000
     """Seed of these episodes."""
     physics: Physics | None = None
-    """Physics engine of the trial; default as in the run's config."""
+    """Physics engine of the trial. Default: as in the run's config."""
 
     def run(self) -> dict[str, Any]:
         """Writes, reads back, tries and prints."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from pdjax.base_policies.settings import ImitationConfig
 from pdjax.config import files as configs
+from pdjax.config.seeds import shift_seed
 from pdjax.output import plots, tables, terminal
 from pdjax.output.paths import new_directory, write_result
 from pdjax.prepare import demonstrate, imitate
@@ -17,6 +18,7 @@ from pdjax.training import run as runner
 TASK = "PegInsertionSide"
 EPISODES = 300  # demonstrations
 IMITATION_STEPS = 3_000
+SEEDS_APART = 1_000_000  # between the demonstrations of two neighbouring seeds: they share none
 
 
 def quickstart(out: Path, seed: int) -> dict[str, Any]:
@@ -25,7 +27,7 @@ def quickstart(out: Path, seed: int) -> dict[str, Any]:
     Args:
       out: new or empty; gets `demos.h5`, `base/`, the run in `run/`, and copies of what people
         look at first: `result.json`, `learning_curve.png`, `base_and_refined.mp4`.
-      seed: of everything random.
+      seed: of everything random; 0 to 2**31 - 1.
 
     Returns:
       The content of `result.json`; `wall_s` covers the whole chain.
@@ -34,7 +36,7 @@ def quickstart(out: Path, seed: int) -> dict[str, Any]:
     new_directory(out)
     terminal.say(f"1/4 demonstrations of {TASK} by its scripted expert", "bold")
     demonstrate.record_demonstrations(
-        TASK, out / "demos.h5", EPISODES, 1_000_000 * seed, noise=0.03
+        TASK, out / "demos.h5", EPISODES, first_episode(seed), noise=0.03
     )
     terminal.say("2/4 a diffusion policy imitates them", "bold")
     imitation = ImitationConfig(steps=IMITATION_STEPS, seed=seed)
@@ -54,6 +56,11 @@ def quickstart(out: Path, seed: int) -> dict[str, Any]:
         + (f" and {video}" if video else "")
     )
     return summary
+
+
+def first_episode(seed: int) -> int:
+    """Returns the seed of the first demonstration that a quickstart with `seed` records."""
+    return shift_seed(0, SEEDS_APART * seed)
 
 
 def _try_video(run: Path, path: Path) -> str | None:

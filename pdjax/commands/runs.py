@@ -1,7 +1,4 @@
-"""Commands about runs: training one, timing it, evaluating, comparing and drawing it.
-
-Apart from `commands` for size; the same rules hold.
-"""
+"""The commands about runs: `train`, `profile`, `eval`, `compare`, `render` and `sweep`."""
 
 import dataclasses
 import re
@@ -14,37 +11,43 @@ from pdjax.config.schema import ConfigError, Count, Natural, NonNegative, Seed, 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Refines a frozen base policy: trains a bounded residual policy and evaluates both, paired."""
+    """Refines a frozen base policy: trains a bounded residual policy, then compares both
+    policies."""
+
+    EXAMPLE: ClassVar[str] = "pdjax train peg_fast --set base_policy.path=base --out runs/peg"
 
     config: str
-    """YAML file, or the name of a config that comes with pdjax."""
+    """YAML file, or name of a config that comes with pdjax."""
     out: Path | None = None
-    """Run directory, new or empty; default runs/CONFIG-seedN."""
+    """Run directory; new or empty. Default: runs/CONFIG-seedN."""
     set: tuple[str, ...] = ()
-    """Change values, each as section.key=value with the value in YAML; several after one --set, or
-    --set repeated."""
+    """Changes values: section.key=value, with the value in YAML. One --set takes several values;
+    --set may be repeated."""
     members: Natural = 0
-    """Train so many runs as one program, with seeds counting up from the config's; each gets a
-    directory like that of a run alone, DIR/member_0 and so on. To let them differ in other numbers,
-    list these in the config: `members: {seed: [0, 1], sac.gamma: [0.97, 0.99]}`."""
+    """Trains this many runs as one program, with seeds that count up from the config's seed. Each
+    run has its own directory: DIR/member_0, DIR/member_1 and so on. To vary other numbers, list
+    them in the config: `members: {seed: [0, 1], sac.gamma: [0.97, 0.99]}`. 0 = as the config
+    says."""
     resume: bool = False
-    """Go on where the run in --out stopped, however it stopped; begin it where there is none, and
-    only show it where it is finished."""
+    """Continues the run in --out from its last checkpoint, whatever stopped it. Starts the run if
+    there is none, and prints the result if it is finished."""
     plan: bool = False
-    """Only show what the run takes of memory, part by part, and whether it fits."""
+    """Only prints the memory plan: what each part of the run needs, and whether the whole fits."""
     memory_gib: NonNegative = 0.0
-    """Memory to fit into: GiB of an accelerator, or of a machine without one; 0 = what is free of
-    this one."""
+    """Memory that the run must fit into, in GiB: that of one accelerator, or of a machine without
+    any. 0 = the free memory of this machine."""
     coordinator: str = ""
-    """For one run on several machines, or processes: HOST:PORT of process 0, or `auto` = as Slurm,
-    Open MPI, Kubernetes or a TPU pod tell. Start this same command in each; they must share the
-    folders of the run and the base policy. Default JAX_COORDINATOR_ADDRESS, else alone."""
+    """For one run on several machines or processes: HOST:PORT of process 0, or `auto` to ask Slurm,
+    Open MPI, Kubernetes or the TPU pod. Start the same command in every process; all processes must
+    share the folders of the run and of the base policy. Default: JAX_COORDINATOR_ADDRESS, else a
+    single process."""
     process: str = ""
-    """INDEX/COUNT of this process, such as 0/2; default JAX_PROCESS_ID and JAX_NUM_PROCESSES, else
-    as the cluster tells."""
+    """Number of this process as INDEX/COUNT, such as 0/2. Default: JAX_PROCESS_ID and
+    JAX_NUM_PROCESSES, else what the cluster says."""
     track: Literal["none", "wandb", "mlflow"] = "none"
-    """Tell a tracker too (pip install 'pdjax[wandb]' or 'pdjax[mlflow]'). Offline, in the run's
-    directory or mlflow.db beside it, unless WANDB_MODE or MLFLOW_TRACKING_URI say otherwise."""
+    """Also reports to a tracker (pip install 'pdjax[wandb]' or 'pdjax[mlflow]'): offline, in the
+    run's directory or in mlflow.db beside it, unless WANDB_MODE or MLFLOW_TRACKING_URI say
+    otherwise."""
 
     def run(self) -> dict[str, Any]:
         """Trains, evaluates and writes."""
@@ -74,7 +77,7 @@ class Train:
         found = [result.summary for result in results]
         if several:
             tables.show_members(varied(members), found)
-            terminal.say(f"written to {out}: members.json, and a run's directory of each")
+            terminal.say(f"written to {out}: members.json, and one run directory for each member")
             return {"members": found}
         tables.show_comparison(found[0])
         terminal.say(
@@ -85,22 +88,24 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """Says where a run's time goes, phase by phase, and which settings would be faster."""
+    """Measures where a run's time goes, phase by phase, and which settings would be faster."""
+
+    EXAMPLE: ClassVar[str] = "pdjax profile peg_fast --set base_policy.path=base"
 
     config: str
-    """YAML file, or the name of a config that comes with pdjax."""
+    """YAML file, or name of a config that comes with pdjax."""
     set: tuple[str, ...] = ()
-    """Change values, each as section.key=value with the value in YAML; base_policy.path is needed,
-    as for `pdjax train`."""
+    """Changes values: section.key=value, with the value in YAML. One --set takes several values;
+    --set may be repeated. base_policy.path is required, as for `pdjax train`."""
     repeats: Count = 5
-    """Times that each phase is measured; medians are shown."""
+    """Number of measurements of each phase; the table shows their median."""
     out: Path | None = None
-    """Picture to write, .png; must not exist."""
+    """Picture to write (.png); must not exist."""
     trace: Path | None = None
-    """Directory for a trace of one epoch: `tensorboard --logdir DIR` with xprof installed, or the
-    .json.gz in it at ui.perfetto.dev."""
+    """Directory for a trace of one epoch. View it with `tensorboard --logdir DIR` (needs xprof), or
+    open its .json.gz at ui.perfetto.dev."""
     advice: Literal["yes", "no"] = "yes"
-    """Whether to try other numbers of environments and batch sizes, which takes about as long
+    """Whether to try other numbers of environments and other batch sizes, which takes about as long
     again."""
 
     def run(self) -> dict[str, Any]:
@@ -114,19 +119,22 @@ class Profile:
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
-    """Evaluates base and refined policy of a run on the same episodes."""
+    """Evaluates the base policy and the refined policy of a run on the same episodes."""
+
+    EXAMPLE: ClassVar[str] = "pdjax eval runs/peg_fast-seed0 --episodes 500"
 
     run_directory: Path
-    """Run directory of `pdjax train`, or run/ in one of `pdjax quickstart`."""
+    """Run directory of `pdjax train`, or the folder run/ of a `pdjax quickstart`."""
     episodes: Count = 200
-    """Episodes, each played by both policies."""
+    """Number of episodes; both policies play each of them."""
     seed: Seed = 20_000
     """Seed of the episodes."""
     physics: Physics | None = None
-    """Physics engine; default as in the run's config."""
+    """Physics engine. Default: as in the run's config."""
     shift: str = ""
-    """Perturbations: mass, friction, size, held_out, sensor_noise, camera, action_delay; joined by
-    + to meet together; `none`; `all` = none and each by itself. Default as in training."""
+    """Perturbations: mass, friction, size, held_out, sensor_noise, camera, action_delay. Join
+    several by + to apply them together; `none` = no perturbation; `all` = none, then each one by
+    itself. Default: as in training."""
 
     def run(self) -> dict[str, Any]:
         """Evaluates and prints."""
@@ -145,19 +153,25 @@ class Eval:
 
 @dataclasses.dataclass(frozen=True)
 class Compare:
-    """Compares runs of one task: a table and a picture, runs that differ by seed only as one
+    """Compares runs of one task in a table and a picture; runs that differ only by seed form one
     group."""
 
+    EXAMPLE: ClassVar[str] = (
+        "pdjax compare runs/peg_fast-seed0 runs/peg_fast-seed1 runs/peg_fast-seed2"
+    )
+
     runs: tuple[Path, ...]
-    """Run directories of `pdjax train`, finished or still running. Runs are of one group where all
-    settings are equal but seeds and paths, and their base policies are of one kind with chunks of
-    one length; it is named by what sets it apart (--json lists all of that). Name three or more
-    seeds of each: of one no interval is known, of two it is no more than their range."""
+    """Run directories of `pdjax train`, finished or still running. Runs form a group if all
+    settings except seeds and paths are equal and their base policies have the same kind and chunk
+    length. A group is named by the settings that set it apart; --json lists all of them. Give three
+    or more seeds per group: one seed has no interval, and the interval of two is only their
+    range."""
     out: Path = Path("compare.png")
-    """Picture to write, .png; must not exist. Curves end where the shortest run of a group does."""
+    """Picture to write (.png); must not exist. Curves end where the shortest run of a group
+    ends."""
     threshold: Share = 0.9
-    """success_once whose decisions and minutes are told, up to the first interim evaluation that
-    reaches it."""
+    """success_once to reach: the table shows decisions and minutes until the first interim
+    evaluation that reaches it."""
 
     def run(self) -> dict[str, Any]:
         """Reads, prints and draws."""
@@ -168,18 +182,21 @@ class Compare:
 
 @dataclasses.dataclass(frozen=True)
 class Render:
-    """Renders base and refined policy side by side on the same episodes."""
+    """Renders a video of the base policy and the refined policy, side by side on the same
+    episodes."""
+
+    EXAMPLE: ClassVar[str] = "pdjax render runs/peg_fast-seed0 --out peg.mp4"
 
     run_directory: Path
-    """Run directory of `pdjax train`, or run/ in one of `pdjax quickstart`."""
+    """Run directory of `pdjax train`, or the folder run/ of a `pdjax quickstart`."""
     out: Path
-    """Video file to write, .mp4 or .gif; must not exist."""
+    """Video file to write (.mp4 or .gif); must not exist."""
     episodes: Count = 3
-    """Episodes, one after another."""
+    """Number of episodes, shown one after another."""
     seed: Seed = 20_000
     """Seed of the episodes."""
     grid: str = "1x1"
-    """ROWSxCOLUMNS, such as 4x4: that many episodes of the refined policy at once instead."""
+    """ROWSxCOLUMNS, such as 4x4: shows this many episodes of the refined policy at once instead."""
 
     def run(self) -> dict[str, Any]:
         """Plays, draws and writes."""
@@ -197,27 +214,31 @@ class Render:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Trains over a space of settings on Ray Tune, here or on a cluster, and reports what is best.
+    """Trains over a space of settings with Ray Tune, on this machine or a cluster, and reports the
+    best.
 
-    `pdjax sweep report DIR` reports one again, finished or still running.
+    `pdjax sweep report DIR` reports a sweep again, finished or still running.
     """
+
+    EXAMPLE: ClassVar[str] = "pdjax sweep sweep.yaml --dry-run"
 
     POSITIONALS: ClassVar[int] = 2
 
     spec: str
-    """YAML file of the sweep: config, space, search and what each trial may use; see below. Or
+    """YAML file of the sweep: config, space, search and resources of each trial; see below. Or
     `paper` or `fast`, which come with pdjax. Or `report`."""
     directory: Path | None = None
     """After `report`: directory of the sweep."""
     out: Path | None = None
-    """Directory of the sweep, new or empty; default runs/SPEC."""
+    """Directory of the sweep; new or empty. Default: runs/SPEC."""
     address: str | None = None
-    """Ray cluster, HOST:PORT; default one of this machine's cores and GPUs, while the sweep lasts.
-    All machines of a cluster must share the folders that the sweep reads and writes."""
+    """Ray cluster, HOST:PORT. Default: a cluster of this machine's cores and GPUs, for as long as
+    the sweep lasts. All machines of a cluster must share the folders that the sweep reads and
+    writes."""
     resume: bool = False
-    """Go on where the sweep in --out stopped, however it stopped; begin it where there is none."""
+    """Continues the sweep in --out, whatever stopped it. Starts the sweep if there is none."""
     dry_run: bool = False
-    """Only show the trials, and what they will take of time and memory on this machine."""
+    """Only prints the trials, and estimates their time and memory on this machine."""
 
     def run(self) -> dict[str, Any]:
         """Sweeps or reports."""

@@ -1,22 +1,24 @@
-"""The commands: what each takes, and which function does its work.
+"""The table of commands: what each takes, and which function does its work.
 
-A field is a flag; the first field of a command that has no default is its positional argument, or
-as many of them as its `POSITIONALS` says. Work is imported where it is done, so that help and
-mistakes in flags answer at once.
+A field is a flag. The first field without a default is the command's positional argument;
+`POSITIONALS` gives another number of them. `EXAMPLE` is shown by `--help`. Work is imported inside
+`run`, so that help and mistakes in flags answer at once.
 """
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pdjax.commands.demonstrations import Data, Demos, Envs
 from pdjax.commands.policies import Export, Imitate, Import, Screen, Wrap
 from pdjax.commands.runs import Compare, Eval, Profile, Render, Sweep, Train
-from pdjax.config.schema import Range
+from pdjax.config.schema import Seed
 
 
 class Command(Protocol):
     """A parsed command."""
+
+    EXAMPLE: ClassVar[str]
 
     def run(self) -> dict[str, Any]:
         """Does the work; returns what `--json` prints."""
@@ -25,11 +27,14 @@ class Command(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Quickstart:
-    """Demonstrations, imitation, refinement and evaluation of PegInsertionSide, in minutes."""
+    """Runs the whole chain on PegInsertionSide in minutes: demonstrations, imitation, refinement,
+    evaluation."""
+
+    EXAMPLE: ClassVar[str] = "pdjax quickstart"
 
     out: Path | None = None
-    """Directory to write, new or empty; default runs/quickstart-seedN."""
-    seed: Annotated[int, Range(0, 999)] = 0
+    """Directory to write; new or empty. Default: runs/quickstart-seedN."""
+    seed: Seed = 0
     """Seed of everything random."""
 
     def run(self) -> dict[str, Any]:
@@ -40,20 +45,21 @@ class Quickstart:
         return quickstart.quickstart(out, self.seed)
 
 
-COMMANDS: dict[str, type[Command]] = {
-    "envs": Envs,
-    "demos": Demos,
-    "data": Data,
-    "imitate": Imitate,
-    "wrap": Wrap,
-    "import": Import,
-    "screen": Screen,
-    "train": Train,
-    "sweep": Sweep,
-    "profile": Profile,
-    "eval": Eval,
-    "compare": Compare,
-    "export": Export,
-    "render": Render,
-    "quickstart": Quickstart,
+GROUPS: dict[str, dict[str, type[Command]]] = {
+    "start here": {"quickstart": Quickstart},
+    "prepare a base policy": {
+        "envs": Envs,
+        "demos": Demos,
+        "data": Data,
+        "imitate": Imitate,
+        "wrap": Wrap,
+        "import": Import,
+        "screen": Screen,
+    },
+    "train a residual policy": {"train": Train, "profile": Profile},
+    "use a run": {"eval": Eval, "render": Render, "export": Export},
+    "work with many runs": {"compare": Compare, "sweep": Sweep},
 }
+"""The commands by what a user does, in the order of doing it."""
+
+COMMANDS = {name: cls for group in GROUPS.values() for name, cls in group.items()}

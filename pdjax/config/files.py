@@ -17,6 +17,7 @@ from pdjax.config import schema
 from pdjax.config.fields import Config, describe, validate
 from pdjax.config.presets import PRESETS
 from pdjax.config.schema import ConfigError
+from pdjax.config.seeds import shift_seed
 
 
 def preset(name: str) -> Config:
@@ -81,7 +82,7 @@ def load_members(
     if seeds:
         if lists:
             raise ConfigError(f"{name_or_path} already has members; leave out --members")
-        lists["seed"] = [config.seed + index for index in range(seeds)]
+        lists["seed"] = [shift_seed(config.seed, index) for index in range(seeds)]
     if not lists:
         return [config]
     lengths = {name: len(lists[name]) for name in lists if isinstance(lists[name], list)}

@@ -27,6 +27,8 @@ from typing import (
 
 import yaml
 
+from pdjax.config.seeds import SEEDS
+
 T = TypeVar("T")
 
 
@@ -61,7 +63,7 @@ class Range:
 FINITE = Range(-math.inf)
 Count = Annotated[int, Range(1)]
 Natural = Annotated[int, Range(0)]
-Seed = Annotated[int, Range(0, 2_000_000_000)]  # with room below 2^31 for seeds that count up
+Seed = Annotated[int, Range(0, SEEDS - 1)]
 Share = Annotated[float, Range(0, 1)]
 Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from pdjax.output.records import read_metrics, read_records
+from pdjax.output.tables import points
 
 
 def plot_screening(
@@ -101,7 +102,7 @@ def plot_learning_curve(directory: Path, summary: Mapping[str, Any]) -> Path:
         top.set_xlabel("training wall-clock (minutes)")
     axis.set(xlabel="decision steps", ylabel="success_once", ylim=(-0.02, 1.02))
     axis.set_title(
-        f"{summary['task']}, seed {summary['seed']}: gain {summary['gain']:+.1%}", fontsize=11
+        f"{summary['task']}, seed {summary['seed']}: gain {points(summary['gain'])}", fontsize=11
     )
     axis.grid(alpha=0.25)
     axis.legend(loc="lower right", fontsize=8)
@@ -215,21 +216,19 @@ def plot_imitation(directory: Path, task: str) -> Path:
 
 
 def _subplots(*grid: int, figsize: tuple[float, float], **more: Any):
-    """Matplotlib's figure and axes, for files: without a screen."""
-    import matplotlib
+    """Returns a figure and its axes, for a file.
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    Made without pyplot, whose choice of a screen and list of open figures belong to the process.
+    """
+    from matplotlib.figure import Figure
 
-    return plt.subplots(*grid, figsize=figsize, layout="constrained", **more)
+    figure = Figure(figsize=figsize, layout="constrained")
+    return figure, figure.subplots(*grid, **more)
 
 
 def _save(figure: Any, path: Path) -> Path:
-    """Writes a figure as PNG and frees it."""
-    from matplotlib import pyplot as plt
-
+    """Writes a figure as PNG."""
     figure.savefig(path, dpi=150)
-    plt.close(figure)
     return path
 
 

@@ -71,7 +71,7 @@ def show_groups(task: str, groups: Sequence[Mapping[str, Any]], threshold: float
         ["  95 % interval over runs", *(text or "-" for text in ends)],
         row(f"decisions to {threshold:.3g}", "{:,.0f}", "decisions_to_threshold"),
         row(f"minutes to {threshold:.3g}", "{:.1f}", "minutes_to_threshold"),
-        row("largest fall of a run", "{:.1%}", "largest_fall"),
+        ["largest fall of a run", *(f"{100 * g['largest_fall']:.1f} points" for g in groups)],
         row("smoothness, base -> refined", "{:.4f} -> {:.4f}", *smoothness),
     ]
     title = f"{task}: interquartile means over finished runs, medians of times"
@@ -92,7 +92,7 @@ def show_members(
     for index, (own, summary) in enumerate(zip(values, summaries, strict=True)):
         figures = [
             _rate(summary, "refined"),
-            f"{summary['gain']:+.1%}",
+            points(summary["gain"]),
             f"{summary['refined_smoothness']:.4f}",
         ]
         numbers = [f"{value:g}" for value in own.values()]
@@ -119,7 +119,12 @@ def _rate(summary: Mapping[str, Any], name: str) -> str:
 
 def _gain(summary: Mapping[str, Any]) -> str:
     low, high = summary["gain_ci"]
-    return f"{summary['gain']:+.1%} [{low:+.0%}, {high:+.0%}]"
+    return f"{points(summary['gain'])} [{100 * low:+.0f}, {100 * high:+.0f}]"
+
+
+def points(difference: float) -> str:
+    """Returns a difference of two rates in percentage points, such as "+45.0 points"."""
+    return f"{100 * difference:+.1f} points"
 
 
 def show_settings(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:

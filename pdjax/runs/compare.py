@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pdjax.base_policies.foreign import description
-from pdjax.config import fields
+from pdjax.base_policies import load
 from pdjax.config import files as configs
 from pdjax.config.fields import Config, ConfigError
+from pdjax.config.presets import PRESETS
 from pdjax.output import plots, records, tables, terminal
 from pdjax.output.paths import check_file
 from pdjax.runs import curves
@@ -141,11 +141,10 @@ def read(directory: Path) -> Read:
             f"{directory} has no interim evaluation; wait for its first, or train with"
             " eval.interim_episodes above 0"
         )
-    about = description.peek(directory / "base_policy")
-    shape = about.get("imitation", {}).get("policy", about)  # of one that pdjax trained
-    found = {"base_policy": about.get("kind", "unknown")} | settings(config)
+    kind, act_horizon = load.kind_of(directory / "base_policy")
+    found = {"base_policy": kind} | settings(config)
     # A decision of another length is another setting, whoever chose it.
-    found["base_policy.act_horizon"] = config.base_policy.act_horizon or shape.get("act_horizon", 0)
+    found["base_policy.act_horizon"] = config.base_policy.act_horizon or act_horizon
     path = directory / "result.json"
     result = json.loads(path.read_text()) if path.is_file() else {}
     return Read(directory, found, curve, result)
@@ -205,7 +204,7 @@ def _nearest_preset(group: dict[str, Any]) -> str:
         own = settings(configs.preset(name))
         return sum(value != own.get(key) for key, value in group.items())
 
-    return min(fields.PRESETS, key=changes)
+    return min(PRESETS, key=changes)
 
 
 def _spell(values: dict[str, Any], most: int) -> str:

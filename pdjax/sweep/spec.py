@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pdjax.base_policies.foreign import description
+from pdjax.base_policies import load
 from pdjax.config import fields, schema
 from pdjax.config import files as configs
 from pdjax.config.fields import Config
@@ -136,7 +136,7 @@ def check_bases(spec: Spec) -> None:
     """
     for values in _corners(spec):
         path = make_members(spec, values)[0].base_policy.path
-        if not (Path(path) / description.FILE).is_file():
+        if not load.is_policy(Path(path)):
             raise ConfigError(
                 f"base policy {path!r} of {values['config']} is not there; make it, or name"
                 " another by `set: [base_policy.path=DIR]`"

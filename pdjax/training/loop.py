@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from pdjax.config.fields import EvalConfig
+from pdjax.config.seeds import shift_seed
 from pdjax.output import provenance, records, terminal
 from pdjax.output.checkpoint import CheckpointError
 from pdjax.rollout.evaluate import Evaluation
@@ -186,7 +187,7 @@ def _play_all(training: Sequence[Refinement], stack: Stack, steps: Steps) -> dic
 
 
 def _interim_seed(evaluation: EvalConfig) -> int:
-    return evaluation.seed + INTERIM_SEED_OFFSET
+    return shift_seed(evaluation.seed, INTERIM_SEED_OFFSET)
 
 
 def _note(training: Sequence[Refinement], metrics: Mapping[int, Any], count: int) -> str:

@@ -1,6 +1,8 @@
 """The command line: help that teaches, mistakes in one line that change nothing, strict JSON."""
 
+import importlib.metadata
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import pytest
 from pdjax.base_policies import imitation, settings
 from pdjax.base_policies.kinds import diffusion
 from pdjax.commands import cli, demonstrations, table
-from pdjax.config import fields, schema
+from pdjax.config import fields, presets, schema
 from pdjax.config import files as configs
 from pdjax.output import checkpoint
 from pdjax.runs.video import RenderError
@@ -101,7 +103,7 @@ DEMOS = ["demos", TASK, "--out", "new/x.h5"]
     [
         (
             [],
-            "no command; choose one of: envs, demos, data, imitate, wrap, import, screen, ",
+            "no command; choose one of: quickstart, envs, demos, data, imitate, wrap, import, ",
         ),
         (["trian"], "invalid choice: 'trian'"),
         (["--json", "envs"], "envs does not take '--json' here; write it after the command"),
@@ -113,7 +115,7 @@ DEMOS = ["demos", TASK, "--out", "new/x.h5"]
         ([*DEMOS, "--episodes", "0"], "--episodes got '0', expected integer >= 1"),
         ([*DEMOS, "--episodes", "1.5"], "--episodes got '1.5', expected integer >= 1"),
         ([*DEMOS, "--noise", "nan"], "--noise got 'nan', expected number 0 to 1"),
-        ([*DEMOS, "--seed", "-1"], "--seed got '-1', expected integer 0 to 2000000000"),
+        ([*DEMOS, "--seed", "-1"], "--seed got '-1', expected integer 0 to 2147483647"),
         ([*DEMOS, "--physics", "foo"], "--physics got 'foo', expected auto | native"),
         ([*DEMOS, "--episdes", "3"], "demos does not take '--episdes' here; did you mean --epis"),
         (["demos", "Peg", "--out", "new/x.h5"], "unknown task 'Peg'; choose one of: AdroitDoor, "),
@@ -122,7 +124,7 @@ DEMOS = ["demos", TASK, "--out", "new/x.h5"]
         (["demos", TASK, "--out", "demos.h5"], "demos.h5 exists already; choose another --out"),
         (["demos", TASK, "--out", "demos.hdf5"], "demos.json exists already; choose another"),
         (["demos", TASK, "--out", "demos.h5/x.h5"], "cannot write to demos.h5/x.h5: Not a dir"),
-        (["quickstart", "--seed", "1000"], "--seed got '1000', expected integer 0 to 999"),
+        (["quickstart", "--seed", "2147483648"], "--seed got '2147483648', expected integer 0 to"),
         (["quickstart", "--out", "run"], "run is not empty; choose another --out or remove it"),
     ],
 )
@@ -320,10 +322,39 @@ def help_of(capsys, *argv):
 
 def test_help_names_every_command_and_the_exit_codes(capsys):
     text = help_of(capsys)
+    squeezed = " ".join(text.split())
     for name, cls in table.COMMANDS.items():
-        assert name in text
-        assert (cls.__doc__ or "?").split(":")[0][:30] in text
+        summary = " ".join((cls.__doc__ or "?").split("\n\n")[0].split())
+        assert f" {name} {summary}" in squeezed
     assert "0 done, 1 failed, 2 bad input" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_help_lists_the_commands_in_the_order_of_a_users_work(capsys):
+    text = help_of(capsys)
+    titles = ["start here:", "prepare a base", "train a residual", "use a run:", "many runs:"]
+    places = [text.index(title) for title in titles]
+    assert places == sorted(places)
+    assert places[1] < text.index("  imitate ") < places[2] < text.index("  train ") < places[3]
+
+
+@pytest.mark.parametrize("name", table.COMMANDS)
+def test_help_of_a_command_shows_an_example_that_parses(capsys, name):
+    command = table.COMMANDS[name]
+    assert f"\nexample:\n  {command.EXAMPLE}\n" in help_of(capsys, name)
+    program, *argv = shlex.split(command.EXAMPLE)
+    assert program == "pdjax"
+    found, _ = cli._parse(argv)
+    assert type(found) is command
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as done:
+        cli.main(["--version"])
+    assert done.value.code == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"pdjax {importlib.metadata.version('pdjax')}\n"
+    assert captured.err == ""
 
 
 @pytest.mark.parametrize("name", table.COMMANDS)
@@ -332,7 +363,7 @@ def test_help_of_a_command_explains_every_flag(capsys, name):
     for option in schema.describe(table.COMMANDS[name]):
         assert option.doc, f"{option.name} has no docstring"
         assert option.doc in text
-        if isinstance(option.default, int | float):
+        if isinstance(option.default, int | float) and not isinstance(option.default, bool):
             assert f"default {option.default}" in text
     assert "--json" in text
 
@@ -345,18 +376,19 @@ def test_help_of_training_lists_every_key_config_and_preset(capsys):
     assert "sac.gamma (number 0 to 1, default 0.97)" in text
     squeezed = " ".join(text.split())
     assert all(option.doc in squeezed for option in fields.describe())
-    assert all(name in text for name in [*configs.known_configs(), *fields.PRESETS])
+    assert all(name in text for name in [*configs.known_configs(), *presets.PRESETS])
 
 
-@pytest.mark.parametrize("command", ["train", "imitate"])
-def test_help_loads_neither_jax_nor_a_simulator(command):
+@pytest.mark.parametrize("arguments", [["train", "--help"], ["imitate", "--help"], ["--version"]])
+def test_help_loads_neither_jax_nor_a_simulator(arguments):
     code = (
-        "import sys; from pdjax import cli\n"
-        f"try: cli.main(['{command}', '--help'])\n"
-        "except SystemExit: pass\n"
+        "import sys; from pdjax.commands import cli\n"
+        f"try: cli.main({arguments})\n"
+        "except SystemExit as done: print('ended with', done.code, file=sys.stderr)\n"
         "sys.exit(int(bool({'jax', 'mujoco', 'matplotlib', 'scipy'} & set(sys.modules))))"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "ended with 0\n")
 
 
 def test_the_policies_of_imitate_are_the_recipes():
@@ -435,7 +467,7 @@ def test_an_interruption_is_one_line(capsys, monkeypatch):
 
 def test_an_interruption_that_hits_a_destructor_is_not_lost():
     code = (
-        "import signal, sys, time; from pdjax import cli\n"
+        "import signal, sys, time; from pdjax.commands import cli\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & switches it off
         "sys.unraisablehook = cli._unraisable\n"
         "class Interrupted:\n"
@@ -448,3 +480,22 @@ def test_an_interruption_that_hits_a_destructor_is_not_lost():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (7, "")
+
+
+RAISES_IN_A_DESTRUCTOR = """
+import sys
+from pdjax.commands import cli
+sys.unraisablehook = cli._unraisable
+class Raises:
+    def __init__(self, error): self.error = error
+    def __del__(self): raise self.error
+Raises(ZeroDivisionError("our own arithmetic"))
+Raises(RuntimeError("Event loop is closed"))
+"""
+
+
+def test_an_exception_in_a_destructor_is_shown_unless_it_is_a_known_notice():
+    command = [sys.executable, "-c", RAISES_IN_A_DESTRUCTOR]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "ZeroDivisionError: our own arithmetic" in done.stderr
+    assert "Event loop" not in done.stderr

@@ -143,7 +143,7 @@ def test_unknown_memory_refuses_nothing():
 
 def test_another_machine_may_be_planned_for(monkeypatch):
     run = small()
-    monkeypatch.setattr(memory_plan.machine, "resident_memory", lambda: 2**30)
+    monkeypatch.setattr(memory_plan.free_memory, "resident_memory", lambda: 2**30)
     (plan,) = run.plans(gib=3.0)
     assert plan.free == 2 * 2**30 + nbytes(run.frozen)  # which is a part of the resident memory
 

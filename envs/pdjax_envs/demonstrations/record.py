@@ -11,6 +11,7 @@ from pdjax_envs.demonstrations.trajectory import DataError, Trajectory, episode_
 from pdjax_envs.task import Env, Expert
 
 DISTURBANCE_STEPS = 4  # control steps that one disturbance lasts
+SEEDS = 2**31  # the number of seeds; seed 0 follows the last one
 
 
 def record(
@@ -50,7 +51,7 @@ def record(
     attempt = jax.jit(_make_attempt(env, expert, noise))
     trajectories, tried, won = [], 0, 0
     while len(trajectories) < episodes:
-        seeds = np.arange(seed + tried, seed + tried + width)
+        seeds = (seed + tried + np.arange(width)) % SEEDS
         keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
         found = _cut(jax.device_get(attempt(env.model, keys)), seeds)
         tried, won = tried + width, won + len(found)

@@ -1,8 +1,8 @@
-"""Anyone's own policy as a frozen base: reads its directory and makes a `BasePolicy` of it.
+"""Builds a frozen `BasePolicy` of a policy that pdjax did not train.
 
-Three kinds of directories, told apart by `kind` in `policy.json` (see `description`): an artefact
-of `jax.export`, a TorchScript file, or Python code, which may be JAX or anything that takes NumPy
-arrays. What is JAX becomes part of the jitted program; the rest is called through the host, once a
+A directory holds one of three kinds of policies, and `kind` in `policy.json` names it: a
+`jax.export` artefact, a TorchScript file, or Python code, which may use JAX or take NumPy arrays.
+JAX policies become part of the jitted program; the others are called through the host, once a
 decision for all environments. This file is not pure: it reads files.
 """
 
@@ -27,13 +27,13 @@ FILES = {"export": exported.POLICY, "torchscript": "policy.pt"}
 
 
 class Parts(NamedTuple):
-    """A policy before its actions are brought into [-1, 1].
+    """A policy whose actions are not scaled to [-1, 1] yet.
 
     Attributes:
       init_carry: see `BasePolicy`.
-      apply: see `BasePolicy`; a chunk of one may come without its first axis.
+      apply: see `BasePolicy`; a chunk of one step may lack its first axis.
       params: see `BasePolicy`.
-      chunk_shape: (act_horizon, act_dim) or (act_dim,), as `apply` gives it.
+      chunk_shape: the shape that `apply` returns, (act_horizon, act_dim) or (act_dim,).
     """
 
     init_carry: Callable[..., Any]
@@ -43,24 +43,25 @@ class Parts(NamedTuple):
 
     @property
     def act_horizon(self) -> int:
-        """Control steps in a chunk."""
+        """Number of control steps in a chunk."""
         return self.chunk_shape[0] if len(self.chunk_shape) == 2 else 1
 
 
 def load(directory: Path, act_horizon: int = 0) -> tuple[BasePolicy, str]:
     """Reads a directory that `pdjax wrap` or `exported.export_policy` wrote.
 
-    Python code in it is run: load only what you trust. The other kinds run no Python.
+    Loading runs the Python code in the directory, so load only code that you trust. The other kinds
+    of policies run no Python.
 
     Args:
-      directory: of the policy.
+      directory: the policy's directory.
       act_horizon: control steps to execute of each chunk; 0 = all.
 
     Returns:
       The policy and the name of its task.
 
     Raises:
-      ConfigError: the directory, its description and the policy do not fit each other.
+      ConfigError: the directory, its description and the policy do not agree.
       checkpoint.CheckpointError: the parameters are missing or damaged.
     """
     about = description.read(directory)
@@ -73,14 +74,14 @@ def load(directory: Path, act_horizon: int = 0) -> tuple[BasePolicy, str]:
 
 
 def read_file(path: Path, about: Description) -> Parts:
-    """Reads an artefact or a TorchScript file; the size of its chunks is checked by `assemble`."""
+    """Reads an artefact or a TorchScript file; `assemble` checks the size of the chunks."""
     obs_shape = (about.obs_horizon, about.obs_dim)
     if about.kind == "export":
         found = exported.load(path)
         if found.obs_shape != obs_shape:
             raise ConfigError(
                 f"{path} reads observation histories {found.obs_shape}, expected {obs_shape}"
-                " (obs_horizon, obs_dim); export it for the task's sizes"
+                " (obs_horizon, obs_dim); export it for the sizes of the task"
             )
         return Parts(found.init_carry, found.apply, found.params, found.chunk_shape)
     module = read_torchscript(path)
@@ -94,23 +95,23 @@ def adapt(
     chunk_shape: tuple[int, int] | None = None,
     in_program: bool | None = None,
 ) -> Parts:
-    """Takes a policy that was given in Python.
+    """Adapts a policy that is a Python object.
 
     Args:
-      policy: one of: an object with `init_carry`, `apply` and perhaps `params` as in
-        `types.BasePolicy` (pure JAX, taken as it is); one with `init_carry` and `act` as in
+      policy: one of: an object with `init_carry`, `apply` and optionally `params`, as in
+        `types.BasePolicy` (pure JAX); an object with `init_carry` and `act`, as in
         `host.HostPolicy`; a torch.nn.Module; a function from observation histories to chunks.
       obs_shape: (obs_horizon, obs_dim).
       device: where a torch module computes.
-      chunk_shape: (act_horizon, act_dim) that a function must give to be traced into the program,
-        see `functions.trace`. Where it is None, every function is called through the host, on NumPy
-        arrays of all environments.
-      in_program: whether the policy must compute inside the program (True) or be called through the
-        host (False); None = inside where that is possible.
+      chunk_shape: (act_horizon, act_dim). If given, a function that JAX can trace becomes part of
+        the program, see `functions.trace`. If None, every function is called through the host, on
+        NumPy arrays of all environments.
+      in_program: True = the policy must compute inside the program; False = the policy must be
+        called through the host; None = inside the program if possible.
 
     Raises:
       ConfigError: the policy is none of these, fails on observations of that shape, or cannot
-        compute where `in_program` says.
+        compute where `in_program` demands.
     """
     if hasattr(policy, "init_carry") and hasattr(policy, "apply"):
         if in_program is False:
@@ -151,9 +152,11 @@ def _in_program(policy: Any, obs_shape: tuple[int, int]) -> Parts:
     doing = f"apply(params, carry, obs_history {obs_shape}, key)"
     chunk, after = guard(lambda: jax.eval_shape(policy.apply, params, carry, history, key), doing)
     if getattr(chunk, "ndim", 0) not in (1, 2) or chunk.dtype != jnp.float32:
-        raise ConfigError(f"{doing} gives {chunk}, expected float32 (act_horizon, act_dim)")
+        raise ConfigError(f"{doing} returns {chunk}, expected float32 (act_horizon, act_dim)")
     if jax.tree.map(_signature, after) != jax.tree.map(_signature, carry):
-        raise ConfigError(f"{doing} gives the carry {after}, expected {carry} as it got")
+        raise ConfigError(
+            f"{doing} returns the carry {after}, expected {carry}, which it was given"
+        )
     return Parts(policy.init_carry, policy.apply, params, chunk.shape)
 
 
@@ -164,11 +167,11 @@ def _signature(leaf: Any) -> str:
 def _of_torch(
     module: Any, obs_shape: tuple[int, int], device: str, in_program: bool | None
 ) -> Parts:
-    """In the program where torchax is installed and knows the module, else through the host."""
+    """Takes a module into the program if torchax can, and otherwise calls it through the host."""
     if in_program is False:
         return _through_host(host.from_torch(module, device), obs_shape)
     try:
-        # torchax 0.0.13 cannot be imported beside torch 2.13, but beside 2.9
+        # torchax 0.0.13 can be imported together with torch 2.9, but not with torch 2.13
         torchax = importlib.import_module("torchax")
         params, function = torchax.extract_jax(module.eval())
         apply = lambda params, carry, obs_history, key: (  # noqa: E731
@@ -193,26 +196,31 @@ def _through_host(policy: Any, obs_shape: tuple[int, int]) -> Parts:
 
 
 def assemble(parts: Parts, about: Description, act_horizon: int = 0) -> BasePolicy:
-    """Brings a policy's actions into [-1, 1] and checks its sizes.
+    """Checks a policy's sizes and scales its actions to [-1, 1].
 
-    Actions are scaled from [action_low, action_high], then clipped; NaN stays, and is counted as a
-    bad action by the environment.
+    Actions are scaled from [action_low, action_high] to [-1, 1], then clipped. NaN stays NaN, which
+    the environment counts as a bad action.
+
+    Args:
+      parts: the policy.
+      about: its description.
+      act_horizon: control steps to execute of each chunk; 0 = all.
 
     Raises:
-      ConfigError: chunks of another size than declared, or fewer steps than `act_horizon`.
+      ConfigError: chunks have another size than described, or fewer steps than `act_horizon`.
     """
     shape = (parts.act_horizon, parts.chunk_shape[-1])
     if shape != (about.act_horizon, about.act_dim):
         whose = f"is it a policy for {about.task}?" if about.task else "set act_horizon and act_dim"
         raise ConfigError(
-            f"the policy gives chunks {shape} (act_horizon, act_dim), expected"
+            f"the policy returns chunks {shape} (act_horizon, act_dim), expected"
             f" {(about.act_horizon, about.act_dim)}; {whose}"
         )
     steps = act_horizon or about.act_horizon
     if steps > about.act_horizon:
         raise ConfigError(
-            f"base_policy.act_horizon={steps} must be <= {about.act_horizon}, the steps in one"
-            " chunk of this policy"
+            f"base_policy.act_horizon={steps} must be <= {about.act_horizon}, the number of steps"
+            " in one chunk of this policy"
         )
     low, high = (np.array(side, np.float32) for side in (about.action_low, about.action_high))
 

@@ -1,6 +1,7 @@
-"""What a foreign policy's directory says of it: `policy.json`, checked field by field.
+"""Reads and writes `policy.json`, the description of a policy that pdjax did not train.
 
-Kept apart because three writers and readers share it: exporting, wrapping and loading.
+Kept apart because exporting, wrapping and loading share it. This file is not pure: it reads and
+writes files.
 """
 
 import dataclasses
@@ -18,35 +19,36 @@ Device = Literal["cpu", "cuda"]
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """A policy that was not trained by pdjax: what it is and which numbers it takes and gives."""
+    """Describes a policy that pdjax did not train: its kind and the sizes of its inputs and outputs."""
 
     kind: Literal["export", "torchscript", "python"]
-    """What the directory holds: a jax.export artefact, a TorchScript file or Python code."""
+    """What the directory contains: a jax.export artefact, a TorchScript file or Python code."""
     task: str
-    """Task that it acts in."""
+    """Name of the policy's task."""
     obs_dim: Count
     """Numbers in one observation."""
     act_dim: Count
     """Numbers in one action."""
     obs_horizon: Count
-    """Observations that it reads."""
+    """Observations that the policy reads."""
     act_horizon: Count
-    """Control steps in one of its chunks."""
+    """Control steps in one chunk of actions."""
     obs_mean: tuple[float, ...]
-    """Mean of each number observed; the learner's, the policy reads raw observations."""
+    """Mean of each observed number, for the residual policy; the base policy reads raw numbers."""
     obs_std: Annotated[tuple[float, ...], Range(0, above=True)]
-    """Their standard deviations."""
+    """Standard deviation of each observed number."""
     entry: str = ""
-    """Of Python code: FILE.py:NAME for a file in the directory, or MODULE:NAME."""
+    """Where Python code is: FILE.py:NAME for a file in the directory, or MODULE:NAME."""
     action_low: tuple[float, ...] = (-1.0,)
-    """The action that means -1, for all numbers of an action or for each."""
+    """Lower end of the actions, mapped to -1: one number for the whole action, or one for each of
+    its numbers."""
     action_high: tuple[float, ...] = (1.0,)
-    """The action that means 1."""
+    """Upper end of the actions, mapped to 1."""
     device: Device = "cpu"
-    """Where a torch policy computes."""
+    """Device on which a torch policy computes."""
 
     def validate(self) -> None:
-        """Raises ConfigError at a value out of range or of the wrong size."""
+        """Raises ConfigError if a value is out of range or has the wrong size."""
         schema.check(self)
         sizes = {"obs_mean": (self.obs_dim,), "obs_std": (self.obs_dim,)}
         sizes |= {"action_low": (1, self.act_dim), "action_high": (1, self.act_dim)}
@@ -65,7 +67,7 @@ def _paired(low: tuple[float, ...], high: tuple[float, ...]):
 
 
 def peek(directory: Path) -> dict[str, Any]:
-    """The content of `policy.json`; empty where it cannot be read."""
+    """Returns the content of `policy.json`, or an empty dict if the file cannot be read."""
     try:
         values = json.loads((directory / FILE).read_text())
     except (OSError, ValueError):
@@ -74,10 +76,10 @@ def peek(directory: Path) -> dict[str, Any]:
 
 
 def read(directory: Path) -> Description:
-    """Reads a directory's description.
+    """Reads the description in a directory.
 
     Raises:
-      ConfigError: it is missing, lacks a field, or a value cannot be.
+      ConfigError: the file is missing, lacks a field or holds an invalid value.
     """
     values, path = peek(directory), directory / FILE
     required = [
@@ -98,7 +100,7 @@ def read(directory: Path) -> Description:
 
 
 def write(directory: Path, description: Description) -> None:
-    """Writes a description that `read` reads."""
+    """Writes a description for `read`."""
     description.validate()
     text = json.dumps(dataclasses.asdict(description), indent=2)
     (directory / FILE).write_text(text + "\n")

@@ -1,8 +1,9 @@
-"""Base policies as `jax.export` artefacts: compiled programs in files, without their Python code.
+"""Writes and reads base policies as `jax.export` artefacts: programs in files, without Python code.
 
-An artefact takes a whole batch (its first axis has no fixed size), since it cannot be vmapped;
-`load` hands it the batch from under `jax.vmap`. Its directory holds `policy.jaxexport`, for a
-policy with a carry of its own also `init_carry.jaxexport`, and `params/`, an Orbax checkpoint.
+JAX cannot vmap an artefact, so an artefact takes a whole batch, whose first axis has no fixed size;
+`load` passes it the batch that `jax.vmap` collects. A directory holds `policy.jaxexport`, `params/`
+(an Orbax checkpoint) and, if the policy has a carry, `init_carry.jaxexport`. This file is not pure:
+it reads and writes files.
 """
 
 from collections.abc import Callable
@@ -26,14 +27,14 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 class Loaded(NamedTuple):
-    """An artefact as `types.BasePolicy` wants it.
+    """An artefact in the form that `types.BasePolicy` needs.
 
     Attributes:
       init_carry: see `BasePolicy`.
-      apply: see `BasePolicy`; not yet clipped.
-      params: the parameters, () where the artefact holds them itself.
+      apply: see `BasePolicy`; its actions are not clipped yet.
+      params: the parameters; () if the artefact contains them.
       obs_shape: (obs_horizon, obs_dim).
-      chunk_shape: of one environment's chunk.
+      chunk_shape: shape of one environment's chunk.
     """
 
     init_carry: Callable[..., Any]
@@ -46,18 +47,20 @@ class Loaded(NamedTuple):
 def export_policy(
     base: BasePolicy, directory: Path, task: str, platforms: tuple[str, ...] = PLATFORMS
 ) -> None:
-    """Writes any JAX policy as a directory that `base_policy.path` takes.
+    """Writes a JAX policy to a directory that `base_policy.path` accepts.
 
-    The number of environments stays open: one artefact serves all.
+    One artefact serves any number of environments. `load.load_base` reads the directory back as a
+    policy with the same actions, sizes and statistics.
 
     Args:
       base: the policy.
-      directory: new or empty.
-      task: name of the task that it acts in.
-      platforms: kinds of devices that it shall run on.
+      directory: the directory to write, new or empty.
+      task: name of the policy's task.
+      platforms: the JAX platforms that the artefact must run on.
 
     Raises:
-      ConfigError: the directory is not empty, or the policy cannot be exported (it calls Python).
+      ConfigError: the directory is not empty, or the policy cannot be exported because it is called
+        through the host or uses an operation that a platform lacks.
     """
     if host.through_host(base):
         raise ConfigError(
@@ -96,7 +99,7 @@ def export_policy(
         if carry:
             start = export.export(jax.jit(init_carry), platforms=platforms)(seed)
             files[INIT_CARRY] = start.serialize()
-    except Exception as error:  # JAX raises many kinds for what it cannot write down
+    except Exception as error:  # JAX raises many types of errors for what it cannot export
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ConfigError(
             f"the policy cannot be exported: {first}; put its Python code into a file and use"
@@ -126,30 +129,31 @@ def load(path: Path) -> Loaded:
     """Reads an artefact.
 
     Args:
-      path: the file; with one input, obs_history (n, obs_horizon, obs_dim) -> chunk with any n, or
-        as `export_policy` writes it, with `params/` and `init_carry.jaxexport` beside it.
+      path: the file. Its program maps obs_history (n, obs_horizon, obs_dim) to a chunk for any n,
+        or is one that `export_policy` wrote, with `params/` and `init_carry.jaxexport` beside it.
 
     Raises:
-      ConfigError: no artefact, of another signature, of a fixed batch size or for other devices.
-      checkpoint.CheckpointError: its parameters are missing or do not fit.
+      ConfigError: the file is not an artefact, or its program has another signature, a fixed batch
+        size, or was exported for other platforms.
+      checkpoint.CheckpointError: the parameters are missing or do not fit.
     """
     program = _read(path)
     arguments, named = jax.tree.unflatten(program.in_tree, program.in_avals)
     if named or len(arguments) not in (1, 4) or not hasattr(arguments[-1], "shape"):
         raise ConfigError(
             f"{path} takes {len(arguments) + len(named)} inputs, expected one, obs_history"
-            " (n, obs_horizon, obs_dim), or those of pdjax.base_policies.exported.export_policy"
+            " (n, obs_horizon, obs_dim), or the four that pdjax.export_policy writes"
         )
     obs = arguments[0] if len(arguments) == 1 else arguments[2]
     shape, dtype = getattr(obs, "shape", ()), getattr(obs, "dtype", None)
     if len(shape) != 3 or dtype != jnp.float32:
         raise ConfigError(
-            f"{path} takes obs_history of shape {shape} and type {dtype}, expected"
-            " (n, obs_horizon, obs_dim) of float32"
+            f"{path} takes obs_history of shape {shape} and dtype {dtype}, expected"
+            " (n, obs_horizon, obs_dim) and float32"
         )
     if not export.is_symbolic_dim(shape[0]):
         raise ConfigError(
-            f"{path} takes a batch of {shape[0]} only; export it with a symbolic first dimension"
+            f"{path} only takes a batch of {shape[0]}; export it with a symbolic first dimension"
             ' (jax.export.symbolic_shape("n"))'
         )
     chunk_shape = tuple(program.out_avals[0].shape[1:])
@@ -176,10 +180,9 @@ def _read(path: Path) -> export.Exported:
         program = export.deserialize(bytearray(path.read_bytes()))
     except OSError as error:
         raise ConfigError(f"no artefact at {path}: {error.strerror}") from None
-    except Exception:  # a damaged file ends in whatever its parser trips over
+    except Exception:  # a damaged file raises many types of errors
         raise ConfigError(
-            f"{path} is no artefact of jax.export; write one with"
-            " pdjax.base_policies.exported.export_policy"
+            f"{path} is not a jax.export artefact; write one with pdjax.export_policy"
         ) from None
     backend = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
     if backend not in program.platforms:
@@ -191,7 +194,7 @@ def _read(path: Path) -> export.Exported:
 
 
 def _batched(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of (params, *batches) as one of (params, *rows) that `vmap` hands the batches."""
+    """Turns a function of (params, *batches) into one of (params, *rows) that `vmap` can batch."""
 
     @custom_vmap
     def call(params, *rows):
@@ -201,7 +204,9 @@ def _batched(function: Callable[..., Any]) -> Callable[..., Any]:
     @call.def_vmap
     def _rule(size, in_batched, params, *rows):
         if any(jax.tree.leaves(in_batched[0])):
-            raise NotImplementedError("an artefact takes one set of parameters; do not vmap them")
+            raise NotImplementedError(
+                "an artefact takes one set of parameters; do not vmap over the parameters"
+            )
         spread = lambda x, is_batch: x if is_batch else jnp.broadcast_to(x, (size, *x.shape))  # noqa: E731
         result = function(params, *jax.tree.map(spread, rows, tuple(in_batched[1:])))
         return result, jax.tree.map(lambda _: True, result)

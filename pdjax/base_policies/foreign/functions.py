@@ -50,8 +50,8 @@ def trace(
 
     Raises:
       NotTraceableError: the function is not JAX code.
-      ConfigError: it returns other shapes, changes between two calls, or fits both descriptions
-        with different results.
+      ConfigError: the function returns other shapes, changes between two calls, or accepts both
+        forms of observations with different results.
     """
     one = _Attempt(function, obs_shape, chunk_shape, ())
     every = _Attempt(function, obs_shape, chunk_shape, (1,))
@@ -62,16 +62,16 @@ def trace(
                 f" {obs_shape}: {one.outcome}; on a batch {every.lead + obs_shape}: {every.outcome}"
             )
         raise ConfigError(
-            f"the policy's function gives {one.outcome} for one observation history {obs_shape} and"
-            f" {every.outcome} for a batch {every.lead + obs_shape}; expected a chunk {chunk_shape}"
-            f" (act_horizon, act_dim), or {every.lead + chunk_shape} for the batch"
+            f"the policy's function returns {one.outcome} for one observation history {obs_shape}"
+            f" and {every.outcome} for a batch {every.lead + obs_shape}; expected a chunk"
+            f" {chunk_shape} (act_horizon, act_dim), or {every.lead + chunk_shape} for the batch"
         )
     chosen = one if one.fits else every
     if not chosen.repeats():
         raise ConfigError(
-            "the policy's function gives another program each time JAX traces it: it remembers"
-            " something or draws its own random numbers; write an object whose init_carry and apply"
-            " take memory as the carry and randomness from the key"
+            "two traces of the policy's function differ: it has memory or draws its own random"
+            " numbers; write an object whose init_carry and apply keep memory in the carry and take"
+            " randomness from the key"
         )
     history = jnp.asarray(np.random.default_rng(0).normal(size=obs_shape), jnp.float32)
     if one.fits and every.fits and not _agree(one, every, history):

@@ -1,8 +1,8 @@
-"""Policies that compute outside JAX (NumPy, torch), called from inside jitted programs.
+"""Calls policies that compute outside JAX (NumPy, torch) from inside jitted programs.
 
-One call of the host serves all environments. The host side never runs a JAX computation: on a CPU
-that would wait for the program that waits for it. Holds no state: what a policy remembers is its
-carry, which travels through the program and is reset with its environment.
+One call to the host serves all environments. The host side must not run JAX: on a CPU, it would
+wait for the program, which waits for it. This file holds no state: a policy's memory is its carry,
+which passes through the program and is reset together with its environment.
 """
 
 import math
@@ -18,20 +18,20 @@ from jax.experimental.buffer_callback import buffer_callback
 from pdjax.config.schema import ConfigError
 from pdjax.types import Array, BasePolicy, Key
 
-CALLBACK = re.compile(r"\b(pure|io|buffer|debug)_callback\[")  # as programs print these operations
+CALLBACK = re.compile(r"\b(pure|io|buffer|debug)_callback\[")  # as printed jaxprs show them
 
 
 class HostPolicy(NamedTuple):
-    """A policy with memory as two NumPy functions.
+    """A policy with memory, given as two NumPy functions.
 
     Attributes:
-      init_carry: () -> pytree of arrays, what one environment's policy remembers at the start of
+      init_carry: () -> pytree of arrays, the policy's memory for one environment at the start of
         an episode.
       act: (carry, obs_history, seed) -> (chunk, carry), for all environments at once.
-        carry: as from `init_carry`, each array with a leading num_envs axis.
+        carry: the pytree of `init_carry`, each array with a leading num_envs axis.
         obs_history: (num_envs, obs_horizon, obs_dim) float32, oldest first.
-        seed: (num_envs,) uint32, fresh in each decision; the only source of randomness, or else
-          paired evaluation is not paired.
+        seed: (num_envs,) uint32, new in every decision. It must be the only source of randomness;
+          otherwise the base policy and the refined policy do not play the same episodes.
         chunk: (num_envs, act_horizon, act_dim), or (num_envs, act_dim) for a chunk of one.
     """
 
@@ -40,16 +40,16 @@ class HostPolicy(NamedTuple):
 
 
 def without_memory(function: Callable[[np.ndarray], Any]) -> HostPolicy:
-    """A policy from obs_history (num_envs, obs_horizon, obs_dim) -> chunk."""
+    """Makes a policy of a function obs_history (num_envs, obs_horizon, obs_dim) -> chunk."""
     return HostPolicy(tuple, lambda carry, obs_history, seed: (function(obs_history), carry))
 
 
 def from_torch(module: Any, device: str) -> HostPolicy:
-    """A torch.nn.Module or TorchScript module as a policy without memory.
+    """Makes a policy without memory of a torch.nn.Module or TorchScript module.
 
     Args:
-      module: float32 obs_history (num_envs, obs_horizon, obs_dim) -> chunk.
-      device: where it computes, `cpu` or `cuda`.
+      module: maps float32 obs_history (num_envs, obs_horizon, obs_dim) to chunks.
+      device: where the module computes, `cpu` or `cuda`.
 
     Raises:
       ConfigError: torch cannot use the device.
@@ -68,14 +68,18 @@ def from_torch(module: Any, device: str) -> HostPolicy:
 
 
 def probe(policy: HostPolicy, obs_shape: tuple[int, int]) -> tuple[int, ...]:
-    """Calls a policy once outside any program; returns the shape of one environment's chunk.
+    """Calls a policy once, outside any program, for two environments whose observations are zeros.
 
     Args:
-      policy: to be tried on two environments that observe zeros.
+      policy: the policy to try.
       obs_shape: (obs_horizon, obs_dim).
 
+    Returns:
+      The shape of one environment's chunk, (act_horizon, act_dim) or (act_dim,).
+
     Raises:
-      ConfigError: it fails, or its result is no finite chunk and carry for two environments.
+      ConfigError: the policy fails, or does not return a finite chunk and a carry of the same
+        shapes for two environments.
     """
     start = jax.tree.map(np.asarray, policy.init_carry())
     carry = jax.tree.map(lambda x: np.stack([x, x]), start)
@@ -88,25 +92,26 @@ def probe(policy: HostPolicy, obs_shape: tuple[int, int]) -> tuple[int, ...]:
         after = jax.tree.map(np.asarray, after)
     except Exception as error:  # whatever the user's code raises
         raise ConfigError(
-            f"the policy failed {shown}: {type(error).__name__}: {error}; mend it, or give the"
-            " --obs-horizon that it reads"
+            f"the policy failed {shown}: {type(error).__name__}: {error}; fix the policy, or set"
+            " obs_horizon (--obs-horizon) to the number of observations that it reads"
         ) from None
     if is_jax:
         raise ConfigError(
-            "the policy computes with JAX while it is called through the host, where it would wait"
-            " for the program that waits for it; write it so that JAX can trace it (init_carry and"
-            " apply), or compute with NumPy alone"
+            "the policy is called through the host but computes with JAX, which can wait forever"
+            " for the program that calls it; write it so that JAX can trace it (init_carry and"
+            " apply), or use NumPy only"
         )
     if chunk.ndim not in (2, 3) or len(chunk) != 2:
         raise ConfigError(
-            f"the policy gave an array of shape {chunk.shape} {shown}, expected"
+            f"the policy returned an array of shape {chunk.shape} {shown}, expected"
             " (2, act_horizon, act_dim) or (2, act_dim)"
         )
     if not np.isfinite(chunk).all():
-        raise ConfigError(f"the policy gave NaN or infinite actions {shown}; mend it")
+        raise ConfigError(f"the policy returned NaN or infinite actions {shown}; fix the policy")
     if _shapes(after) != _shapes(carry):
         raise ConfigError(
-            f"the policy gave a carry of {_shapes(after)}, expected {_shapes(carry)} as it got"
+            f"the policy returned a carry of shapes {_shapes(after)}, expected {_shapes(carry)},"
+            " the shapes that it was given"
         )
     return chunk.shape[1:]
 
@@ -116,11 +121,11 @@ def _shapes(carry: Any) -> str:
 
 
 def make_functions(policy: HostPolicy, chunk_shape: tuple[int, ...]):
-    """(init_carry, apply) of `types.BasePolicy`, with no parameters.
+    """Builds `init_carry` and `apply` of `types.BasePolicy` for a policy without parameters.
 
     Args:
-      policy: the host's.
-      chunk_shape: as `probe` found it.
+      policy: a policy that is called through the host.
+      chunk_shape: the shape that `probe` returned.
     """
     start = jax.tree.map(_representable, policy.init_carry())
     leaves, tree = jax.tree.flatten(start)
@@ -156,25 +161,25 @@ def through_host(base: BasePolicy) -> bool:
 
 
 def _representable(leaf: Any) -> np.ndarray:
-    """With 32 bits where JAX has no 64."""
+    """Converts 64-bit numbers to 32 bits, unless JAX is set to 64 bits."""
     leaf = np.asarray(leaf)
     return leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype))
 
 
 def _as_jax(function: Callable[..., list[np.ndarray]], results: list[jax.ShapeDtypeStruct]):
-    """A host function over a batch as a JAX function of one environment that `vmap` batches.
+    """Turns a host function over a batch into a JAX function of one environment, for `vmap`.
 
-    The second input is a scalar of each environment: its shape is that of the batch.
+    The second input is one scalar for each environment, so its shape is the shape of the batch.
     """
 
     def in_place(_, outputs, *inputs):
         lead = inputs[1].shape
         count = math.prod(lead)
-        # Copies: XLA's own memory is valid during this call only, and a policy may keep its input.
+        # Copies, because XLA's memory is valid only during this call, and a policy may keep inputs.
         flat = [np.asarray(x).copy().reshape(count, *x.shape[len(lead) :]) for x in inputs]
         for out, value in zip(outputs, function(*flat), strict=True):
             out = np.asarray(out)
-            out[...] = value.reshape(out.shape)  # a wrong size is an error here
+            out[...] = value.reshape(out.shape)  # raises an error if the size is wrong
 
     def by_value(*inputs):
         inputs = [np.asarray(x) for x in inputs]
@@ -183,7 +188,7 @@ def _as_jax(function: Callable[..., list[np.ndarray]], results: list[jax.ShapeDt
         in_place(None, outputs, *inputs)
         return outputs
 
-    # As in `pdjax_envs.physics.native`: on a CPU the host reads and writes XLA's buffers itself.
+    # On a CPU, the host reads and writes XLA's buffers directly, as in `pdjax_envs.physics.native`.
     if jax.default_backend() == "cpu":
         return buffer_callback(in_place, results, vmap_method="broadcast_all")
     return lambda *inputs: jax.pure_callback(

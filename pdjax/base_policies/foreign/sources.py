@@ -1,7 +1,7 @@
-"""Where a user's own policy comes from: names of Python objects, files of code, TorchScript files.
+"""Finds a user's own policy: a named Python object, a file of Python code or a TorchScript file.
 
-Kept apart because this is where other people's code is run, and where what must not be run is
-refused. This file is not pure: it imports modules and reads files.
+Kept apart because only this file runs other people's code, and refuses files that must not be run.
+This file is not pure: it imports modules and reads files.
 """
 
 import importlib
@@ -18,10 +18,15 @@ from pdjax.config.schema import ConfigError
 
 
 def guard(function: Callable[..., Any], doing: str, *args: Any) -> Any:
-    """Calls the user's code; what it raises becomes one line.
+    """Calls the user's code and turns any exception into a one-line error.
+
+    Args:
+      function: the user's code.
+      doing: what the call does, as the start of the error message.
+      *args: arguments of `function`.
 
     Raises:
-      ConfigError: it failed while `doing`.
+      ConfigError: the call failed.
     """
     try:
         return function(*args)
@@ -33,15 +38,19 @@ def guard(function: Callable[..., Any], doing: str, *args: Any) -> Any:
 
 
 def find(entry: str, directory: Path = Path()) -> Any:
-    """The policy that FILE.py:NAME or MODULE:NAME names; a function without arguments makes it.
+    """Finds the policy that FILE.py:NAME or MODULE:NAME names.
+
+    A function without parameters is called, and its result is the policy.
 
     Args:
-      entry: a file is looked for in `directory`; a module where Python looks, and in the working
-        directory.
-      directory: see above.
+      entry: the name. Modules are searched on Python's path and in the working directory.
+      directory: the directory that contains FILE.py.
+
+    Returns:
+      The policy.
 
     Raises:
-      ConfigError: no such file, module or name, or running it fails.
+      ConfigError: there is no such file, module or name, or the code fails.
     """
     where, colon, name = entry.rpartition(":")
     if not colon or not where or not name:
@@ -61,14 +70,14 @@ def find(entry: str, directory: Path = Path()) -> Any:
 
 
 def _run_file(path: Path) -> types.ModuleType:
-    """Runs a Python file as a module, leaving no bytecode beside it."""
+    """Runs a Python file as a module without writing bytecode beside it."""
     try:
         source = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the policy's code {path}: {error}") from None
     module = types.ModuleType(f"pdjax_policy_{path.stem}")
     module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # dataclasses look themselves up there
+    sys.modules[module.__name__] = module  # dataclasses look up their module there
 
     def run():
         exec(compile(source, str(path), "exec"), module.__dict__)
@@ -78,19 +87,19 @@ def _run_file(path: Path) -> types.ModuleType:
 
 
 def read_torchscript(path: Path) -> Any:
-    """Reads a TorchScript module. Its archive is looked at first: a pickle could run code.
+    """Reads a TorchScript module, after checking that the file is not a pickle, which can run code.
 
     Raises:
-      ConfigError: no TorchScript file, or torch is not installed.
+      ConfigError: the file is not a TorchScript file, or torch is not installed.
     """
-    advice = "save it by torch.jit.script(module).save(FILE) or torch.jit.trace(...).save(FILE)"
+    advice = "save it with torch.jit.script(module).save(FILE) or torch.jit.trace(...).save(FILE)"
     if not path.is_file():
         raise ConfigError(f"no TorchScript file at {path}; {advice}")
     names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
     if not any(name.endswith("/constants.pkl") for name in names):
         raise ConfigError(
-            f"{path} is no TorchScript file; a pickle (torch.save), which may run code when it is"
-            f" read, is not taken; {advice}; `pdjax import` takes some state dicts"
+            f"{path} is not a TorchScript file, and pdjax does not read pickles (torch.save), which"
+            f" can run code; {advice}; `pdjax import` reads the state dicts of some projects"
         )
     try:
         import torch  # pyright: ignore[reportMissingImports]
@@ -99,5 +108,5 @@ def read_torchscript(path: Path) -> Any:
             f"{path} needs torch, which is not installed; pip install 'pdjax[torch]'"
         ) from None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch advises another format for new files
+        warnings.simplefilter("ignore")  # torch recommends another format for new files
         return guard(lambda: torch.jit.load(str(path), map_location="cpu"), f"reading {path}")

@@ -1,12 +1,13 @@
 """ACT: a conditional VAE of action chunks, made of transformers.
 
-In training a style encoder reads the demonstrated chunk and hands on z, so that the decoder need
-not average over styles; in a rollout z is 0. With temporal ensembling the policy predicts at every
-control step and executes the weighted mean of all that was predicted for it.
+In training, a style encoder reads the demonstrated chunk and outputs z, so that the decoder need
+not average over styles; in a rollout, z is 0. With temporal ensembling, the policy predicts at every
+control step and executes the weighted mean of all predictions for that step.
 
-Layers are DETR's, normalised after each part, with positions added to queries and keys. Two things
-differ from the original: observations are numbers, not images, a token each; and chunks that reach
-beyond a demonstration's end repeat its last action instead of being masked.
+The layers are those of DETR: they normalise after each part, and add positions to queries and keys.
+Two things differ from the original: observations are numbers instead of images, with one token for
+each observation; and chunks that reach beyond the end of a demonstration repeat its last action
+instead of being masked.
 
 Source: arXiv:2304.13705; tonyzhaozh/act detr/models/detr_vae.py and imitate_episodes.py.
 """
@@ -26,12 +27,12 @@ from pdjax.types import Array, BasePolicy, Key, Params
 
 
 class Ensemble(NamedTuple):
-    """Weighted sums of what was predicted for the control steps to come, the next one first.
+    """Weighted sums of all predictions for the coming control steps, the next step first.
 
     Attributes:
-      sums: (pred_horizon, act_dim).
-      weights: (pred_horizon,), summed.
-      counts: (pred_horizon,), predictions so far.
+      sums: (pred_horizon, act_dim), weighted sum of the predictions for each step.
+      weights: (pred_horizon,), sum of their weights.
+      counts: (pred_horizon,), number of predictions so far.
     """
 
     sums: Array
@@ -40,18 +41,18 @@ class Ensemble(NamedTuple):
 
 
 def empty_ensemble(pred_horizon: int, act_dim: int) -> Ensemble:
-    """Nothing predicted yet."""
+    """Returns the ensemble before the first prediction."""
     zeros = jnp.zeros(pred_horizon)
     return Ensemble(jnp.zeros((pred_horizon, act_dim)), zeros, zeros)
 
 
 def blend(ensemble: Ensemble, chunk: Array, decay: float) -> tuple[Array, Ensemble]:
-    """Adds a prediction and takes the next action off.
+    """Adds a prediction and removes the next action.
 
     Args:
-      ensemble: of earlier predictions.
-      chunk: (pred_horizon, act_dim), from the next control step on.
-      decay: m; the i-th prediction for a control step weighs exp(-m i), the oldest first.
+      ensemble: the earlier predictions.
+      chunk: (pred_horizon, act_dim), the prediction from the next control step on.
+      decay: m; the i-th prediction for a control step has the weight exp(-m i), the oldest first.
 
     Returns:
       action (act_dim,), and the ensemble one control step later.
@@ -64,7 +65,7 @@ def blend(ensemble: Ensemble, chunk: Array, decay: float) -> tuple[Array, Ensemb
 
 
 class _Layer(nnx.Module):
-    """Self-attention, attention to `memory` where there is one, and a feed-forward part."""
+    """Self-attention, attention to `memory` if there is one, and a feed-forward part."""
 
     def __init__(self, config: ActConfig, looks: bool, rngs: nnx.Rngs):
         def norm():
@@ -81,7 +82,7 @@ class _Layer(nnx.Module):
         self.norm = norm()
 
     def __call__(self, x: Array, place: Array, keys: Keys, memory=None) -> Array:
-        """(n, tokens, width) with positions `place`; memory = (tokens, their positions)."""
+        """Maps (n, tokens, width) with positions `place`; memory = (tokens, their positions)."""
         placed = x + place
         x = self.norm_attend(x + keys.drop(self.attend(placed, placed, x, keys)))
         if memory is not None:
@@ -121,7 +122,7 @@ class _Network(nnx.Module):
         self.out = linear(width, act_dim)
 
     def style(self, obs: Array, actions: Array, keys: Keys) -> tuple[Array, Array]:
-        """Mean and log variance (n, latent_dim) of z."""
+        """Returns the mean and log variance (n, latent_dim) of z."""
         parts = [self.style_obs(obs), self.style_action(actions)]
         summary = jnp.broadcast_to(self.summary[...], (len(obs), *self.summary.shape))
         x = jnp.concatenate([summary, *parts], axis=1)
@@ -132,9 +133,9 @@ class _Network(nnx.Module):
         return mean, log_variance
 
     def __call__(self, obs: Array, latent: Array, keys: Keys) -> Array:
-        """(n, obs_horizon, obs_dim), (n, latent_dim) -> (n, pred_horizon, act_dim)."""
+        """Maps (n, obs_horizon, obs_dim) and (n, latent_dim) to (n, pred_horizon, act_dim)."""
         z = self.embed_latent(latent)[:, None]
-        tokens = self.embed_obs(obs).reshape(len(obs), -1, z.shape[-1])  # obs_tokens an observation
+        tokens = self.embed_obs(obs).reshape(len(obs), -1, z.shape[-1])  # obs_tokens each
         x = jnp.concatenate([z, tokens], axis=1)
         for layer in self.encoder:
             x = layer(x, self.places[...], keys)
@@ -145,19 +146,19 @@ class _Network(nnx.Module):
 
 
 def _positions(count: int, width: int) -> Array:
-    """(count, width) sines and cosines in turn, of wavelengths from 2 pi to 20,000 pi."""
+    """Returns (count, width): sines and cosines in turn, wavelengths from 2 pi to 20,000 pi."""
     angle = np.arange(count)[:, None] / 10_000 ** (2 * np.arange(width // 2) / width)
     both = np.stack([np.sin(angle), np.cos(angle)], axis=-1)  # (count, width / 2, 2)
     return jnp.asarray(both.reshape(count, width), jnp.float32)
 
 
 def divergence(mean: Array, log_variance: Array) -> Array:
-    """(n,) KL(N(mean, variance) || N(0, 1)) in nats, summed over (n, latent_dim)."""
+    """Returns (n,): KL(N(mean, variance) || N(0, 1)) in nats, summed over latent_dim."""
     return -0.5 * jnp.sum(1 + log_variance - mean**2 - jnp.exp(log_variance), axis=-1)
 
 
 def make_trainable(config: ActConfig, obs_dim: int, act_dim: int) -> TrainablePolicy:
-    """An ACT of these sizes, to be trained."""
+    """Builds an ACT policy of these sizes, ready to be trained."""
 
     graph, start = functional(lambda rngs: _Network(config, obs_dim, act_dim, rngs))
 

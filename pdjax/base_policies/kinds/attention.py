@@ -1,4 +1,4 @@
-"""Multi-head attention and dropout, shared by the transformers of this folder. Holds no state."""
+"""Multi-head attention and dropout, which the transformers of this folder share."""
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +8,18 @@ from pdjax.types import Array, Key
 
 
 class Keys:
-    """Keys for the dropout layers of one pass, in order; without one, nothing is dropped."""
+    """Supplies the dropout layers of one pass with random keys, in order.
+
+    Args:
+      key: the pass's random key; None = no dropout.
+      rate: share of numbers that dropout zeroes.
+    """
 
     def __init__(self, key: Key | None, rate: float):
         self._key, self._rate, self._used = key, rate, 0
 
     def drop(self, x: Array) -> Array:
-        """Zeroes a share `rate` of x and scales the rest up, so that the mean stays."""
+        """Zeroes a share `rate` of x and scales the rest up, so that the mean stays the same."""
         if self._key is None or self._rate == 0:
             return x
         self._used += 1
@@ -25,15 +30,15 @@ class Keys:
 
 
 def attend(query: Array, key: Array, value: Array, heads: int, causal: bool, keys: Keys) -> Array:
-    """softmax(q k^T / sqrt(width / heads)) v, head by head.
+    """Computes softmax(q k^T / sqrt(width / heads)) v for each head.
 
     Args:
       query: (..., n, width).
       key: (..., m, width).
-      value: same.
-      heads: parts of the width that attend apart.
-      causal: whether token i sees tokens up to i only.
-      keys: of the dropout on the attention.
+      value: (..., m, width).
+      heads: number of equal parts of the width that attend separately.
+      causal: whether token i only sees tokens up to i.
+      keys: random keys of the dropout on the attention weights.
 
     Returns:
       (..., n, width).
@@ -49,13 +54,13 @@ def attend(query: Array, key: Array, value: Array, heads: int, causal: bool, key
 
 
 class Attention(nnx.Module):
-    """Projections around `attend`.
+    """Multi-head attention with projections of its inputs and its output.
 
     Args:
       width: numbers in a token.
-      heads: must divide it.
-      kernel_init: of the projections.
-      rngs: of the initialisation.
+      heads: number of heads; must divide width.
+      kernel_init: initialiser of the projections' weights.
+      rngs: random keys of the initialisation.
     """
 
     def __init__(self, width: int, heads: int, kernel_init, rngs: nnx.Rngs):
@@ -67,6 +72,6 @@ class Attention(nnx.Module):
         self.query, self.key, self.value, self.out = linear(), linear(), linear(), linear()
 
     def __call__(self, query: Array, key: Array, value: Array, keys: Keys) -> Array:
-        """Tokens (..., n, width) that looked at (..., m, width)."""
+        """Returns (..., n, width): the tokens `query` after attending to (..., m, width)."""
         mixed = attend(self.query(query), self.key(key), self.value(value), self.heads, False, keys)
         return self.out(mixed)

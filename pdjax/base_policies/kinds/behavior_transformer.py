@@ -1,14 +1,14 @@
 """A Behavior Transformer: picks a cluster of actions, then corrects the cluster's centre.
 
 A causal transformer (minGPT: normalisation before each part, learned positions, GELU) reads the
-latest observations and predicts for each of them which cluster ("bin") the demonstrator's action
-lay in, and for every bin the offset from its centre. So modes stay apart that a mean would blend.
-Bins are fitted once, on the demonstrations, and never trained. What is clustered is one action or,
-with `act_horizon` above 1, a chunk of them laid end to end (as arXiv:2403.03181 predicts chunks).
+latest observations. For each of them, it predicts which cluster ("bin") contains the demonstrator's
+action, and for every bin the offset from its centre. This keeps modes apart that a mean would blend.
+The bins are fitted to the demonstrations once and never trained. They cluster single actions or,
+with `act_horizon` above 1, flattened chunks of actions (arXiv:2403.03181 also predicts chunks).
 
 Source: arXiv:2206.11251; policy_decorator nets/behavior_transformer and offline/bet_maniskill2.py.
-Two things differ: dropout is off in a rollout (there it stays on), and windows that reach beyond an
-episode's start are trained on, as a rollout meets them (there they are left out).
+Two things differ. Dropout is off in a rollout; there, it stays on. Training includes windows that
+reach beyond the start of an episode, because a rollout meets them; there, they are left out.
 """
 
 from typing import NamedTuple
@@ -24,15 +24,15 @@ from pdjax.modules import functional
 from pdjax.types import Array, BasePolicy, Key, Params
 
 KMEANS_STEPS = 50  # policy_decorator nets/behavior_transformer/bet.py, kmeans_iters
-KMEANS_ACTIONS = 20_000  # of all actions, drawn at random: enough for tens of bins
+KMEANS_ACTIONS = 20_000  # actions drawn at random to fit the bins: enough for tens of bins
 
 
 class Prediction(NamedTuple):
-    """What the transformer says of each observation.
+    """The transformer's output for each observation.
 
     Attributes:
-      logits: (..., bins).
-      offsets: (..., bins, chunk_dim), from each bin's centre.
+      logits: (..., bins), logits of the bins.
+      offsets: (..., bins, chunk_dim), offsets from each bin's centre.
     """
 
     logits: Array
@@ -77,7 +77,7 @@ class _Transformer(nnx.Module):
 
 
 def _linear(inward: int, outward: int, rngs: nnx.Rngs, depth: int = 0, use_bias: bool = True):
-    """GPT-2's start: normal of 0.02, less on the `2 depth` ways back into the residual stream."""
+    """Initialises as GPT-2: std 0.02, smaller for the `2 depth` layers that add to the residual."""
     std = 0.02 / (2 * depth) ** 0.5 if depth else 0.02
     return nnx.Linear(
         inward, outward, kernel_init=nnx.initializers.normal(std), use_bias=use_bias, rngs=rngs
@@ -85,15 +85,15 @@ def _linear(inward: int, outward: int, rngs: nnx.Rngs, depth: int = 0, use_bias:
 
 
 def fit_bins(actions: Array, bins: int, key: Key) -> Array:
-    """k-means: starts spread out (k-means++), then moves each centre to the mean of its own.
+    """Fits centres by k-means, with the spread-out start of k-means++.
 
     Args:
-      actions: (n, chunk_dim), here and below one chunk each.
-      bins: centres.
-      key: for the actions that centres start at.
+      actions: (n, chunk_dim), flattened chunks.
+      bins: number of centres.
+      key: random key that picks the actions at which the centres start.
 
     Returns:
-      (bins, chunk_dim). A centre that loses all its actions stays where it is.
+      (bins, chunk_dim), the centres. A centre that loses all its actions stays where it is.
     """
     first_key, key = jax.random.split(key)
 
@@ -101,8 +101,8 @@ def fit_bins(actions: Array, bins: int, key: Key) -> Array:
         index, key = inputs
         known = jnp.arange(bins) < index
         distance = jnp.where(known, _distances(actions, centers), jnp.inf).min(axis=-1)
-        # a new centre is an action, as likely as its squared distance from the others; where fewer
-        # actions differ than there are bins, any
+        # The next centre is an action drawn in proportion to its squared distance from the nearest
+        # centre, or any action if all of them coincide with a centre.
         logits = jnp.where(distance.max() > 0, jnp.log(distance), jnp.zeros_like(distance))
         return centers.at[index].set(actions[jax.random.categorical(key, logits)]), None
 
@@ -124,22 +124,25 @@ def fit_bins(actions: Array, bins: int, key: Key) -> Array:
 
 
 def nearest(actions: Array, centers: Array) -> Array:
-    """(...,) index of the centre nearest to each of (..., chunk_dim) actions."""
+    """Returns (...,): the index of the nearest centre of each action in (..., chunk_dim)."""
     return jnp.argmin(_distances(actions, centers), axis=-1)
 
 
 def _distances(actions: Array, centers: Array) -> Array:
-    """(..., bins) squared."""
+    """Returns (..., bins): squared distances."""
     return jnp.sum((actions[..., None, :] - centers) ** 2, axis=-1)
 
 
 def focal_loss(logits: Array, target: Array, gamma: float) -> Array:
-    """-(1 - p)^gamma log p of the target's probability (arXiv:1708.02002, eq. 4), elementwise.
+    """Computes -(1 - p)^gamma log p for the target's probability p (arXiv:1708.02002, eq. 4).
 
     Args:
       logits: (..., bins).
-      target: (...,) integer.
-      gamma: 0 is the cross-entropy.
+      target: (...,) integer, the true bin.
+      gamma: the exponent; 0 gives the cross-entropy.
+
+    Returns:
+      (...,), one loss for each target.
     """
     log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], axis=-1)[..., 0]
     return -((1 - jnp.exp(log_p)) ** gamma) * log_p
@@ -148,13 +151,13 @@ def focal_loss(logits: Array, target: Array, gamma: float) -> Array:
 def loss(
     prediction: Prediction, actions: Array, centers: Array, config: BehaviorTransformerConfig
 ) -> Array:
-    """Focal loss of the bins + offset_weight * squared error of the true bin's offset.
+    """Computes focal loss of the bins + offset_weight * squared error of the true bin's offset.
 
     Args:
-      prediction: of every observation in the windows, (n, obs_horizon, ...).
+      prediction: (n, obs_horizon, ...), the prediction for every observation in the windows.
       actions: (n, obs_horizon, chunk_dim).
       centers: (bins, chunk_dim).
-      config: gamma and weight are read.
+      config: supplies focal_gamma and offset_weight.
     """
     bins = nearest(actions, centers)
     offset = jnp.take_along_axis(prediction.offsets, bins[..., None, None], axis=-2)[..., 0, :]
@@ -164,7 +167,7 @@ def loss(
 
 
 def choose(prediction: Prediction, centers: Array, rollout: str, key: Key) -> Array:
-    """(chunk_dim,) centre + offset of the likeliest bin, or of one drawn by its probability."""
+    """Returns (chunk_dim,): centre + offset of the likeliest bin, or of a drawn one."""
     if rollout == "sampled":
         chosen = jax.random.categorical(key, prediction.logits)
     else:
@@ -175,13 +178,13 @@ def choose(prediction: Prediction, centers: Array, rollout: str, key: Key) -> Ar
 def make_trainable(
     config: BehaviorTransformerConfig, obs_dim: int, act_dim: int
 ) -> TrainablePolicy:
-    """A Behavior Transformer of these sizes, to be trained."""
+    """Builds a Behavior Transformer of these sizes, ready to be trained."""
 
     chunk_dim = config.act_horizon * act_dim
     graph, start = functional(lambda rngs: _Transformer(config, obs_dim, chunk_dim, rngs))
 
     def chunks(windows: Windows) -> Array:
-        """(n, obs_horizon, chunk_dim): what begins at each observation."""
+        """Returns (n, obs_horizon, chunk_dim): the chunk that begins at each observation."""
         index = jnp.arange(config.obs_horizon)[:, None] + jnp.arange(config.act_horizon)
         return windows.actions[:, index].reshape(*windows.obs.shape[:2], chunk_dim)
 
@@ -201,7 +204,7 @@ def make_trainable(
         return loss(predict(params, windows.obs, key), chunks(windows), params["bins"], config)
 
     def decays(params: Params) -> Params:
-        # weights of linear layers, not biases, normalisations and positions (minGPT)
+        # Weights of linear layers decay; biases, normalisations and positions do not (minGPT).
         def is_weight(path, leaf):
             return leaf.ndim == 2 and "positions" not in jax.tree_util.keystr(path)
 

@@ -1,8 +1,8 @@
 """A diffusion policy: denoises a chunk of actions, conditioned on recent observations.
 
-The noise schedule and sampler are those of Diffusion Policy (arXiv:2303.04137) as the reference
-implementation uses them: 100 squared-cosine steps, noise prediction, clipped samples, DDIM with few
-steps. The denoiser is its U-Net (`unet`) or a residual MLP, which is many times cheaper on a CPU.
+The noise schedule and sampler are those of Diffusion Policy (arXiv:2303.04137) in the reference
+implementation: 100 squared-cosine steps, clipped samples and DDIM with few steps. The denoiser is
+the U-Net of Diffusion Policy (`unet`) or a residual MLP, which is many times cheaper on a CPU.
 
 Flax modules stay inside this file; callers see pure functions and parameter pytrees.
 """
@@ -24,12 +24,12 @@ from pdjax.types import Array, BasePolicy, Key, Params
 
 
 class Denoiser(NamedTuple):
-    """The noise-prediction network as pure functions over flattened chunks and histories.
+    """The denoising network as pure functions of flattened chunks and histories.
 
     Attributes:
       init: key -> params.
       apply: (params, noisy (n, chunk_dim), step (n,), cond (n, cond_dim)) -> prediction.
-      prediction: what it predicts, `sample` or `epsilon`.
+      prediction: what the network predicts, `sample` (the clean chunk) or `epsilon` (the noise).
     """
 
     init: Callable[[Key], Params]
@@ -38,7 +38,7 @@ class Denoiser(NamedTuple):
 
 
 class _Block(nnx.Module):
-    """x + Linear(silu(LayerNorm(x) modulated by the condition))."""
+    """A residual block: the condition scales and shifts the normalised input."""
 
     def __init__(self, width: int, rngs: nnx.Rngs):
         self.norm = nnx.LayerNorm(width, use_bias=False, use_scale=False, rngs=rngs)
@@ -78,7 +78,7 @@ def _sinusoid(step: Array, size: int) -> Array:
 
 
 def make_denoiser(obs_dim: int, act_dim: int, config: DiffusionConfig) -> Denoiser:
-    """Builds the network for these sizes."""
+    """Builds the network for the given sizes."""
     chunk_dim, cond_dim = config.pred_horizon * act_dim, config.obs_horizon * obs_dim
 
     def build(rngs):
@@ -95,7 +95,8 @@ def make_denoiser(obs_dim: int, act_dim: int, config: DiffusionConfig) -> Denois
 
 
 def alphas_cumprod() -> np.ndarray:
-    """(100,) float32: share of signal left after each noising step (squared cosine, Nichol 21)."""
+    """Returns (100,) float32: the share of signal after each noising step (squared cosine)."""
+    # Nichol and Dhariwal 2021:
     # beta_i = min(1 - f((i+1)/T) / f(i/T), 0.999) with f(t) = cos^2((t + 0.008) / 1.008 * pi/2)
     time = np.arange(NOISE_STEPS + 1) / NOISE_STEPS
     signal = np.cos((time + 0.008) / 1.008 * np.pi / 2) ** 2
@@ -104,14 +105,14 @@ def alphas_cumprod() -> np.ndarray:
 
 
 def loss(denoiser: Denoiser, params: Params, batch: tuple[Array, Array], key: Key) -> Array:
-    """Mean squared error of the predicted chunk or noise.
+    """Computes the mean squared error of the predicted chunk or noise.
 
     Args:
       denoiser: the network.
       params: its parameters.
       batch: normalised observations (n, obs_horizon * obs_dim) and actions
         (n, pred_horizon * act_dim).
-      key: for the noise and its level.
+      key: random key of the noise and its level.
     """
     cond, actions = batch
     level_key, noise_key = jax.random.split(key)
@@ -132,7 +133,7 @@ def ddim_sample(denoiser: Denoiser, params: Params, cond: Array, noise: Array, s
       params: its parameters.
       cond: (n, obs_horizon * obs_dim), normalised.
       noise: (n, chunk_dim), standard normal.
-      steps: denoising steps, evenly spaced from the noisiest down ("leading").
+      steps: number of denoising steps, evenly spaced from the noisiest level down ("leading").
 
     Returns:
       (n, chunk_dim) in [-1, 1].
@@ -161,7 +162,7 @@ def ddim_sample(denoiser: Denoiser, params: Params, cond: Array, noise: Array, s
 def make_policy(
     config: DiffusionConfig, act_dim: int, params: Params, obs_mean: Array, obs_std: Array
 ) -> BasePolicy:
-    """A trained diffusion policy as a `BasePolicy`; it keeps no state between decisions."""
+    """Builds the `BasePolicy` of a trained diffusion policy, which has no carry."""
     denoiser = make_denoiser(len(obs_mean), act_dim, config)
 
     def apply(params, carry, obs_history, key):
@@ -176,7 +177,7 @@ def make_policy(
 
 
 def make_trainable(config: DiffusionConfig, obs_dim: int, act_dim: int) -> TrainablePolicy:
-    """A diffusion policy of these sizes, to be trained."""
+    """Builds a diffusion policy of these sizes, ready to be trained."""
     denoiser = make_denoiser(obs_dim, act_dim, config)
 
     def init(key: Key, windows: Windows):

@@ -1,6 +1,6 @@
-"""A Gaussian or Gaussian-mixture MLP: the plainest policy that can be trained by likelihood.
+"""A Gaussian or Gaussian-mixture MLP: the simplest policy that is trained by likelihood.
 
-A mixture is over whole chunks, so that the actions of one chunk belong to one mode.
+A mixture covers whole chunks, so that all actions of one chunk belong to one mode.
 Source of the mixture: robomimic's BC-GMM (arXiv:2108.03298).
 """
 
@@ -22,9 +22,9 @@ class Mixture(NamedTuple):
     """Diagonal Gaussians over chunks.
 
     Attributes:
-      logits: (..., components), of their weights.
+      logits: (..., components), logits of the components' weights.
       mean: (..., components, chunk_dim).
-      std: same shape, at least the floor.
+      std: (..., components, chunk_dim), at least the floor.
     """
 
     logits: Array
@@ -51,11 +51,14 @@ class _MLP(nnx.Module):
 
 
 def log_likelihood(mixture: Mixture, chunk: Array) -> Array:
-    """log sum_k w_k N(chunk; mean_k, std_k^2), in nats.
+    """Computes log sum_k w_k N(chunk; mean_k, std_k^2), in nats.
 
     Args:
-      mixture: leaves (..., components[, chunk_dim]).
+      mixture: its arrays have the leading axes of `chunk`.
       chunk: (..., chunk_dim).
+
+    Returns:
+      (...,), one log-likelihood for each chunk.
     """
     scaled = (chunk[..., None, :] - mixture.mean) / mixture.std
     # log N = sum[ -z^2 / 2 - log std - log(2 pi) / 2 ]
@@ -64,7 +67,7 @@ def log_likelihood(mixture: Mixture, chunk: Array) -> Array:
 
 
 def choose(mixture: Mixture, rollout: str, key: Key) -> Array:
-    """(chunk_dim,) the mean of the likeliest component, or a draw from the mixture."""
+    """Returns (chunk_dim,): the mean of the likeliest component, or a draw from the mixture."""
     if rollout == "greedy":
         return mixture.mean[jnp.argmax(mixture.logits)]
     component_key, noise_key = jax.random.split(key)
@@ -74,7 +77,7 @@ def choose(mixture: Mixture, rollout: str, key: Key) -> Array:
 
 
 def make_trainable(config: MLPConfig, obs_dim: int, act_dim: int) -> TrainablePolicy:
-    """A (mixture of) Gaussian MLP of these sizes, to be trained."""
+    """Builds a Gaussian or Gaussian-mixture MLP of these sizes, ready to be trained."""
     cond_dim, chunk_dim = config.obs_horizon * obs_dim, config.act_horizon * act_dim
 
     graph, start = functional(lambda rngs: _MLP(config, cond_dim, chunk_dim, rngs))
@@ -90,7 +93,7 @@ def make_trainable(config: MLPConfig, obs_dim: int, act_dim: int) -> TrainablePo
     def loss(params: Params, windows: Windows, key: Key) -> Array:
         del key
         chunk = windows.actions.reshape(-1, chunk_dim)
-        # per number, so that the size of a chunk does not change the step size
+        # divided by chunk_dim, so that the size of a chunk does not change the step size
         return -jnp.mean(log_likelihood(predict(params, windows.obs), chunk)) / chunk_dim
 
     def make_policy(params: Params) -> BasePolicy:

@@ -1,6 +1,6 @@
-"""What every kind of policy offers to be trained: how data is cut, start, loss, result.
+"""Defines what a kind of policy must offer so that `imitation` can train it.
 
-Kept apart so that `imitation` trains any kind and knows none. Holds no state.
+Kept apart so that `imitation` trains every kind without knowing its network. Holds no state.
 """
 
 from collections.abc import Callable
@@ -13,25 +13,29 @@ from pdjax.types import Array, BasePolicy, Key, Params
 
 
 class Windows(NamedTuple):
-    """Training data on the device: `obs` (n, obs_horizon, obs_dim), whitened by the data's
-    statistics, and `actions` (n, pred_horizon, act_dim) in [-1, 1]."""
+    """Training data on the device.
+
+    Attributes:
+      obs: (n, obs_horizon, obs_dim) float32, normalised by the statistics of the data.
+      actions: (n, pred_horizon, act_dim) float32, in [-1, 1].
+    """
 
     obs: Array
     actions: Array
 
 
 class TrainablePolicy(NamedTuple):
-    """A kind of policy as pure functions, for one size of observation and action.
+    """A kind of policy as pure functions, for given sizes of observations and actions.
 
     Attributes:
       obs_horizon: observations per window.
       pred_horizon: actions per window.
-      from_now: whether a window's actions begin at its last observation; else at its first.
-      init: (key, windows) -> (trained, fixed), two dicts of arrays with names of their own; only
-        `trained` is put into an optimiser.
-      loss: (params, windows, key) -> scalar, params = trained | fixed; the key is for noise and
-        dropout.
-      decays: (trained) -> pytree of bool, which arrays weight decay applies to; None = all.
+      from_now: True if a window's actions begin at its last observation, False if at its first.
+      init: (key, windows) -> (trained, fixed), two dicts of arrays without common names; the
+        optimiser only gets `trained`.
+      loss: (params, windows, key) -> scalar, with params = trained | fixed; the key is for noise
+        and dropout.
+      decays: (trained) -> pytree of bool, True for arrays with weight decay; None = all arrays.
       make_policy: (params) -> BasePolicy with exactly these params = trained | fixed |
         {"obs_mean": (obs_dim,), "obs_std": (obs_dim,)}.
     """
@@ -46,7 +50,7 @@ class TrainablePolicy(NamedTuple):
 
 
 def abstract_params(kind: TrainablePolicy, obs_dim: int, act_dim: int) -> Params:
-    """Shapes of the parameters that `kind.make_policy` takes, as `jax.ShapeDtypeStruct`."""
+    """Returns the shapes of the parameters of `kind.make_policy`, as `jax.ShapeDtypeStruct`."""
 
     def untrained(key: Key) -> Params:
         nothing = Windows(
@@ -65,14 +69,14 @@ def as_base_policy(
     horizons: tuple[int, int],
     init_carry: Callable[[Key], Any] = lambda key: (),
 ) -> BasePolicy:
-    """A trained policy in the framework's contract.
+    """Builds the `BasePolicy` of a trained policy.
 
     Args:
-      params: with `obs_mean` and `obs_std` among them.
+      params: the parameters, which include `obs_mean` and `obs_std`.
       apply: see `BasePolicy`.
       act_dim: numbers in one action.
       horizons: obs_horizon and act_horizon.
-      init_carry: see `BasePolicy`; none by default.
+      init_carry: see `BasePolicy`; by default, the policy has no carry.
     """
     return BasePolicy(
         init_carry=init_carry,
@@ -88,5 +92,5 @@ def as_base_policy(
 
 
 def whiten(params: Params, obs: Array) -> Array:
-    """Observations (..., obs_dim) by the statistics that `params` carries."""
+    """Normalises observations (..., obs_dim) by `obs_mean` and `obs_std` in `params`."""
     return (obs - params["obs_mean"]) / params["obs_std"]

@@ -1,12 +1,12 @@
-"""The conditional 1-D U-Net of Diffusion Policy, with convolutions as matrix products.
+"""The conditional 1-D U-Net of Diffusion Policy, with convolutions computed as matrix products.
 
-Layer for layer the network of real-stanford/diffusion_policy, conditional_unet1d.py, and of
-policy_decorator's copy of it, so that their weights fit: a kernel here is (taps, in, out), theirs
-(out, in, taps), or (in, out, taps) where transposed.
+It has the same layers as the network of real-stanford/diffusion_policy, conditional_unet1d.py, and
+as policy_decorator's copy, so that their weights fit. A kernel here is (taps, in, out); theirs is
+(out, in, taps), or (in, out, taps) in a transposed convolution.
 
-XLA's convolution of these sizes runs on a CPU at 2-3 GFLOP/s from 256 channels on; the same as
-shifted copies and one product runs at 170-240, near the rate of any product (jax 0.10.2, 2 cores;
-training direction likewise). Under vmap the weights stay one matrix, so environments become rows.
+On a CPU, XLA's convolution runs at 2-3 GFLOP/s for 256 channels or more; shifted copies and one
+matrix product run at 170-240 GFLOP/s, close to any matrix product, in training as well (jax 0.10.2,
+2 cores). Under vmap the weights stay one matrix, and environments become its rows.
 """
 
 import jax
@@ -19,15 +19,18 @@ from pdjax.types import Array
 
 
 def mish(x: Array) -> Array:
-    """x tanh(log(1 + e^x)) with one exponential: the tanh is e(e + 2) / (e(e + 2) + 2), e = e^x."""
-    e = jnp.exp(jnp.minimum(x, 20.0))  # beyond, the tanh is 1 in float32
+    """Computes x tanh(log(1 + e^x)) with one exponential.
+
+    With e = e^x, the tanh is e(e + 2) / (e(e + 2) + 2).
+    """
+    e = jnp.exp(jnp.minimum(x, 20.0))  # above 20, the tanh is 1 in float32
     ratio = e * (e + 2)
     return x * (ratio / (ratio + 2))
 
 
 def conv(x: Array, kernel: Array, stride: int = 1) -> Array:
-    """Convolves (n, length, in) with (taps, in, out), zeros beyond the ends: torch's Conv1d with
-    padding taps // 2."""
+    """Convolves (n, length, in) with a kernel (taps, in, out), as torch's Conv1d with zero padding
+    of taps // 2."""
     taps, length = len(kernel), x.shape[1]
     padded = jnp.pad(x, ((0, 0), (taps // 2, taps // 2), (0, 0)))
     shifted = [padded[:, tap : tap + length : stride] for tap in range(taps)]
@@ -36,9 +39,9 @@ def conv(x: Array, kernel: Array, stride: int = 1) -> Array:
 
 
 def transposed_conv(x: Array, kernel: Array) -> Array:
-    """Doubles the length of (n, length, in) with (4, in, out): torch's ConvTranspose1d(4, 2, 1).
+    """Doubles the length of (n, length, in) with a kernel (4, in, out), as ConvTranspose1d(4, 2, 1).
 
-    y[2i - 1 + tap] collects x[i] kernel[tap], so even places see taps 1 and 3, odd ones 2 and 0.
+    y[2i - 1 + tap] sums x[i] kernel[tap], so even positions use taps 1 and 3, odd ones 2 and 0.
     """
     count, length, _ = x.shape
     before = jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))
@@ -56,9 +59,9 @@ class UNet(nnx.Module):
 
     Args:
       act_dim: numbers in one action.
-      cond_dim: numbers in the observations.
-      config: the `unet_*` options are read.
-      rngs: of the initialisation, torch's.
+      cond_dim: numbers in the flattened observation history.
+      config: supplies the `unet_*` settings.
+      rngs: random keys of the initialisation, which is that of torch.
     """
 
     def __init__(self, act_dim: int, cond_dim: int, config: DiffusionConfig, rngs: nnx.Rngs):
@@ -90,7 +93,7 @@ class UNet(nnx.Module):
         self.final = _Conv(1, dims[1], act_dim, rngs)
 
     def __call__(self, noisy: Array, step: Array, cond: Array) -> Array:
-        """(n, pred_horizon * act_dim), (n,), (n, cond_dim) -> (n, pred_horizon * act_dim)."""
+        """Maps (n, pred_horizon * act_dim), (n,), (n, cond_dim) to (n, pred_horizon * act_dim)."""
         embedding = self.step_out(mish(self.step_in(_positions(step, self.step_dim))))
         condition = mish(jnp.concatenate([embedding, cond], axis=-1))
         x = noisy.reshape(len(noisy), -1, self.act_dim)
@@ -108,7 +111,7 @@ class UNet(nnx.Module):
 
 
 class _Level(nnx.Module):
-    """Two residual blocks and a change of length, or none."""
+    """Two residual blocks and, optionally, a layer that changes the length."""
 
     def __init__(self, first, second, resample):
         self.first, self.second = first, second
@@ -120,7 +123,7 @@ class _Level(nnx.Module):
 
 
 class _Residual(nnx.Module):
-    """Two convolution blocks, the condition's scale and shift between them, and a way around."""
+    """Two convolution blocks with a skip connection; the condition scales and shifts in between."""
 
     def __init__(self, inward: int, outward: int, cond_dim: int, config: DiffusionConfig, rngs):
         self.outward, self.scales = outward, config.unet_scale
@@ -131,7 +134,7 @@ class _Residual(nnx.Module):
             self.around = _Conv(1, inward, outward, rngs)
 
     def __call__(self, x: Array, condition: Array) -> Array:
-        film = self.film(condition)[:, None]  # (n, 1, outward or twice that), scale first
+        film = self.film(condition)[:, None]  # (n, 1, outward or 2 outward), scale first
         y = self.first(x)
         y = y * film[..., : self.outward] + film[..., self.outward :] if self.scales else y + film
         y = self.second(y)
@@ -139,7 +142,7 @@ class _Residual(nnx.Module):
 
 
 class _Block(nnx.Module):
-    """Convolution, group normalisation, mish."""
+    """A convolution, a group normalisation and mish."""
 
     def __init__(
         self, inward: int, outward: int, config: DiffusionConfig, rngs: nnx.Rngs, groups: int = 0
@@ -164,7 +167,7 @@ class _Conv(nnx.Module):
 
 class _Up(nnx.Module):
     def __init__(self, width: int, rngs: nnx.Rngs):
-        # torch counts the outputs of a transposed convolution as its fan-in
+        # torch uses the outputs of a transposed convolution as its fan-in
         self.kernel = nnx.Param(_uniform(rngs.params(), (4, width, width), 4 * width))
         self.bias = nnx.Param(_uniform(rngs.params(), (width,), 4 * width))
 
@@ -180,13 +183,13 @@ def _linear(inward: int, outward: int, rngs: nnx.Rngs) -> nnx.Linear:
 
 
 def _uniform(key: Array, shape: tuple[int, ...], fan_in: int) -> Array:
-    """torch's start of linear and convolutional layers: uniform within 1 / sqrt(fan_in)."""
+    """Initialises as torch's linear and convolutional layers: uniform within 1 / sqrt(fan_in)."""
     bound = fan_in**-0.5
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
 def _positions(step: Array, size: int) -> Array:
-    """(n, size): sines, then cosines, at frequencies from 1 down to 1 / 10,000."""
+    """Returns (n, size): sines, then cosines, at frequencies from 1 down to 1 / 10,000."""
     half = size // 2
     frequency = jnp.exp(-np.log(10_000.0) * jnp.arange(half) / (half - 1))
     phase = step[:, None].astype(jnp.float32) * frequency
