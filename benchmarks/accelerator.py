@@ -1,16 +1,16 @@
-"""What one accelerator does: physics, training and memory, against the number of environments.
+"""Measures one accelerator: physics, training and memory, against the number of environments.
 
     python benchmarks/accelerator.py                           # physics=auto, 256 to 8,192
     python benchmarks/accelerator.py --physics mjx --tasks AdroitDoor --num-envs 1024
 
-For each task and number of environments:
+For each task and number of environments it measures
 
 - control steps per second of the jitted rollout under random actions;
-- with `--train`: preset `fast` under an untrained MLP, one round of one decision of all
-  environments and one update for each 8 of them: decisions per second, what each phase takes, and
-  the memory that was planned and used.
+- with `--train`: decisions per second, the time of each phase, and planned and used memory of
+  preset `fast` under an untrained MLP. A round is one decision of all environments and one update
+  for every 8 of them.
 
-`benchmarks/gpu_suite.sh` calls it. Rows are appended to `benchmarks/results/accelerator.jsonl`.
+`benchmarks/gpu_suite.sh` calls it. It appends rows to `benchmarks/results/accelerator.jsonl`.
 """
 
 import argparse
@@ -34,7 +34,7 @@ STEPS = 20  # control steps of each environment in a turn
 
 
 def make_config(task_name: str, physics: str, num_envs: int, folder: Path) -> Config:
-    """`fast` under an untrained MLP, which goes to `folder`, one decision of all a round."""
+    """Returns `fast` under an untrained MLP, written to `folder`; each round is one decision."""
     path = save_base(folder, "mlp", task_name)
     return configs.load(
         "door_fast",
@@ -53,7 +53,7 @@ def make_config(task_name: str, physics: str, num_envs: int, folder: Path) -> Co
 
 
 def measure_physics(task_name: str, num_envs: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Control steps per second."""
+    """Measures the control steps per second of a rollout."""
     env = registry.make(task_name, args.physics)
     states, actions = begin(env, num_envs, STEPS, seed=0)
     rollout = make_rollout(env)
@@ -75,7 +75,7 @@ def measure_physics(task_name: str, num_envs: int, args: argparse.Namespace) -> 
 
 
 def measure_training(task_name: str, num_envs: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Decisions per second of whole training, by phase; memory planned and used."""
+    """Measures decisions per second of whole training, by phase, and planned and used memory."""
     with tempfile.TemporaryDirectory() as folder:
         config = make_config(task_name, args.physics, num_envs, Path(folder))
         found = profile(config, args.repeats, advise=False)
@@ -90,7 +90,7 @@ def measure_training(task_name: str, num_envs: int, args: argparse.Namespace) ->
 
 
 def main() -> None:
-    """Measures, prints and appends a row after each measurement: time may run out."""
+    """Measures and prints; appends a row after each measurement, because time may run out."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", default=["AdroitDoor", "PegInsertionSide"])
     parser.add_argument("--physics", default="auto", help="auto, warp, mjx or native")

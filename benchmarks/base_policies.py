@@ -1,17 +1,17 @@
-"""What base policies cost at rollout: decisions per second, and how near to the machine's best.
+"""Measures base policies in a rollout: decisions per second, and the share of the machine's rate.
 
     python benchmarks/base_policies.py                    # all kinds, 16 environments
     python benchmarks/base_policies.py --kinds diffusion_unet bet --num-envs 64
 
-In turns in the same process, with untrained parameters, which cost the same as trained ones:
+Three loops take turns in one process. Parameters are untrained, which costs the same as trained:
 
 - rollout: decisions of the jitted rollout on the native engine, with an untrained residual;
 - base: calls of the base policy alone for all environments, in decisions per second;
-- matmul: a plain float32 matrix product of 1,024 x 1,024, the most this machine gives.
+- matmul: a plain float32 matrix product of 1,024 x 1,024, the highest rate of this machine.
 
-Each kind of policy is as `pdjax imitate --policy KIND` makes it. The share of the machine's rate is
-the base's floating-point operations by XLA's cost analysis, per second, over matmul's. A row is
-appended to `benchmarks/results/base_policies.jsonl`.
+Each kind of policy is the one that `pdjax imitate --policy KIND` makes. The share of the machine's
+rate is the base policy's floating-point operations per second, counted by XLA's cost analysis, over
+those of matmul. The program appends a row to `benchmarks/results/base_policies.jsonl`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from pdjax_envs import registry
 
 
 def make_base(kind: str, obs_dim: int, act_dim: int, **changes: Any) -> BasePolicy:
-    """An untrained policy of a recipe, with changes to it, on data without a pattern."""
+    """Makes an untrained policy from a recipe with changes, on random data."""
     config = settings.recipe(kind, {"steps": 1} | changes)
     rng = np.random.default_rng(0)
     shapes = ((65, obs_dim), (64, act_dim))
@@ -40,7 +40,7 @@ def make_base(kind: str, obs_dim: int, act_dim: int, **changes: Any) -> BasePoli
 
 
 def save_base(folder: Path, kind: str, task_name: str, **changes: Any) -> Path:
-    """`make_base` for a task, written as `pdjax imitate` would; its directory, in `folder`."""
+    """Writes `make_base` for a task as `pdjax imitate` would; returns its directory in `folder`."""
     task = registry.make_task(task_name)
     base = make_base(kind, task.obs_dim, task.act_dim, **changes)
     path = folder / "base"
@@ -49,7 +49,7 @@ def save_base(folder: Path, kind: str, task_name: str, **changes: Any) -> Path:
 
 
 def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Rates of one kind of policy."""
+    """Measures the rates of one kind of policy."""
     env = registry.make(args.task, "native")
     base = make_base(kind, env.task.obs_dim, env.task.act_dim)
     rollout = make_rollout(env, base)

@@ -1,4 +1,4 @@
-"""Whole training of ours against Brax's SAC, in control steps per second.
+"""Compares our whole training with Brax's SAC, in control steps per second.
 
     python benchmarks/brax_training.py                   # AdroitDoor, all three
     python benchmarks/brax_training.py --trainers ours brax-native
@@ -9,11 +9,11 @@
   `pdjax_envs.brax`;
 - brax-mjx: the same on MJX, Brax's own kind of physics, on this CPU.
 
-Same task, reward, environments, batch, networks and their inputs (no task features, no LayerNorm,
-one-step targets) and gradient steps for each control step, past their prefill. They take turns,
-each with a program of its own; of each turn epochs after the first count, which compiled.
-Evaluations are left out of both. Ours does more: it calls a base policy for acting, and stores its
-actions. A row is appended to `benchmarks/results/brax_training.jsonl`.
+All have the same task, reward, environments, batch, networks, network inputs (no task features, no
+LayerNorm, one-step targets) and number of gradient steps per control step, after their prefill.
+They take turns, each with its own program. The first epoch of a turn compiles and does not count.
+Evaluations are left out. Ours does more work: it calls a base policy for acting, and stores its
+actions. The program appends a row to `benchmarks/results/brax_training.jsonl`.
 """
 
 import argparse
@@ -44,7 +44,7 @@ PLAIN = (  # what Brax does not do
 
 
 def make_ours(args: argparse.Namespace) -> Callable[[], float]:
-    """Control steps per second of one epoch of ours."""
+    """Returns a loop that measures the control steps per second of our epoch."""
     per_round = 8 * args.num_envs
     with tempfile.TemporaryDirectory() as folder:
         path = save_base(Path(folder), "mlp", args.task, mlp={"act_horizon": 1})
@@ -82,7 +82,7 @@ def make_ours(args: argparse.Namespace) -> Callable[[], float]:
 
 
 def make_brax(args: argparse.Namespace, physics: str) -> Callable[[], float]:
-    """Control steps per second of Brax's trainer: the median of its epochs after the first."""
+    """Returns a loop that measures Brax's trainer: the median of its epochs after the first."""
     from brax.training.agents.sac import networks, train
 
     if not hasattr(jax, "device_put_replicated"):  # JAX dropped it, Brax calls it

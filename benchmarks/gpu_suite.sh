@@ -1,13 +1,13 @@
 #!/bin/sh
-# Everything that needs a GPU, on one machine, in under 8 minutes and without a network.
+# Runs everything that needs a GPU, on one machine, in under 8 minutes and without a network.
 #
-#   benchmarks/gpu_suite.sh                 # the environment as it is
-#   benchmarks/gpu_suite.sh WHEELS          # first installs the wheels of that folder, see below
-#   SMALL=1 benchmarks/gpu_suite.sh         # a rehearsal at a few environments, anywhere, without
-#                                           # rows; as slow as a CPU compiles
+#   benchmarks/gpu_suite.sh                 # in the current environment
+#   benchmarks/gpu_suite.sh WHEELS          # first installs the wheels in that folder, see below
+#   SMALL=1 benchmarks/gpu_suite.sh         # a rehearsal with a few environments, on any machine,
+#                                           # without rows; slow where a CPU has to compile
 #
-# Wheels for a machine like the one at hand: pip download -d WHEELS '.[gpu,warp]' hatchling
-# Rows go to benchmarks/results/. A part that fails or runs out of its time does not stop the others.
+# To download wheels for a machine like this one: pip download -d WHEELS '.[gpu,warp]' hatchling
+# Rows go to benchmarks/results/. A part that fails or exceeds its time does not stop the others.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 if [ $# -gt 0 ]; then

@@ -1,7 +1,7 @@
-"""What every benchmark shares: timing, the machine's description, committed rows.
+"""What all benchmarks share: timing, the description of the machine, committed rows.
 
-A row is one JSON object of one run in `benchmarks/results/NAME.jsonl`; figures of different rows
-are of different machines or moments, so only ratios within a row compare.
+A row is one JSON object of one run in `benchmarks/results/NAME.jsonl`. Different rows come from
+different machines or moments, so compare only ratios within a row.
 """
 
 import json
@@ -16,11 +16,11 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def alternate(loops: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Rates of loops that take turns, so that a drift of the machine's speed favours none.
+    """Measures loops in turns, so that a drift of the machine's speed favours none of them.
 
     Args:
       loops: name -> () -> rate of one repeat.
-      repeats: turns of each; who goes first changes from turn to turn.
+      repeats: turns of each loop; the order changes from turn to turn.
     """
     rates: dict[str, list[float]] = {name: [] for name in loops}
     for repeat in range(repeats):
@@ -31,7 +31,7 @@ def alternate(loops: Mapping[str, Callable[[], float]], repeats: int) -> dict[st
 
 
 def ratio(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
-    """first / second: the median of the turns' ratios, their range, and that of the best turns."""
+    """Returns first / second: median and range of the turns' ratios, and that of the best turns."""
     ratios = [a / b for a, b in zip(first, second, strict=True)]
     return {
         "median": round(statistics.median(ratios), 3),
@@ -41,12 +41,12 @@ def ratio(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
 
 
 def median(rates: Sequence[float]) -> float:
-    """Median rate, rounded to four digits."""
+    """Returns the median rate, rounded to four digits."""
     return float(f"{statistics.median(rates):.4g}")
 
 
 def describe_machine() -> dict[str, Any]:
-    """What the figures depend on: device, versions, commit."""
+    """Describes what the figures depend on: device, versions, commit."""
     found = provenance.describe()
     kept = {name: found[name] for name in ("time", "device", "cpu", "cores", "python")}
     versions = {name: found["versions"][name] for name in ("jax", "mujoco")}
@@ -54,7 +54,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def append_row(name: str, row: Mapping[str, Any]) -> None:
-    """Appends the machine and a row to `benchmarks/results/NAME.jsonl`."""
+    """Appends a row, with the machine's description, to `benchmarks/results/NAME.jsonl`."""
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / f"{name}.jsonl").open("a") as file:
         file.write(json.dumps({**describe_machine(), **row}) + "\n")

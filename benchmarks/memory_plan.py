@@ -1,14 +1,14 @@
-"""What training with thousands of environments takes of an accelerator's memory, task by task.
+"""Plans an accelerator's memory for training with thousands of environments, task by task.
 
     python benchmarks/memory_plan.py                        # every task on MJX, 4,096 environments
     python benchmarks/memory_plan.py --physics warp
     python benchmarks/memory_plan.py --tasks AdroitDoor --compile
 
-Plans preset `fast` under an untrained MLP with a replay of 10^6 decisions in float32, and says how
-much 16, 24, 40 and 80 GiB leave. Counted are the arrays that training holds and, on MJX, one copy
-of all that a simulator computes in a step (`mjx.Data`), of which a step needs a few. Nothing runs;
-with `--compile` an epoch is compiled for its working memory, which takes minutes and on a CPU only
-hints at a GPU's. Rows are appended to `benchmarks/results/memory_plan.jsonl`.
+Plans preset `fast` under an untrained MLP with a replay of 10^6 decisions in float32, and prints
+how much of 16, 24, 40 and 80 GiB is left. It counts the arrays of training and, on MJX, one copy of
+all that a simulator computes in a step (`mjx.Data`); a step needs a few such copies. Nothing runs.
+`--compile` compiles an epoch to count its working memory, which takes minutes and on a CPU only
+hints at a GPU's. The program appends rows to `benchmarks/results/memory_plan.jsonl`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ GIB = (16, 24, 40, 80)
 
 
 def measure(task_name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Bytes of each part on the accelerator."""
+    """Plans the bytes of each part on the accelerator."""
     with tempfile.TemporaryDirectory() as folder:
         run = build(make_config(task_name, args.physics, args.num_envs, Path(folder)))
     state, working = jax.eval_shape(make_init(run)), 0

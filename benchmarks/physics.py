@@ -1,23 +1,24 @@
-"""How fast environments step: our jitted rollout against everything it could be replaced by.
+"""Compares the speed of our jitted rollout with everything that could replace it.
 
     python benchmarks/physics.py                          # every task: rollout and raw MuJoCo
     python benchmarks/physics.py --peers --tasks AdroitDoor   # Gymnasium and MJX too
 
-In turns in the same process, at each number of environments:
+Two loops take turns in one process, at each number of environments:
 
 - rollout: jit + scan + vmap of the task's whole control step (control, physics, observation,
   reward, success) under given random actions from fresh starts, on the native engine;
-- raw: `mujoco.batch` alone, from Python, replaying the controls that the rollout produced from the
-  same states with the same overrides, substeps and threads - so both do identical physics, which
-  is checked bit by bit.
+- raw: `mujoco.batch` alone, from Python. It replays the controls of the rollout from the same
+  states with the same overrides, substeps and threads, so both do identical physics, which the
+  program checks bit by bit.
 
-With `--peers` also, for the Adroit tasks, `gymnasium.vector.AsyncVectorEnv` over the environments
-of gymnasium-robotics, at the number of processes that is fastest here, under the same kind of
-actions; and the same rollout on MJX on this CPU, in a process of its own, since it needs other XLA
+`--peers` adds, for the Adroit tasks, `gymnasium.vector.AsyncVectorEnv` over the environments of
+gymnasium-robotics, at the number of processes that is fastest here and under the same kind of
+actions; and the same rollout on MJX on this CPU, in its own process because it needs other XLA
 options.
 
-Rates are medians over the turns, ratios medians of the turns' ratios. Where others use the machine
-too, the ratio of the best turns says more. A row is appended to `benchmarks/results/physics.jsonl`.
+Rates are medians over the turns, ratios are medians of the turns' ratios. If other programs use the
+machine, the ratio of the best turns says more. The program appends a row to
+`benchmarks/results/physics.jsonl`.
 """
 
 import argparse
@@ -45,7 +46,7 @@ MJX_LIMIT = 900  # s
 
 
 def make_rollout(env: Env, record: bool = False):
-    """A jitted (states, actions (num_steps, num_envs, act_dim)) -> (states, all outcomes).
+    """Makes a jitted (states, actions (num_steps, num_envs, act_dim)) -> (states, all outcomes).
 
     Outcomes are kept, as a learner keeps them; with `record` the controls (num_steps, num_envs, nu)
     are kept instead, which computes them a second time.
@@ -61,7 +62,7 @@ def make_rollout(env: Env, record: bool = False):
 
 
 def begin(env: Env, num_envs: int, num_steps: int, seed: int) -> tuple[EnvState, jax.Array]:
-    """Fresh states and uniformly random actions (num_steps, num_envs, act_dim) in [-1, 1]."""
+    """Returns fresh states and random actions (num_steps, num_envs, act_dim) in [-1, 1]."""
     reset_key, key = jax.random.split(jax.random.key(seed))
     states, _ = jax.jit(jax.vmap(env.reset, in_axes=(None, 0)))(
         env.model, jax.random.split(reset_key, num_envs)
@@ -86,7 +87,7 @@ class RawLoop:
         self.num_threads = self._batch.nthread
 
     def run(self, ctrl: np.ndarray) -> tuple[float, np.ndarray]:
-        """Seconds to replay controls (num_steps, num_envs, nu) from the start, and final qpos."""
+        """Replays controls (num_steps, num_envs, nu); returns seconds and final qpos."""
         self._batch.reset(stage=mujoco.mjtStage.mjSTAGE_NONE.value)
         self._batch.qpos, self._batch.qvel = self._start
         if not self._scene.fresh_fields:  # resets compute forward dynamics, see native.py
@@ -100,7 +101,7 @@ class RawLoop:
 
 
 class AsyncLoop:
-    """gymnasium-robotics' own environments in processes."""
+    """The environments of gymnasium-robotics in processes."""
 
     def __init__(self, name: str, processes: int, num_steps: int):
         import gymnasium
@@ -118,7 +119,7 @@ class AsyncLoop:
         self._actions = rng.uniform(-1, 1, shape).astype(np.float32)
 
     def rate(self) -> float:
-        """Control steps per second of all environments."""
+        """Measures the control steps per second of all environments."""
         began = time.perf_counter()
         for action in self._actions:
             self._env.step(action)
@@ -130,7 +131,7 @@ class AsyncLoop:
 
 
 def best_async(name: str, samples: int) -> tuple[AsyncLoop, dict[str, float]]:
-    """The loop with the fastest number of processes, and the rates of all tried."""
+    """Returns the loop with the fastest number of processes, and the rates of all numbers tried."""
     loops = {count: AsyncLoop(name, count, samples // count) for count in PROCESSES}
     rates = {}
     for count, loop in loops.items():
@@ -144,7 +145,7 @@ def best_async(name: str, samples: int) -> tuple[AsyncLoop, dict[str, float]]:
 
 
 def measure(name: str, num_envs: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Control steps per second of all loops of one task, in turns."""
+    """Measures the control steps per second of all loops of one task, in turns."""
     env = registry.make(name, "native")
     num_steps = max(8, args.samples // num_envs)
     states, actions = begin(env, num_envs, num_steps, args.seed)
@@ -188,7 +189,7 @@ def measure(name: str, num_envs: int, args: argparse.Namespace) -> dict[str, Any
 
 
 def measure_mjx(name: str, seed: int, plain: bool) -> float:
-    """Control steps per second of the same rollout on MJX on a CPU; in a process of its own.
+    """Measures the same rollout on MJX on a CPU, in control steps per second, in a fresh process.
 
     With `plain` MJX solves for every contact that the model could have, as it does by itself; our
     models limit it to the deepest.
@@ -206,7 +207,7 @@ def measure_mjx(name: str, seed: int, plain: bool) -> float:
 
 
 def measure_mjx_apart(name: str, seed: int, plain: bool = False) -> float:
-    """`measure_mjx` in a fresh process."""
+    """Runs `measure_mjx` in a fresh process."""
     command = [sys.executable, __file__, "--tasks", name, "--seed", str(seed), "--only-mjx"]
     command += ["--plain"] if plain else []
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=MJX_LIMIT)
@@ -214,7 +215,7 @@ def measure_mjx_apart(name: str, seed: int, plain: bool = False) -> float:
 
 
 def show(row: dict[str, Any]) -> None:
-    """Prints one measurement for people."""
+    """Prints one measurement in readable form."""
     rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in row["control_steps_per_s"].items())
     print(f"{row['task']}, {row['num_envs']} environments, control steps/s: {rates}")
     for name, found in row["rollout_over"].items():

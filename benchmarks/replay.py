@@ -1,24 +1,24 @@
-"""What the replay costs: time to insert and to sample, and memory against the plan.
+"""Measures the replay: time to insert and to sample, and memory against the plan.
 
     python benchmarks/replay.py                       # times, then memory in fresh processes
     python benchmarks/replay.py --no-memory --repeats 25
 
-Times are of rings of AdroitDoor's sizes with a held residual and 64 environments, filled, in turns
-in the same process; each turn is one jitted program with the ring donated, as an epoch is:
+Times are for full rings of AdroitDoor's sizes with a held residual and 64 environments. They take
+turns in one process; each turn is one jitted program with the ring donated, as in an epoch:
 
 - insert: one round's rows (4 decisions of each environment), packed, again and again;
 - sample: batches of 256 with 5 steps, unpacked.
 
-`large_over_small` is time at 1,000,000 decisions over time at 100,000, both float32;
-`bfloat16_over_float32` compares at 1,000,000. A round's rows are few against the ring's, so
+`large_over_small` is the time at 1,000,000 decisions over the time at 100,000, both float32;
+`bfloat16_over_float32` compares at 1,000,000. A round has few rows compared with the ring, so
 inserting must take the same time; sampling reads from all over the ring, so caches matter.
 
-Memory is resident memory of a fresh process for each row: AdroitDoor, an untrained MLP as base, the
-replay filled with random numbers (no page of it untouched, nothing to compress). `held` is its
-growth from before anything is allocated until two epochs and two evaluations are done, against the
-plan's parts without those that were there before; `peak` is the largest growth when both kinds of
-checkpoint are then written and another epoch runs meanwhile, against the plan's upper bound. A row
-is appended to `benchmarks/results/replay.jsonl`.
+Memory is the resident memory of a fresh process for each row: AdroitDoor, an untrained MLP as base
+policy, the replay filled with random numbers (every page touched, nothing to compress). `held` is
+the growth from before any allocation until two epochs and two evaluations are done, compared with
+the plan's parts that did not exist before. `peak` is the largest growth while both kinds of
+checkpoint are written and another epoch runs, compared with the plan's upper bound. The program
+appends a row to `benchmarks/results/replay.jsonl`.
 """
 
 import argparse
@@ -52,7 +52,7 @@ MEMORY_LIMIT = 900  # s
 
 
 def make_rows(key: jax.Array, *lead: int) -> Transition:
-    """Random rows with leaves (*lead, ...)."""
+    """Returns random rows with leaves (*lead, ...)."""
     keys = jax.random.split(key, 4)
     numbers = [jax.random.normal(k, (*lead, size)) for k, size in zip(keys, SIZES.values())]
     flags = [jnp.zeros(lead, bool)] * 3
@@ -60,7 +60,7 @@ def make_rows(key: jax.Array, *lead: int) -> Transition:
 
 
 def fill(storage: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
-    """Random numbers in all rows, block by block, in place; leaves (rows, ...), as kept."""
+    """Fills all rows with random numbers, block by block, in place; leaves (rows, ...)."""
     rows = len(next(iter(storage.values())))
     block = next(size for size in range(64, 0, -1) if rows % size == 0)
 
@@ -82,7 +82,7 @@ def fill(storage: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
 
 
 class Ring:
-    """A full ring and its two programs; both give their rate per second."""
+    """A full ring and its two programs; each method returns a rate per second."""
 
     def __init__(self, capacity: int, dtype: str):
         mean, std = jnp.zeros(SIZES["obs"]), jnp.ones(SIZES["obs"])
@@ -112,17 +112,17 @@ class Ring:
         self.insert(), self.sample()
 
     def insert(self) -> float:
-        """Rounds inserted per second."""
+        """Measures the rounds inserted per second."""
         seconds, self._state = timed(self._insert, self._state, self._rows)
         return INSERTS / seconds
 
     def sample(self) -> float:
-        """Batches drawn per second."""
+        """Measures the batches drawn per second."""
         return DRAWS / timed(self._sample, self._state, jax.random.key(3))[0]
 
 
 def measure_times(repeats: int) -> dict[str, Any]:
-    """Times of all rings in turns, in microseconds, and their ratios."""
+    """Measures all rings in turns, in microseconds, and their ratios."""
     rings = {
         "small": Ring(SMALL, "float32"),
         "large": Ring(LARGE, "float32"),
@@ -151,7 +151,7 @@ def measure_times(repeats: int) -> dict[str, Any]:
 
 
 class Peak:
-    """The largest resident memory while the block runs, in bytes; read every 5 ms."""
+    """Records the largest resident memory while the block runs, in bytes, every 5 ms."""
 
     def __enter__(self) -> "Peak":
         self.bytes, self._over = free_memory.resident_memory(), threading.Event()
@@ -169,7 +169,7 @@ class Peak:
 
 
 def measure_memory(task: str, capacity: int, dtype: str) -> dict[str, Any]:
-    """Planned and measured bytes of one run in this process, which must be a fresh one."""
+    """Plans and measures the bytes of one run in this process, which must be a fresh one."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = save_base(folder, "mlp", task)
@@ -219,7 +219,7 @@ def measure_memory(task: str, capacity: int, dtype: str) -> dict[str, Any]:
 
 
 def measure_memory_apart(task: str, capacity: int, dtype: str) -> dict[str, Any]:
-    """`measure_memory` in a fresh process."""
+    """Runs `measure_memory` in a fresh process."""
     command = [sys.executable, __file__, "--only-memory", task, str(capacity), dtype]
     done = subprocess.run(command, capture_output=True, text=True, timeout=MEMORY_LIMIT)
     if done.returncode:

@@ -1,17 +1,16 @@
-"""What a unit of work costs as there is more of it: environments, seeds in one program, devices.
+"""Measures the cost of a unit of work with more environments, more seeds, or more devices.
 
     python benchmarks/scaling.py                     # environments and seeds
     python benchmarks/scaling.py --only devices
 
-- envs: seconds of a decision of `fast` on AdroitDoor at 16 to 4,096 environments, with one update
-  for each 8 decisions throughout;
-- seeds: seconds of an epoch of one seed, with 1 to 16 seeds vmapped in one program. One seed takes
-  turns with each number;
-- devices: seconds of an epoch on 1 to 4 devices, of which two cores emulate what there are not: it
-  shows what splitting costs, not what it gains. On `brax:fast`, whose physics is split like all
-  the rest.
+- envs: seconds per decision of `fast` on AdroitDoor with 16 to 4,096 environments and one update
+  for every 8 decisions;
+- seeds: seconds per epoch of one seed, with 1 to 16 seeds vmapped in one program. A program of one
+  seed takes turns with each of them;
+- devices: seconds per epoch on 1 to 4 devices. Two cores emulate missing devices, so this shows the
+  cost of splitting, not its gain. It runs `brax:fast`, whose physics is split like everything else.
 
-Base policies are untrained. A row is appended to `benchmarks/results/scaling.jsonl`.
+Base policies are untrained. The program appends a row to `benchmarks/results/scaling.jsonl`.
 """
 
 import argparse
@@ -38,7 +37,7 @@ DEVICES = (1, 2, 4)
 
 
 def make_run(task_name: str, overrides: list[str]) -> Run:
-    """`door_fast` on any task, under an untrained MLP that acts in chunks of four."""
+    """Builds `door_fast` on any task, under an untrained MLP that acts in chunks of four."""
     with tempfile.TemporaryDirectory() as folder:
         path = save_base(Path(folder), "mlp", task_name)
         return build(
@@ -55,7 +54,7 @@ def make_run(task_name: str, overrides: list[str]) -> Run:
 
 
 def make_epoch(run: Run, seeds: int = 0) -> Callable[[], float]:
-    """() -> seconds of the next epoch, of so many seeds in one program; 0 = one, not vmapped."""
+    """Makes () -> seconds of the next epoch, with `seeds` vmapped; 0 = one seed without vmap."""
     init, train_epoch, there = run.trainer.init, run.trainer.train_epoch, placement(run.mesh)
     hyperparams = make_hyperparams(run.config, residual_dim(run.config.decorator, run.base))
     key = jax.random.key(0)
@@ -80,7 +79,7 @@ def make_epoch(run: Run, seeds: int = 0) -> Callable[[], float]:
 
 
 def rates_of(loops: dict[int, Callable[[], float]], amounts: dict[int, float], repeats: int):
-    """Units of work per second of each loop, in turns."""
+    """Measures the units of work per second of each loop, in turns."""
     return alternate(
         {
             str(size): partial(lambda loop, amount: amount / loop(), loop, amounts[size])
@@ -91,13 +90,13 @@ def rates_of(loops: dict[int, Callable[[], float]], amounts: dict[int, float], r
 
 
 def costs(what: str, rates: dict[str, list[float]], name: str, reference: str) -> dict[str, Any]:
-    """Median rates, and the cost of a unit of work over the reference's."""
+    """Returns median rates, and the cost of a unit of work over the reference's."""
     over = {size: ratio(rates[reference], found) for size, found in rates.items()}
     return {what: {size: median(found) for size, found in rates.items()}, name: over}
 
 
 def measure_envs(args: argparse.Namespace) -> dict[str, Any]:
-    """Cost of a decision over that at 256 environments."""
+    """Measures the cost of a decision over the cost at 256 environments."""
     amounts = {num_envs: 4.0 * max(num_envs, 256) for num_envs in ENVS}
     loops = {}
     for num_envs, decisions in amounts.items():
@@ -116,7 +115,7 @@ def measure_envs(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_seeds(args: argparse.Namespace) -> dict[str, Any]:
-    """Cost of a seed's epoch over that of a program of one seed."""
+    """Measures the cost of a seed's epoch over that of a program with one seed."""
     run = make_run("AdroitDoor", ["train.decisions_per_epoch=512", "train.replay_capacity=50_000"])
     loops = {0: make_epoch(run)} | {seeds: make_epoch(run, seeds) for seeds in args.seeds}
     rates = rates_of(loops, {n: float(n or 1) for n in loops}, args.repeats)
@@ -124,7 +123,7 @@ def measure_seeds(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_devices(args: argparse.Namespace) -> dict[str, Any]:
-    """Cost of an epoch over that on one device."""
+    """Measures the cost of an epoch over the cost on one device."""
     loops = {
         devices: make_epoch(
             make_run(

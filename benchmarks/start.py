@@ -1,12 +1,12 @@
-"""How long a run takes to its first epoch: at first, and again.
+"""Measures the time from the command to the first epoch, at the first and the second start.
 
     python benchmarks/start.py                     # door_fast, a small and a published base policy
     python benchmarks/start.py --config peg_fast --kinds diffusion_unet
 
-Starts `pdjax train` in a process of its own, with an empty cache of compiled programs and then with
-what the first start left there. Told are seconds from the process's start until the first epoch
-begins (imports, tracing, compiling, the base policy's interim evaluation) and until it is done. A
-row is appended to `benchmarks/results/start.jsonl`.
+Starts `pdjax train` in its own process, first with an empty cache of compiled programs and then
+with the cache that the first start left. It prints the seconds from the process's start until the
+first epoch begins (imports, tracing, compiling, the base policy's interim evaluation) and until it
+ends, and appends a row to `benchmarks/results/start.jsonl`.
 """
 
 import argparse
@@ -30,7 +30,7 @@ LIMIT_S = 600
 
 
 def start(config: str, base: Path, out: Path, cache: Path) -> dict[str, float]:
-    """Seconds to the beginning and the end of a run's first epoch; the run is then stopped."""
+    """Measures the seconds to the beginning and end of a run's first epoch, then stops the run."""
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     program = [
         sys.executable,
@@ -61,7 +61,7 @@ def start(config: str, base: Path, out: Path, cache: Path) -> dict[str, float]:
 
 
 def measure(config: str, kind: str) -> dict[str, Any]:
-    """A first and a second start under an untrained base policy."""
+    """Measures a first and a second start under an untrained base policy."""
     task_name = configs.load(config, []).task.name
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

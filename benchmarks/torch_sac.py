@@ -1,7 +1,8 @@
-"""The update of `pdjax.gradient_step` in plain PyTorch, for `update.py`: preset `pd`'s mathematics.
+"""The update of `pdjax.learner.gradient_step` in plain PyTorch, for `update.py`.
 
-Written as one would write it by hand: an `nn.Module` for each network, Adam as it comes, gradients
-clipped by norm. `update.py` checks that both give the same losses before it times anything.
+Has the mathematics of preset `pd`, written as one would write it by hand: an `nn.Module` for each
+network, plain Adam, gradients clipped by norm. Before timing anything, `update.py` checks that both
+give the same losses.
 """
 
 import math
@@ -13,7 +14,7 @@ from torch import nn
 
 
 def dense(params: dict[str, Any]) -> nn.Linear:
-    """A layer with the parameters of ours."""
+    """Makes a layer with our parameters."""
     kernel = np.asarray(params["kernel"])
     layer = nn.Linear(*kernel.shape)
     with torch.no_grad():
@@ -23,13 +24,13 @@ def dense(params: dict[str, Any]) -> nn.Linear:
 
 
 def hidden(params: dict[Any, Any]) -> nn.Sequential:
-    """ReLU layers with the parameters of ours."""
+    """Makes ReLU layers with our parameters."""
     layers = [dense(params[index]) for index in sorted(params)]
     return nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())))
 
 
 class Actor(nn.Module):
-    """Squashed Gaussian with bounds on its log standard deviation."""
+    """A squashed Gaussian with bounds on its log standard deviation."""
 
     def __init__(self, params: dict[str, Any], bounds: tuple[float, float]):
         super().__init__()
@@ -37,7 +38,7 @@ class Actor(nn.Module):
         self.mean, self.log_std = dense(params["mean"]), dense(params["log_std"])
 
     def forward(self, obs: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Action and its log probability."""
+        """Returns an action and its log probability."""
         x = self.hidden(obs)
         low, high = self.bounds
         log_std = low + 0.5 * (high - low) * (torch.tanh(self.log_std(x)) + 1)
@@ -48,14 +49,14 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """One value of an observation and an action."""
+    """The value of an observation and an action."""
 
     def __init__(self, params: dict[str, Any]):
         super().__init__()
         self.hidden, self.value = hidden(params["hidden"]), dense(params["value"])
 
     def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        """Values (batch,)."""
+        """Returns values (batch,)."""
         return self.value(self.hidden(torch.cat([obs, action], -1)))[..., 0]
 
 
@@ -63,11 +64,11 @@ class TorchSAC:
     """The learner; `update` is one gradient step.
 
     Args:
-      state: of our learner, whose parameters it starts from; twin critics.
+      state: our learner's state, whose parameters it starts from; twin critics.
       config: our `SACConfig`.
-      residual_scale: see `Hyperparams`, as is `target_entropy`.
+      residual_scale: see `Hyperparams`.
       target_entropy: nats.
-      compile: by torch.compile: each loss with its gradients.
+      compile: whether torch.compile compiles each loss with its gradients.
     """
 
     def __init__(
@@ -119,11 +120,11 @@ class TorchSAC:
         return loss, log_prob.detach()
 
     def update(self, batch: dict[str, torch.Tensor], noises: Any = None) -> tuple[float, float]:
-        """One gradient step; returns both losses.
+        """Takes one gradient step; returns both losses.
 
         Args:
-          batch: of tensors, named as in `types.Batch`.
-          noises: normal draws for next and present actions; None = drawn here.
+          batch: tensors, named as in `types.Batch`.
+          noises: normal draws for next and present actions; None = draw them here.
         """
         shape = batch["residual_action"].shape
         noises = noises or (torch.randn(shape), torch.randn(shape))

@@ -1,16 +1,17 @@
-"""Whole training in decisions per second, phase by phase.
+"""Measures whole training in decisions per second, phase by phase.
 
     python benchmarks/training.py                    # the published setting, and `fast`
 
-- published: preset `pd` on PegInsertionSide: 16 environments, batch 1,024, 0.25 updates a decision,
-  under an untrained U-Net of 4.45 M parameters with 4 DDIM steps, called once in 4 control steps;
+- published: preset `pd` on PegInsertionSide: 16 environments, batch 1,024, 0.25 updates per
+  decision, under an untrained U-Net of 4.45 M parameters with 4 DDIM steps, called once in 4
+  control steps;
 - fast: preset `fast` on AdroitDoor under an untrained MLP.
 
-Untrained policies cost what trained ones do, but for the contacts that they make. Figures are
-those of `pdjax profile`: an epoch with its part of evaluations, checkpoints and records; phases
-explain `explained` of it. `roofline_decisions_per_s` is what the machine's rate of a matrix product
-would allow if nothing but the products of an epoch took time. Rows are appended to
-`benchmarks/results/training.jsonl`.
+Untrained policies cost what trained ones do, except for the contacts that they make. Figures are
+those of `pdjax profile`: an epoch with its part of evaluations, checkpoints and records.
+`explained` is the share of the epoch that the phases add up to. `roofline_decisions_per_s` is the
+rate that the machine would reach if only the matrix products of an epoch took time. The program
+appends rows to `benchmarks/results/training.jsonl`.
 """
 
 import argparse
@@ -32,7 +33,7 @@ EPOCH = {"published": 512, "fast": 4_096}  # decisions
 
 
 def measure(name: str, repeats: int, overrides: list[str]) -> dict[str, Any]:
-    """One setting's profile, without advice."""
+    """Profiles one setting, without advice."""
     preset, task_name, kind = SETTINGS[name]
     with tempfile.TemporaryDirectory() as folder:
         path = save_base(Path(folder), kind, task_name)

@@ -1,19 +1,19 @@
-"""How long a gradient step of SAC takes: ours, PyTorch's and Brax's.
+"""Compares the time of a gradient step of SAC: ours, PyTorch's and Brax's.
 
     pip install torch                # for the rows of PyTorch; a CPU build is enough here
     python benchmarks/update.py      # batch 1,024, networks 3 x 256, sizes of PegInsertionSide
     python benchmarks/update.py --batch-size 256 --no-torch
 
-In turns in the same process, on one batch that lies on the device:
+They take turns in one process, on one batch that lies on the device:
 
-- ours: `SAC.update` of preset `pd`, a scan of updates in one program, as training takes them;
-- torch, torch.compile: the same mathematics (`torch_sac.py`), one step after another from Python;
-  checked first to give the same losses;
-- brax: the losses and optimiser steps of `brax.training.agents.sac`, joined as its `sgd_step` does,
+- ours: `SAC.update` of preset `pd`, a scan of updates in one program, as in training;
+- torch, torch.compile: the same mathematics (`torch_sac.py`), one step after another from Python,
+  after a check that its losses are the same;
+- brax: the losses and optimiser steps of `brax.training.agents.sac`, joined as in its `sgd_step`,
   in a scan as well, at the same widths and batch.
 
-Besides: the share of the rate of a plain matrix product that our update's products reach. A row is
-appended to `benchmarks/results/update.jsonl`.
+The program also measures which share of the rate of a plain matrix product our update reaches, and
+appends a row to `benchmarks/results/update.jsonl`.
 """
 
 import argparse
@@ -41,7 +41,7 @@ CHUNK = ACTION * HORIZON
 
 
 def make_batch(size: int) -> Batch:
-    """Transitions without a pattern."""
+    """Returns random transitions."""
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=(size, *shape)), jnp.float32)  # noqa: E731
     bounded = lambda: jnp.tanh(draw(CHUNK))  # noqa: E731
@@ -66,18 +66,18 @@ class Ours:
         self.state = jax.jit(self.sac.init)(jax.random.key(0))
 
     def one(self, state: SACState, key: Any):
-        """A gradient step."""
+        """Takes a gradient step."""
         return self.sac.update(state, self.batch, self.hyperparams, key)
 
     def program(self, steps: int) -> Callable[[], Any]:
-        """A scan over that many."""
+        """Makes a program that scans over `steps` gradient steps."""
         keys = jax.random.split(jax.random.key(1), steps)
         run = jax.jit(lambda state, keys: jax.lax.scan(self.one, state, keys))
         return lambda: run(self.state, keys)
 
 
 def make_brax(config: Config, batch: Batch, steps: int) -> Callable[[], Any]:
-    """Brax's losses and steps, joined as in its `train.sgd_step`."""
+    """Joins Brax's losses and steps as its `train.sgd_step` does."""
     import optax
     from brax.training import gradients, types
     from brax.training.agents.sac import losses, networks
@@ -126,7 +126,7 @@ def make_brax(config: Config, batch: Batch, steps: int) -> Callable[[], Any]:
 
 
 def make_torch(ours: Ours, config: Config, steps: int, compiled: bool) -> Callable[[], Any]:
-    """PyTorch's, after a check that its first losses are ours."""
+    """Makes PyTorch's loop, after a check that its first losses equal ours."""
     import torch
     from torch_sac import TorchSAC
 

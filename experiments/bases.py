@@ -1,15 +1,15 @@
-"""Base policies of all tasks: records demonstrations, imitates them, notes how good they are.
+"""Makes base policies of all tasks: records demonstrations, imitates them, measures the policies.
 
     python experiments/bases.py                              # tasks with an expert of their own
     python experiments/bases.py AdroitDoor --dapg dapg/      # with the published files of DAPG
     python experiments/bases.py PushChair --policy bet --seeds 0 1 2
     python experiments/bases.py StackCube --policy diffusion_paper bet_paper   # hours on a GPU
 
-A recipe says how much data and training leaves a policy worth refining: one that succeeds in 20 to
-80 % of episodes. Demonstrations and policies go to `runs/bases/`; a row for each policy is appended
-to `experiments/results/bases.jsonl`: its command lines, the expert's success, and the policy's over
-200 episodes with its 95 % interval, for families of objects on the held-out ones too. `KIND_paper`
-are the published networks and training, for the suite `paper`.
+A recipe chooses the amount of data and training so that the policy is worth refining: it succeeds
+in 20 to 80 % of episodes. Demonstrations and policies go to `runs/bases/`. For each policy a row
+goes to `experiments/results/bases.jsonl`: its command lines, the expert's success, and the policy's
+success over 200 episodes with a 95 % interval, on held-out objects too where a task has them.
+`KIND_paper` names the published networks and training, for the suite `paper`.
 """
 
 import argparse
@@ -25,14 +25,14 @@ EPISODES = 200
 
 
 class Recipe(NamedTuple):
-    """How a task's base policies are made.
+    """A recipe for the base policies of a task.
 
     Attributes:
-      episodes: demonstrations of the expert; 0 = a published file.
+      episodes: number of demonstrations of the expert; 0 = use a published file.
       flags: kind of policy -> flags of `pdjax imitate`.
-      source: file in the DAPG folder: a policy that demonstrates, or demonstrations; "" = the
-        task's scripted expert.
-      held_out: task with objects that the demonstrations do not show; "" = none.
+      source: file in the DAPG folder, with a policy that demonstrates or with demonstrations;
+        "" = the task's scripted expert.
+      held_out: task with objects that the demonstrations do not show; "" = there is none.
     """
 
     episodes: int
@@ -48,7 +48,7 @@ PAPER = {
     "bet_paper": "--policy bet --steps 200000 --eval-every 5000"
     " --set bet.obs_horizon=20 batch_size=2048 learning_rate=1e-4",
 }
-# What the source has otherwise for a task, after those.
+# Flags that the source changes for a task; they follow those above.
 PAPER_CHANGES = {
     ("PegInsertionSide", "bet_paper"): "bet.width=256",
     ("StackCube", "bet_paper"): "batch_size=4096 learning_rate=1e-3",
@@ -61,7 +61,7 @@ RECIPES = {
         100,
         {
             "diffusion": "--steps 3000 --set diffusion.hidden=512",
-            # Two observations, chunks and no dropout: else it copies its own history, imprecisely.
+            # Two observations, chunks, no dropout: else it copies its own history, imprecisely.
             "bet": "--steps 4000 --eval-every 1000 --set bet.act_horizon=4 bet.obs_horizon=2"
             " bet.dropout=0 bet.layers=2 batch_size=256",
         },
@@ -77,7 +77,7 @@ RECIPES = {
         {"diffusion": "--steps 4000", "bet": "--set bet.act_horizon=4"},
         held_out="PushChairHeldOut",
     ),
-    # Clones of the published policies hardly ever fail: stopped early, or of few demonstrations.
+    # Clones of the published policies hardly ever fail: stop early, or use few demonstrations.
     "AdroitDoor": Recipe(
         100,
         {
@@ -101,18 +101,18 @@ RECIPES = {
 
 
 def run(*arguments: object) -> tuple[str, dict[str, Any]]:
-    """Runs a pdjax command; returns its line and what it printed as JSON."""
+    """Runs a pdjax command; returns its command line and its JSON output."""
     line = ["pdjax", *(str(argument) for argument in arguments)]
     print("$", shlex.join(line), file=sys.stderr, flush=True)
     program = [sys.executable, "-m", "pdjax.commands.cli", *line[1:], "--json"]
     done = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        sys.exit(done.returncode)  # it has said why
+        sys.exit(done.returncode)  # the command has printed the reason
     return shlex.join(line), json.loads(done.stdout.splitlines()[-1])
 
 
 def demonstrate(task: str, recipe: Recipe, folder: Path, dapg: Path | None) -> dict[str, Any]:
-    """Records a task's demonstrations, unless they are there or published as a file."""
+    """Records a task's demonstrations, unless they exist or are published as a file."""
     if recipe.source and dapg is None:
         raise SystemExit(f"{task} needs {recipe.source}: name its folder with --dapg")
     if not recipe.episodes:
@@ -171,7 +171,7 @@ def make(task: str, policy: str, seed: int, args: argparse.Namespace) -> dict[st
 
 
 def main() -> None:
-    """Makes the policies that were asked for."""
+    """Makes the policies that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tasks", nargs="*", metavar="TASK", help="if none, all with an expert")
     parser.add_argument("--policy", nargs="+", default=["diffusion", "bet"])

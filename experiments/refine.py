@@ -1,11 +1,11 @@
-"""Refines recorded base policies and notes how it went: success against decisions and minutes.
+"""Refines recorded base policies and records success against decisions and minutes.
 
     python experiments/refine.py door_fast runs/bases/AdroitDoor/diffusion_seed0 --seeds 0 1 2
     python experiments/refine.py my_pd.yaml runs/bases/AdroitDoor/mlp_seed1 --label pd
 
-Bases come from `experiments/bases.py`. Runs go to `runs/refine/`; a row for each is appended to
-`experiments/results/refine.jsonl`: the command line, success of base and refined policy over 200
-paired episodes, the interim evaluations, and the largest fall of these below the best before.
+Base policies come from `experiments/bases.py`. Runs go to `runs/refine/`. For each run a row goes
+to `experiments/results/refine.jsonl`: the command line, success of base and refined policy over 200
+paired episodes, the interim evaluations, and how far one of these fell below the best before it.
 """
 
 import argparse
@@ -42,7 +42,7 @@ KEPT = (
 
 
 def refine(config: str, base: Path, label: str, seed: int, overrides: list[str]) -> dict[str, Any]:
-    """One run; returns its row."""
+    """Trains one run; returns its row."""
     out = Path("runs/refine") / f"{config}_{base.parent.name}_{base.name}_{label}_seed{seed}"
     command, result = run(
         "train",
@@ -68,7 +68,7 @@ def refine(config: str, base: Path, label: str, seed: int, overrides: list[str])
 
 
 def main() -> None:
-    """Refines what was asked for."""
+    """Refines the base policies that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="one that comes with pdjax, or a YAML file")
     parser.add_argument("base", type=Path, nargs="+", help="directories of base policies")

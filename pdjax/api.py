@@ -23,7 +23,7 @@ from pdjax.config import files as configs
 from pdjax.config.fields import BasePolicyConfig, Config
 from pdjax.config.presets import PRESETS
 from pdjax.config.schema import ConfigError
-from pdjax.output import records
+from pdjax.output import records, terminal
 from pdjax.prepare import imitate as imitation
 from pdjax.prepare import screen as screening
 from pdjax.prepare import wrap as wrapping

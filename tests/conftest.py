@@ -14,8 +14,13 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1]
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
 import mujoco  # noqa: E402
 import pytest  # noqa: E402
+
+# In the tests, every call of a function of the learner checks the shapes that its annotations name.
+# It has to come before the first import of pdjax.
+jaxtyping.install_import_hook("pdjax.learner", "beartype.beartype")
 
 # MuJoCo writes its warnings, which some tests provoke, to a file in the current folder.
 log = mujoco.MjLogConfig.get()

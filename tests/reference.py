@@ -1,10 +1,10 @@
-"""One SAC update of the residual policy in plain NumPy float64, gradients written by hand.
+"""One SAC update of the residual policy in plain NumPy float64, with gradients written by hand.
 
-Written from the formulas, apart from pdjax.sac, so that the two can be compared. It has no random
-numbers of its own: the caller passes the normal noise of both draws. pdjax.sac takes them from
-    key_next, key_actor = jax.random.split(key)
-    noise_next, noise_actor = (jax.random.normal(k, (batch, chunk_dim)) for k in both)
-Parameters of one network are a flat dict such as {"hidden/0/kernel": (in, out), ...}.
+It is written from the formulas and independent of pdjax.learner, so that the two can be compared.
+It draws no random numbers: the caller passes the normal noise of both draws, which pdjax takes from
+    key_next, key_actor, key_subset = jax.random.split(key, 3)
+    noise_next, noise_actor = (jax.random.normal(k, (batch, chunk_dim)) for k in the first two)
+The parameters of one network are a flat dict such as {"hidden/0/kernel": (in, out), ...}.
 """
 
 from typing import NamedTuple
@@ -31,7 +31,7 @@ class Settings(NamedTuple):
 
 
 class Learner:
-    """Actor, critics, target critics, temperature and their Adam moments; `update` changes them."""
+    """Holds actor, critics, target critics, temperature and Adam moments; `update` changes them."""
 
     def __init__(self, actor, critics, targets, log_temperature, settings):
         self.actor = actor
@@ -43,9 +43,9 @@ class Learner:
         self.moments = {}
 
     def update(self, batch, noise_next, noise_actor, subset=None):
-        """One step on a batch of NumPy arrays; returns the metrics.
+        """Takes one step on a batch of NumPy arrays and returns the metrics.
 
-        `subset`: indices of the target critics whose least value counts; all if None.
+        `subset` holds the indices of the target critics whose least value counts; None means all.
         """
         s = self.settings
         temperature = np.exp(self.log_temperature)
@@ -55,14 +55,14 @@ class Learner:
         residual, log_prob, _ = self._draw(batch.next_obs, batch.next_base_action, noise_next)
         next_in = self._critic_input(batch.next_obs, batch.next_base_action, residual)
         targets = self.targets if subset is None else [self.targets[i] for i in subset]
-        next_values = np.min([forward(p, next_in, "value")[0][:, 0] for p in targets], 0)
+        next_values = np.min([forward(p, next_in, "value")[0][0][:, 0] for p in targets], 0)
         target = batch.reward + batch.discount * (next_values - temperature * log_prob)
 
         # critics: sum_i mean (Q_i - y)^2, every critic clipped and moved by itself
         critic_in = self._critic_input(batch.obs, batch.base_action, batch.residual_action)
         loss, norms, means = 0.0, [], []
         for index, params in enumerate(self.critics):
-            values, cache = forward(params, critic_in, "value")
+            (values,), cache = forward(params, critic_in, "value")
             error = values[:, 0] - target
             loss += np.sum(weight * error**2)
             means.append(np.sum(weight * values[:, 0]))
@@ -97,7 +97,7 @@ class Learner:
         residual, log_prob, (cache, std, raw) = self._draw(batch.obs, batch.base_action, noise)
         critic_in = self._critic_input(batch.obs, batch.base_action, residual)
         outputs = [forward(params, critic_in, "value") for params in self.critics]
-        values = np.stack([value[:, 0] for value, _ in outputs])
+        values = np.stack([value[:, 0] for (value,), _ in outputs])
         chosen = np.argmin(values, axis=0)
 
         d_input = np.zeros_like(critic_in)  # of the loss, through the least critic of each row
@@ -183,7 +183,7 @@ class Learner:
 
 
 def forward(params, x, *heads):
-    """Hidden layers (Dense, LayerNorm if there is one, ReLU) and heads; returns outputs, cache."""
+    """Applies hidden layers (Dense, optional LayerNorm, ReLU) and heads; returns outputs, cache."""
     layers, index = [], 0
     while f"hidden/{index}/kernel" in params:
         below = x
@@ -197,11 +197,11 @@ def forward(params, x, *heads):
         layers.append((below, norm, x > 0))
         index += 1
     outputs = [x @ params[f"{head}/kernel"] + params[f"{head}/bias"] for head in heads]
-    return outputs[0] if len(heads) == 1 else outputs, (layers, x)
+    return outputs, (layers, x)
 
 
 def backward(params, cache, d_heads):
-    """Gradients of all parameters and of the input, given those of the heads' outputs."""
+    """Returns the gradients of all parameters and of the input, from those of the outputs."""
     layers, features = cache
     grads, d_x = {}, 0.0
     for head, d_out in d_heads.items():

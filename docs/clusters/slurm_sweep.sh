@@ -1,5 +1,5 @@
 #!/bin/bash
-# A sweep on four nodes: Ray on all of them, trials wherever a GPU is free.
+# Runs a sweep on four nodes: Ray on all of them, trials wherever a GPU is free.
 # sbatch docs/clusters/slurm_sweep.sh suite.yaml
 #SBATCH --job-name=pdjax-sweep
 #SBATCH --nodes=4
@@ -18,7 +18,7 @@ PROJECT=${PROJECT:-$SLURM_SUBMIT_DIR}   # shared by all nodes: the environment, 
 cd "$PROJECT"
 source .venv/bin/activate
 
-# All nodes of the job know one secret; others on the network do not.
+# The nodes of the job share a secret that others on the network do not know.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$PROJECT/.ray_token_$SLURM_JOB_ID
 (umask 077 && python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$RAY_AUTH_TOKEN_PATH")
 trap 'rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
@@ -34,13 +34,13 @@ if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
         --exclude="$HEAD" ray start --address="$HEAD:$PORT" "${OPTIONS[@]}" &
 fi
 
-# SIGTERM, five minutes before the time is up, saves and ends with 3; the job then queues again.
+# Five minutes before the time limit SIGTERM saves and ends the sweep with 3; the job then requeues.
 pdjax sweep "$SPEC" --address "$HEAD:$PORT" --resume &
 SWEEP=$!
 trap 'kill -TERM $SWEEP' TERM
 set +e
 wait $SWEEP
 CODE=$?
-if [ $CODE -gt 128 ]; then wait $SWEEP; CODE=$?; fi   # it was the waiting that the signal ended
+if [ $CODE -gt 128 ]; then wait $SWEEP; CODE=$?; fi   # the signal ended the first wait, not the sweep
 if [ $CODE -eq 3 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit $CODE

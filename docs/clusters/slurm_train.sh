@@ -1,5 +1,6 @@
 #!/bin/bash
-# One run on two nodes of four GPUs: a process for each GPU.  sbatch docs/clusters/slurm_train.sh
+# Trains one run on two nodes with four GPUs each, one process per GPU.
+# sbatch docs/clusters/slurm_train.sh
 #SBATCH --job-name=pdjax-train
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4
@@ -16,8 +17,8 @@ PROJECT=${PROJECT:-$SLURM_SUBMIT_DIR}   # shared by all nodes: the environment, 
 cd "$PROJECT"
 source .venv/bin/activate
 
-# Slurm tells each process which one it is. Two minutes before the time is up all of them get
-# SIGTERM, save after the same epoch and end with 3; the job then queues again and goes on there.
+# Slurm gives each process its number. Two minutes before the time limit all of them get SIGTERM, save
+# after the same epoch and end with 3; the job then requeues and goes on from there.
 CODE=0
 srun --kill-on-bad-exit=1 pdjax train fast/peg_diffusion \
     --coordinator auto --resume --out runs/peg-two-nodes \

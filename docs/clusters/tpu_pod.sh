@@ -1,7 +1,8 @@
 #!/bin/bash
-# One run on all hosts of a TPU slice:  ZONE=... SLICE=... SHARE=host:/export docs/clusters/tpu_pod.sh
+# Trains one run on all hosts of a TPU slice:
+# ZONE=... SLICE=... SHARE=host:/export docs/clusters/tpu_pod.sh
 # SHARE is an NFS export that the hosts can mount (Filestore); it holds pdjax's source in pdjax/,
-# the base policy and the run. Called again, it goes on where the run stopped.
+# the base policy and the run. Call it again to go on where the run stopped.
 set -euo pipefail
 : "${ZONE:?}" "${SLICE:?}" "${SHARE:?}"
 TYPE=${TYPE:-v5litepod-16}
@@ -16,8 +17,8 @@ on_all "sudo apt-get -qq install -y nfs-common
     pip install -q uv && ~/.local/bin/uv venv -q --allow-existing --python 3.12 ~/venv
     ~/.local/bin/uv pip install -q --python ~/venv/bin/python 'jax[tpu]' /shared/pdjax"
 
-# JAX asks the slice which process each host is. Environments are split over all chips: 4,096 for
-# each of 16 here; physics is MJX.
+# JAX asks the slice for each host's process number. Environments are split over all chips, here 4,096
+# on each of 16; the physics engine is MJX.
 on_all "cd /shared && ~/venv/bin/pdjax train fast/peg_diffusion --coordinator auto --resume \
     --out runs/peg-tpu --set task.physics=mjx train.num_envs=65536 train.decisions_per_round=65536 \
     train.decisions_per_epoch=524288 train.total_decisions=10000000 \

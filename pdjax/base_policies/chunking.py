@@ -62,7 +62,7 @@ def training_windows(
 
 
 def executed_part(prediction: Array, obs_horizon: int, act_horizon: int) -> Array:
-    """Returns the actions (act_horizon, act_dim) to execute of a (pred_horizon, act_dim) prediction."""
+    """Returns the executed part (act_horizon, act_dim) of a prediction (pred_horizon, act_dim)."""
     return prediction[obs_horizon - 1 : obs_horizon - 1 + act_horizon]
 
 

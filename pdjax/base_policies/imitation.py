@@ -63,12 +63,12 @@ class Trainer(NamedTuple):
     """Trains one policy on one set of demonstrations.
 
     Attributes:
-      block: largest number of gradient steps of one `advance`.
+      block: largest number of gradient steps in one `advance`.
       init: () -> ImitationState.
-      advance: (state, steps=block) -> (state, losses); the state is donated; losses: `train_loss`,
-        the mean over the steps, and `validation_loss`. All numbers of steps below `block` share one
-        program of their own.
-      make_policy: (state) -> BasePolicy of the averaged parameters.
+      advance: (state, steps=block) -> (state, losses). The state is donated. The losses are
+        `train_loss`, the mean over the steps, and `validation_loss`. A second compiled program
+        serves every number of steps below `block`.
+      make_policy: (state) -> BasePolicy with the averaged parameters.
     """
 
     block: int
@@ -214,7 +214,7 @@ def _advance(step, block: int, state: ImitationState, windows: Windows):
 
 
 def _advance_part(step, state: ImitationState, windows: Windows, steps: Array | int):
-    """The same for any number of steps from 1, which is no constant of the program."""
+    """Takes `steps` gradient steps, at least 1; the program does not depend on their number."""
 
     def add(_, carry):
         state, total = carry

@@ -8,7 +8,6 @@ import _thread
 import argparse
 import contextlib
 import dataclasses
-import importlib.metadata
 import inspect
 import json
 import os
@@ -21,10 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
+import pdjax
 from pdjax.base_policies import settings
 from pdjax.commands.table import COMMANDS, GROUPS, Command
-from pdjax.config import fields, presets, schema
+from pdjax.config import fields, schema
 from pdjax.config import files as configs
+from pdjax.config.presets import PRESETS
 from pdjax.config.schema import ConfigError, Option
 from pdjax.sweep import spec
 
@@ -69,7 +70,7 @@ class _Version(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **more)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        print(f"pdjax {importlib.metadata.version('pdjax')}")
+        print(f"pdjax {pdjax.__version__}")
         parser.exit()
 
 
@@ -176,7 +177,7 @@ def _config_help() -> str:
     lines = [
         f"\nconfigs that come with pdjax: {', '.join(configs.known_configs())}",
         f"(TASK: {tasks}; KIND: {kinds})",
-        f"presets: {', '.join(presets.PRESETS)}; `preset: NAME` in a file starts from one of them,"
+        f"presets: {', '.join(PRESETS)}; `preset: NAME` in a file starts from one of them,"
         " or from a config that comes with pdjax",
         "config keys, in a YAML file or after --set (type, default = preset pd):",
     ]

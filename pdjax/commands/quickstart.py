@@ -1,4 +1,4 @@
-"""The main job from nothing, in minutes: demonstrations, imitation, refinement, evaluation."""
+"""Runs the whole chain in minutes: demonstrations, imitation, refinement, evaluation, video."""
 
 import json
 import time
@@ -22,11 +22,11 @@ SEEDS_APART = 1_000_000  # between the demonstrations of two neighbouring seeds:
 
 
 def quickstart(out: Path, seed: int) -> dict[str, Any]:
-    """Runs the whole chain into one directory and prints what came of it.
+    """Runs the whole chain into one directory and prints the result.
 
     Args:
-      out: new or empty; gets `demos.h5`, `base/`, the run in `run/`, and copies of what people
-        look at first: `result.json`, `learning_curve.png`, `base_and_refined.mp4`.
+      out: new or empty; receives `demos.h5`, `base/`, the run in `run/`, and what people look at
+        first: `result.json`, `learning_curve.png` and `base_and_refined.mp4`.
       seed: of everything random; 0 to 2**31 - 1.
 
     Returns:
@@ -34,18 +34,20 @@ def quickstart(out: Path, seed: int) -> dict[str, Any]:
     """
     start = time.monotonic()
     new_directory(out)
-    terminal.say(f"1/4 demonstrations of {TASK} by its scripted expert", "bold")
+    terminal.say(f"1/4 recording demonstrations of {TASK} by its scripted expert", "bold")
     demonstrate.record_demonstrations(
         TASK, out / "demos.h5", EPISODES, first_episode(seed), noise=0.03
     )
-    terminal.say("2/4 a diffusion policy imitates them", "bold")
+    terminal.say("2/4 training a diffusion policy on them", "bold")
     imitation = ImitationConfig(steps=IMITATION_STEPS, seed=seed)
     imitate.train_base_policy(out / "demos.h5", TASK, out / "base", imitation, eval_episodes=0)
-    terminal.say("3/4 a bounded residual refines it; the base policy stays frozen", "bold")
+    terminal.say(
+        "3/4 refining it by a bounded residual policy; the base policy stays frozen", "bold"
+    )
     base = json.dumps(str(out / "base"))  # quoted for YAML
     config = configs.load("peg_fast", [f"base_policy.path={base}", f"seed={seed}"])
     result = runner.run(config, out / "run")
-    terminal.say("4/4 a video of both", "bold")
+    terminal.say("4/4 rendering a video of both", "bold")
     video = _try_video(result.directory, out / "base_and_refined.mp4")
     summary = result.summary | {"wall_s": time.monotonic() - start, "video": video}
     write_result(out, summary)
@@ -64,7 +66,7 @@ def first_episode(seed: int) -> int:
 
 
 def _try_video(run: Path, path: Path) -> str | None:
-    """Renders where this machine can; says why where it cannot."""
+    """Renders a video if this machine can, else prints why not; returns its path or None."""
     try:
         render.render_run(run, path, episodes=1, seed=20_000)
     except RenderError as error:

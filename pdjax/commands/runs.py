@@ -208,7 +208,7 @@ class Render:
             raise ConfigError(f"--grid got {self.grid!r}, expected ROWSxCOLUMNS such as 4x4")
         grid = int(match[1]), int(match[2])
         result = render.render_run(self.run_directory, self.out, self.episodes, self.seed, grid)
-        terminal.say(f"written {self.out}")
+        terminal.say(f"written to {self.out}")
         return result
 
 

@@ -173,8 +173,8 @@ class SACConfig:
     final_penalty: Annotated[NonNegative, Sweepable()] = 0.0
     """Penalty that residual_penalty tends to; needs penalty_half_life."""
     smoothness_penalty: Annotated[float, Sweepable(is_switch=True)] = 0.0
-    """Weight of the mean squared change of the residual from one decision to the next, in the
-    residual policy's loss."""
+    """Weight of the mean squared change of the residual over a transition, which spans n_step
+    decisions, in the residual policy's loss."""
     n_step: Count = 1
     """Decisions of reward that a target sums before it continues with the critics' value."""
     reward_offset: Annotated[float, Sweepable()] = -1.0

@@ -144,6 +144,19 @@ def load_of_run(directory: Path, overrides: typing.Sequence[str] = ()) -> Config
     return load(str(path), [own, *overrides])
 
 
+def check_base_of_run(directory: Path) -> None:
+    """Checks that a run's directory holds a copy of its base policy.
+
+    Raises:
+      ConfigError: it does not: the policy existed only in memory.
+    """
+    if not (directory / "base_policy").is_dir():
+        raise ConfigError(
+            f"{directory} refines a base policy that existed only in memory; pass it as base= to"
+            " pdjax.resume, pdjax.evaluate or pdjax.export"
+        )
+
+
 def configs() -> dict[str, Path]:
     """Returns the files of the shipped run configs by name.
 

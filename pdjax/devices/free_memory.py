@@ -1,34 +1,34 @@
-"""How much memory this process may still take, as the operating system tells it.
+"""Finds how much memory this process can still get, from what the operating system reports.
 
-Linux only; elsewhere nothing is known. Reads files of the kernel, so it is not pure.
+Works on Linux; elsewhere nothing is known. Not pure: it reads files of the kernel.
 """
 
 import sys
 from pathlib import Path
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
-# Of each version: limit, use, and the part of the use that the kernel gives up when asked.
+# In each version: the limit, the use, and the part of the use that the kernel frees on demand.
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 V2 = ("memory.max", "memory.current", "inactive_file")
 
 
 def free_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
-    """Bytes that this process can still get; None where the machine does not say.
+    """Returns the bytes that this process can still get; None if the machine does not say.
 
-    The least of what the machine has left without swapping, what the control groups (versions 1 and
-    2) of the process leave it, and what its limit on address space (`ulimit -v`) does.
+    Three limits count, and the smallest decides: the machine's memory without swapping, the
+    process's control groups (versions 1 and 2), and its address space (`ulimit -v`).
     """
     found = [*_machine_left(proc), *_cgroups_left(proc, cgroups), *_address_space_left(proc)]
     return max(min(found), 0) if found else None
 
 
 def resident_memory(proc: Path = PROC) -> int:
-    """Bytes of memory that this process has; 0 where the machine does not say."""
+    """Returns the bytes of memory that this process holds; 0 if the machine does not say."""
     return _lines(proc / "self/status").get("VmRSS", 0)
 
 
 def _lines(path: Path) -> dict[str, int]:
-    """Name -> bytes in a file of lines such as `VmRSS: 12 kB` or `inactive_file 12`."""
+    """Returns name -> bytes for a file of lines such as `VmRSS: 12 kB` or `inactive_file 12`."""
     if not path.is_file():
         return {}
     words = [line.replace(":", " ").split() for line in path.read_text().splitlines()]
@@ -45,7 +45,7 @@ def _machine_left(proc: Path) -> list[int]:
 
 
 def _cgroups_left(proc: Path, cgroups: Path) -> list[int]:
-    """Of each limited group that the process is in, and of each group that holds this one."""
+    """Returns what each limited group leaves: the process's own groups and all above them."""
     memberships = proc / "self/cgroup"
     if not memberships.is_file():
         return []

@@ -1,9 +1,10 @@
-"""This file is not pure: one run on several processes, on one machine or many, by jax.distributed.
+"""Runs one training on several processes, on one machine or many, with jax.distributed.
 
-Every process runs the same program on its own devices. The first one is the writer: it alone shows
-and records things, while Orbax writes the checkpoints of all. Whatever may fail, or be asked for,
-in one process only goes through `agree` or `any_of`, so that none waits for one that is gone. The
-only memory here is which process this is; in one that is alone nothing here does anything.
+Every process runs the same program on its own devices. Process 0 is the writer: only it prints and
+records, while Orbax writes the checkpoints of all. Anything that can fail or happen in one process
+alone goes through `agree` or `any_of`, so that no process waits for one that is gone. In a single
+process, nothing here has any effect. Not pure: it remembers which process this is, and talks to the
+others.
 """
 
 import hashlib
@@ -23,22 +24,22 @@ from pdjax.config.schema import ConfigError
 T = TypeVar("T")
 
 PATIENCE = 300  # s in which all processes must have been started
-MESSAGE = 1_000  # bytes of what went wrong, as other processes hear of it
+MESSAGE = 1_000  # bytes of an error message that other processes receive
 
 _index, _count = 0, 1
 
 
 def join(coordinator: str, process: str = "") -> None:
-    """Joins the processes of a run; before anything of JAX is used.
+    """Joins the processes of a run; must be called before JAX is used.
 
     Args:
-      coordinator: HOST:PORT of process 0; `auto` = as Slurm, Open MPI, Kubernetes or a TPU pod
-        tell; "" = the environment's JAX_COORDINATOR_ADDRESS, or alone where there is none.
-      process: INDEX/COUNT of this one; "" = the environment's JAX_PROCESS_ID and JAX_NUM_PROCESSES,
-        or as the cluster tells.
+      coordinator: HOST:PORT of process 0; `auto` = what Slurm, Open MPI, Kubernetes or the TPU pod
+        says; "" = the environment's JAX_COORDINATOR_ADDRESS, or a single process without it.
+      process: INDEX/COUNT of this process; "" = the environment's JAX_PROCESS_ID and
+        JAX_NUM_PROCESSES, or what the cluster says.
 
     Raises:
-      ConfigError: not enough is known, or the processes do not find each other.
+      ConfigError: the address or the number is missing, or the processes do not find each other.
     """
     global _index, _count
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "")
@@ -54,21 +55,21 @@ def join(coordinator: str, process: str = "") -> None:
     try:
         address = None if coordinator == "auto" else coordinator
         jax.distributed.initialize(address, count, index, initialization_timeout=PATIENCE)
-    except ValueError:  # what is missing is named in JAX's words
+    except ValueError:  # JAX's message says what is missing in its own terms
         raise ConfigError(
-            f"--coordinator {coordinator}: nothing tells which process this is; give --process"
-            " INDEX/COUNT, or start it by Slurm, Open MPI, Kubernetes or on a TPU pod"
+            f"--coordinator {coordinator}: nothing says which process this is; give --process"
+            " INDEX/COUNT, or start it with Slurm, Open MPI, Kubernetes or on a TPU pod"
         ) from None
     except RuntimeError as error:
         reason = str(error).splitlines()[0][:200]
         raise ConfigError(
-            f"cannot join the run at {coordinator}: {reason}; choose another port, or mend that"
+            f"cannot join the run at {coordinator}: {reason}; fix that, or choose another port"
         ) from None
     _index, _count = jax.process_index(), jax.process_count()
 
 
 def _numbers(process: str) -> tuple[int | None, int | None]:
-    """Index and count; None where the cluster has to tell."""
+    """Returns index and count; None if the cluster must say."""
     if not process:
         named = (os.environ.get(name) for name in ("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"))
         process = "/".join(text for text in named if text)
@@ -81,7 +82,7 @@ def _numbers(process: str) -> tuple[int | None, int | None]:
 
 
 def _wait_for(coordinator: str) -> None:
-    """Waits until process 0 answers: JAX itself would end without a word that helps."""
+    """Waits until process 0 answers; JAX itself would end without a helpful message."""
     host, port = coordinator.rsplit(":", 1)
     deadline, reason = time.monotonic() + PATIENCE, ""
     while time.monotonic() < deadline:
@@ -98,15 +99,15 @@ def _wait_for(coordinator: str) -> None:
 
 
 class ProcessLostError(RuntimeError):
-    """Another process of the run is gone."""
+    """Says that another process of the run is gone."""
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Within: what JAX says of a connection that broke is said in the words of `ProcessLostError`.
+    """Turns JAX's error about a broken connection into a `ProcessLostError`.
 
     Raises:
-      ProcessLostError: where several processes train, in the place of JAX's error.
+      ProcessLostError: instead of JAX's error, if several processes train.
     """
     try:
         yield
@@ -115,36 +116,39 @@ def together() -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0][:200]
         raise ProcessLostError(
-            f"another process of this run is gone, or cannot be reached ({reason}); start all of"
-            " them again, with --resume"
+            f"another process of this run is gone or cannot be reached ({reason}); start all of"
+            " them again with --resume"
         ) from error
 
 
 def is_writer() -> bool:
-    """Whether this process is the one that shows and records."""
+    """Returns whether this process is the one that prints and records."""
     return _index == 0
 
 
 def is_shared() -> bool:
-    """Whether several processes train this run."""
+    """Returns whether several processes train this run."""
     return _count > 1
 
 
 def by_writer(action: Callable[[], Any]) -> None:
-    """Does something in the writing process, while all others wait for it.
+    """Calls `action` in the writing process, while all others wait for it.
 
     Raises:
-      ConfigError: in all processes where the writer meets one.
+      ConfigError: in all processes, if `action` raises one in the writer.
     """
     agree(action if is_writer() else lambda: None)
 
 
 def agree(action: Callable[[], T]) -> T:
-    """Does something in every process; where it fails in one, it fails in all.
+    """Calls `action` in every process; if it fails in one, it fails in all.
+
+    Returns:
+      What `action` returns in this process.
 
     Raises:
-      Exception: whatever `action` raises here.
-      ConfigError: what it raised in another process, in words.
+      Exception: whatever `action` raises in this process.
+      ConfigError: the message of what `action` raised in another process.
     """
     if _count == 1:
         return action()
@@ -152,7 +156,7 @@ def agree(action: Callable[[], T]) -> T:
     result: Any = None
     try:
         result = action()
-    except Exception as error:  # whatever it is, the others must hear of it
+    except Exception as error:  # the other processes must know, whatever it is
         mine = error
     words = "" if mine is None else f"{mine or type(mine).__name__}"
     found = _gather(words)
@@ -167,8 +171,12 @@ def agree(action: Callable[[], T]) -> T:
 def check_same(what: str, tree: Any) -> None:
     """Checks that all processes have the same arrays and values.
 
+    Args:
+      what: a name for them, for the error.
+      tree: of arrays, numbers and strings.
+
     Raises:
-      ConfigError: in all of them, naming those that differ from the first.
+      ConfigError: in all processes, with the numbers of those that differ from process 0.
     """
     if _count == 1:
         return
@@ -179,12 +187,13 @@ def check_same(what: str, tree: Any) -> None:
     others = [str(index) for index, text in enumerate(found) if text != found[0]]
     if others:
         raise ConfigError(
-            f"process {', '.join(others)} has another {what} than process 0; give all the same"
+            f"process {', '.join(others)} has another {what} than process 0; start all processes"
+            " with the same command"
         )
 
 
 def any_of(number: int) -> int:
-    """The largest of the numbers that the processes bring, in all of them."""
+    """Returns the largest of the processes' numbers, in all of them."""
     if _count == 1:
         return number
     from jax.experimental import multihost_utils
@@ -193,7 +202,7 @@ def any_of(number: int) -> int:
 
 
 def _gather(text: str) -> list[str]:
-    """What each process says, in all of them."""
+    """Returns the texts of all processes, in all of them."""
     from jax.experimental import multihost_utils
 
     padded = np.zeros(MESSAGE, np.uint8)

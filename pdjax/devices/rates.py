@@ -1,8 +1,8 @@
-"""What a machine gives at most, and what a program asks of it.
+"""Measures a machine's peak rates, and counts the operations of a program.
 
-XLA's cost analysis counts the body of a loop once, however often it runs. Operations are therefore
-counted on the jaxpr, where a scan says its length: multiplications and additions of matrix
-products and convolutions, which is where they are in networks.
+XLA's cost analysis counts the body of a loop once, no matter how often it runs. So operations are
+counted on the jaxpr, where a scan states its length: the multiplications and additions of matrix
+products and convolutions, which are nearly all operations of a network.
 """
 
 import math
@@ -19,12 +19,12 @@ TURNS = 10
 
 
 class Machine(NamedTuple):
-    """Most that this machine was seen to give, float32, by plain XLA programs.
+    """The highest rates that plain XLA programs in float32 reached on this machine.
 
     Attributes:
-      flops: floating-point operations per second, of a product of two 1,024 x 1,024 matrices.
-      bytes: per second, read and written, of x + 1 over 64 MiB, again and again in one program:
-        fresh memory for each result would be counted as well.
+      flops: floating-point operations per second in a product of two 1,024 x 1,024 matrices.
+      bytes: bytes per second, read and written, in x + 1 over 64 MiB. One program repeats it, so
+        that allocating fresh memory for each result does not count.
     """
 
     flops: float
@@ -32,7 +32,7 @@ class Machine(NamedTuple):
 
 
 def measure() -> Machine:
-    """Measures both; the best of some turns, in about a second."""
+    """Measures both rates, each the best of several turns; takes about a second."""
     multiply, matrices, flops = product()
     array = jnp.zeros(MEGABYTES * 2**18)
     again = jax.jit(lambda x: jax.lax.fori_loop(0, TURNS, lambda _, x: x + 1, x))
@@ -42,13 +42,13 @@ def measure() -> Machine:
 
 
 def product() -> tuple[Callable[..., Any], Any, int]:
-    """A plain float32 product of two square matrices: (function, arguments, operations)."""
+    """Returns a float32 product of two square matrices as (function, arguments, operations)."""
     matrices = jax.random.normal(jax.random.key(0), (2, SIZE, SIZE))
     return jax.jit(jnp.matmul), matrices, 2 * SIZE**3
 
 
 def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
-    """Seconds until the result is there, and the result."""
+    """Calls a function; returns the seconds until its result is ready, and the result."""
     began = time.perf_counter()
     result = jax.block_until_ready(function(*arguments))
     return time.perf_counter() - began, result
@@ -60,9 +60,9 @@ def _best(function: Callable[..., Any], *arguments: Any) -> float:
 
 
 def count_flops(function: Callable[..., Any], *arguments: Any) -> float:
-    """Operations of matrix products and convolutions in one call; see above.
+    """Counts the operations of matrix products and convolutions in one call.
 
-    Of a `cond` the dearest branch counts; the body of a `while_loop` counts once.
+    Counts the most expensive branch of a `cond`, and the body of a `while_loop` once.
     """
     return _count(jax.make_jaxpr(function)(*arguments))
 
@@ -89,6 +89,6 @@ def _count(jaxpr: Any) -> float:
 
 
 def _jaxprs(value: Any) -> list[Any]:
-    """The jaxprs in a parameter of an equation."""
+    """Returns the jaxprs in a parameter of an equation."""
     values = value if isinstance(value, tuple | list) else [value]
     return [value for value in values if hasattr(getattr(value, "jaxpr", value), "eqns")]

@@ -1,10 +1,10 @@
-"""Data parallelism: what is split over the devices of a mesh, and what each of them holds whole.
+"""Data parallelism: what is split over the devices of a mesh, and what every device holds whole.
 
 Environments, their part of the replay and each batch are split; parameters, optimisers, counters
 and keys are on every device. The mathematics is that of one device: batch sizes are global, and
-XLA adds what the devices must tell each other (GSPMD). What concerns one environment alone - its
-physics, its base policy, its new episodes - runs where the environment lives (`by_env`). Devices
-may belong to several processes, see `distributed`.
+XLA adds the communication between devices (GSPMD). Whatever concerns a single environment - its
+physics, its base policy, its new episodes - runs on that environment's device (`by_env`). Devices
+may belong to several processes, see `processes`.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,10 @@ AXIS = "envs"
 
 
 def make_mesh(config: Config) -> Mesh:
-    """A mesh of one axis over the first `devices` of JAX's devices.
+    """Makes a mesh of one axis over the first `train.devices` of JAX's devices.
 
     Raises:
-      ConfigError: there are not as many, or environments cannot be dealt out evenly.
+      ConfigError: there are fewer devices, or they cannot share environments and batches equally.
     """
     found, wanted = jax.devices(), config.train.devices
     if wanted not in (0, len(found)) and jax.process_count() > 1:
@@ -46,18 +46,18 @@ def make_mesh(config: Config) -> Mesh:
 
 
 def make_playing_mesh(config: Config) -> Mesh:
-    """A mesh to play a finished run on: as many devices as in training, or all that there are.
+    """Makes a mesh to play a finished run on: as many devices as in training, or all there are.
 
-    Unlike `make_mesh` it refuses nothing: a run that was trained on several devices plays on one.
+    Unlike `make_mesh`, it refuses nothing: a run that was trained on several devices plays on one.
     """
     found = jax.devices()
     return Mesh(np.asarray(found[: config.train.devices or None]), (AXIS,))
 
 
 def copy_to_all(mesh: Mesh, tree: Any) -> Any:
-    """A tree of arrays as every device of a mesh holds it whole; the same tree on one device.
+    """Copies a tree of arrays to every device of a mesh; on one device, returns it as it is.
 
-    With several processes each must bring the same arrays.
+    With several processes, each must pass the same arrays.
     """
     if mesh.size == 1:
         return tree
@@ -65,15 +65,15 @@ def copy_to_all(mesh: Mesh, tree: Any) -> Any:
 
 
 def place(tree: Any, there: Any) -> Any:
-    """Arrays where shardings say; those that are elsewhere are given away.
+    """Moves arrays to where shardings say; arrays that move are donated.
 
     Args:
       tree: of arrays.
-      there: a sharding of all, or a tree of shardings, each of what is below it.
+      there: one sharding for all, or a tree of shardings, each for everything below it.
     """
     if all(sharding.is_fully_addressable for sharding in jax.tree.leaves(there)):
         return jax.device_put(tree, there)
-    # `device_put` takes no keys to other processes' devices
+    # `device_put` cannot move keys to other processes' devices
     return jax.jit(_same, out_shardings=there, donate_argnums=0)(tree)
 
 
@@ -84,7 +84,7 @@ def _same(tree: Any) -> Any:
 def split(mesh: Mesh | None, tree: Any) -> Any:
     """Asks for leaves (n, ...) to be split along their first axis, inside a jitted function.
 
-    Does nothing without a mesh, or where n is no multiple of its devices.
+    Does nothing without a mesh, or if n is not a multiple of its devices.
     """
     if mesh is None or len(jax.tree.leaves(tree)[0]) % mesh.size:
         return tree
@@ -92,17 +92,17 @@ def split(mesh: Mesh | None, tree: Any) -> Any:
 
 
 def by_env(mesh: Mesh | None, function: Callable[..., Any], results: Any = None):
-    """A function of environments that each device runs for its own, telling others nothing.
+    """Makes each device run a function for its own environments, without communication.
 
-    Without it XLA would have to divide calls of the host (native physics, wrapped policies), which
-    it cannot, and resets, which it would send around.
+    Without this, XLA would have to split callbacks to the host (native physics, wrapped policies),
+    which it cannot do, and would send resets between devices.
 
     Args:
-      mesh: of the devices; None or one device = the function as it is.
-      function: (whole, *split) -> results; leaves of `split` are (num_envs, ...), and no
+      mesh: of the devices; with None or one device, the function stays as it is.
+      function: (whole, *split) -> results. Leaves of `split` are (num_envs, ...), and no
         environment depends on another. Each device sees all of `whole` and its part of the rest;
-        where num_envs is no multiple of the devices, each does everything.
-      results: specs of the results; None = all (num_envs, ...).
+        if num_envs is not a multiple of the devices, each device does everything.
+      results: specs of the results; None = all are (num_envs, ...).
     """
     if mesh is None or mesh.size == 1:
         return function

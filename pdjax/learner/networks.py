@@ -9,7 +9,7 @@ online/pi_dec_diffusion_maniskill2.py.
 
 # pyright: reportUnknownMemberType=false
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -145,7 +145,7 @@ class _Actor(nnx.Module):
 
     def __init__(self, input_dim: int, residual_dim: int, config: SACConfig, rngs: nnx.Rngs):
         self.bounds = (config.log_std_min, config.log_std_max)
-        self.hidden = _hidden_layers(input_dim, config.hidden, rngs)
+        self.hidden = nnx.List(_hidden_layers(input_dim, config.hidden, rngs))
         width = (input_dim, *config.hidden)[-1]
         self.mean = _head(width, residual_dim, config.head_gain, rngs)
         self.log_std = _head(width, residual_dim, config.head_gain, rngs)
@@ -162,7 +162,7 @@ class _Critic(nnx.Module):
     """ReLU layers with one output, the value; optionally with LayerNorm before each ReLU."""
 
     def __init__(self, input_dim: int, config: SACConfig, rngs: nnx.Rngs):
-        self.hidden = _hidden_layers(input_dim, config.hidden, rngs)
+        self.hidden = nnx.List(_hidden_layers(input_dim, config.hidden, rngs))
         normed = config.hidden if config.critic_layer_norm else ()
         self.norms = nnx.List(
             nnx.LayerNorm(width, epsilon=LAYER_NORM_EPSILON, rngs=rngs) for width in normed
@@ -178,15 +178,11 @@ class _Critic(nnx.Module):
         return self.value(x)[..., 0]  # (batch, 1) -> (batch,)
 
 
-def _hidden_layers(
-    input_dim: int, widths: tuple[int, ...], rngs: nnx.Rngs
-) -> "nnx.List[nnx.Linear]":
+def _hidden_layers(input_dim: int, widths: tuple[int, ...], rngs: nnx.Rngs) -> Iterator[nnx.Linear]:
     """Builds dense layers with torch.nn.Linear's start: all entries uniform in +-1/sqrt(fan_in)."""
-    layers: nnx.List[nnx.Linear] = nnx.List()
     for fan_in, width in zip((input_dim, *widths), widths):
         uniform = _symmetric_uniform(fan_in**-0.5)
-        layers.append(nnx.Linear(fan_in, width, kernel_init=uniform, bias_init=uniform, rngs=rngs))
-    return layers
+        yield nnx.Linear(fan_in, width, kernel_init=uniform, bias_init=uniform, rngs=rngs)
 
 
 def _head(width: int, out_dim: int, gain: float, rngs: nnx.Rngs) -> nnx.Linear:

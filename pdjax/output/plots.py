@@ -1,4 +1,4 @@
-"""Pictures of what `report` keeps. The only file that imports plotting; knows names and numbers."""
+"""Pictures of the numbers in `records`. The only file that imports plotting."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from pdjax.output.tables import points
 def plot_screening(
     path: Path, summary: Mapping[str, Any], steps: np.ndarray, success: np.ndarray
 ) -> None:
-    """Draws success against residual_scale, and when the base alone succeeds.
+    """Draws success against residual_scale, and when the base policy alone succeeds.
 
     Args:
       path: PNG to write.
@@ -31,7 +31,7 @@ def plot_screening(
         summary["kept_success"],
         color="0.6",
         linestyle=":",
-        label="what the recommended scale has to keep",
+        label="success that the recommended scale must keep",
     )
     left.axvline(
         summary["residual_scale"],
@@ -110,12 +110,15 @@ def plot_learning_curve(directory: Path, summary: Mapping[str, Any]) -> Path:
 
 
 def plot_comparison(path: Path, task: str, groups: Sequence[Mapping[str, Any]]) -> Path:
-    """Draws success of groups of runs against decision steps and against wall-clock.
+    """Draws the success of groups of runs against decision steps and against wall-clock.
 
     Args:
       path: PNG to write.
       task: for the title.
-      groups: each with its `name` and what `compare.bands` gives.
+      groups: for each group, its `name` and what `compare.bands` returns.
+
+    Returns:
+      The PNG written.
     """
     figure, axes = _subplots(1, 2, figsize=(10.8, 4.4 + 0.22 * len(groups)), sharey=True)
     labels = {"decisions": "decision steps", "minutes": "training wall-clock (minutes)"}
@@ -161,7 +164,7 @@ def plot_importance(path: Path, title: str, importance: Mapping[str, float]) -> 
 
 
 def plot_phases(path: Path, summary: Mapping[str, Any]) -> Path:
-    """Draws where the time of an epoch goes.
+    """Draws where an epoch's time goes.
 
     Args:
       path: PNG to write.
@@ -171,7 +174,7 @@ def plot_phases(path: Path, summary: Mapping[str, Any]) -> Path:
     figure, axis = _subplots(figsize=(7.2, 1.2 + 0.32 * len(phases)))
     bars = axis.barh([p["phase"] for p in phases], [p["seconds"] for p in phases], color="C0")
     axis.bar_label(bars, [f" {p['share']:.1%}" for p in phases], fontsize=8)
-    axis.set(xlabel="seconds an epoch", xlim=(0, 1.15 * max(p["seconds"] for p in phases)))
+    axis.set(xlabel="seconds per epoch", xlim=(0, 1.15 * max(p["seconds"] for p in phases)))
     axis.set_title(
         f"{summary['task']}, {summary['num_envs']} environments,"
         f" {summary['decisions_per_s']:,.0f} decisions/s",
@@ -182,10 +185,10 @@ def plot_phases(path: Path, summary: Mapping[str, Any]) -> Path:
 
 
 def plot_imitation(directory: Path, task: str) -> Path:
-    """Draws losses and, where it was evaluated, success against gradient steps.
+    """Draws losses and, if the policy was evaluated, success against gradient steps.
 
     Args:
-      directory: with `imitation.jsonl`.
+      directory: holds `imitation.jsonl`.
       task: for the title.
 
     Returns:

@@ -1,6 +1,6 @@
-"""Tables of results: what a command prints at its end.
+"""Prints tables of results at the end of a command.
 
-Knows the names that `result.json` and the commands' results have, and computes nothing.
+Knows the names in `result.json` and in the commands' results, and computes nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,11 +8,11 @@ from typing import Any
 
 from pdjax.output.terminal import say, show_table
 
-HEADER = 45  # characters that a table of 80 leaves for the names of its columns
+HEADER = 45  # characters for the names of all columns in a table 80 characters wide
 
 
 def show_comparison(summary: Mapping[str, Any]) -> None:
-    """Prints base against refined, see `intervals.summarize`."""
+    """Prints the base policy against the refined one, see `intervals.summarize`."""
 
     def steps(name: str) -> str:
         value = summary[f"{name}_steps_to_success"]
@@ -85,7 +85,7 @@ def show_groups(task: str, groups: Sequence[Mapping[str, Any]], threshold: float
 def show_members(
     values: Sequence[Mapping[str, Any]], summaries: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Prints members of one program: what each sets, and how it refined the base policy."""
+    """Prints the members of one program: what each one sets, and how far it got."""
     first = summaries[0]
     base = [_rate(first, "base"), "", f"{first['base_smoothness']:.4f}", ""]
     rows = [["base policy", *[""] * len(values[0]), *base]]
@@ -103,7 +103,7 @@ def show_members(
 
 
 def show_exported(found: Mapping[str, Any]) -> None:
-    """Prints what became of an exported policy, see `export.export_run`."""
+    """Prints how an exported policy played, see `export.export_run`."""
     low, high = found["ci"]
     say(
         f"{found['policy']}: success_once {found['success']:.1%} [{low:.1%}, {high:.1%}] over"
@@ -128,10 +128,10 @@ def points(difference: float) -> str:
 
 
 def show_settings(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Prints the settings of a sweep, see `report.write`; what all agree in goes without.
+    """Prints the settings of a sweep, see `report.write`; leaves out what all agree in.
 
     Args:
-      names: of what settings differ in.
+      names: the keys in which settings differ.
       rows: the settings, in order.
     """
     plain = {"decisions": rows[0]["decisions"], "restarts": 0, "status": "finished"}
@@ -174,11 +174,11 @@ def _arrow(before: float | None, after: float | None) -> str:
 
 
 def show_foreseen(names: Sequence[str], found: Mapping[str, Any]) -> None:
-    """Prints what a sweep will take, see `dry_run.foresee`; seeds as one row.
+    """Prints the estimates for a sweep, see `dry_run.foresee`; seeds share a row.
 
     Args:
-      names: of its space.
-      found: as `foresee` returns it.
+      names: keys of the sweep's space.
+      found: what `foresee` returns.
     """
     names = [name for name in ("config", *names) if name != "seed"]
     groups: dict[tuple, list[Mapping[str, Any]]] = {}
@@ -201,7 +201,7 @@ def show_foreseen(names: Sequence[str], found: Mapping[str, Any]) -> None:
             ]
         )
     header = [name.split(".")[-1] for name in names]
-    title = f"{found['count']} trials; decisions, hours and memory of each, at most"
+    title = f"{found['count']} trials; upper limits of decisions, hours and memory for one trial"
     show_table(title, [*header, "trials", "members", "decisions", "hours", "GiB"], cells)
     for note in dict.fromkeys(row["note"] for row in found["trials"] if row["note"]):
         say(f"not timed: {note}")
@@ -211,7 +211,7 @@ def show_foreseen(names: Sequence[str], found: Mapping[str, Any]) -> None:
             part = " for those that were timed"
         say(
             f"{found['hours']:.1f} hours one after another{part}, each timed alone on this machine;"
-            f" {at_once} at a time share it"
+            f" {at_once} trials at a time share it"
         )
 
 

@@ -1,7 +1,7 @@
-"""W&B and MLflow, told of a run's numbers as they come: optional, and offline by default.
+"""Reports a run's numbers to W&B or MLflow as they come: optional, and offline by default.
 
 Nothing leaves this machine unless the tracker's own environment variables (WANDB_MODE,
-MLFLOW_TRACKING_URI) say so. The only memory here is which tracker this process uses.
+MLFLOW_TRACKING_URI) say so. The only state here is which tracker this process uses.
 """
 
 import importlib.util
@@ -16,16 +16,16 @@ import yaml
 
 from pdjax.config.schema import ConfigError, flatten
 
-PROJECT = "pdjax"  # name of W&B's project and MLflow's experiment, where none is set
+PROJECT = "pdjax"  # name of W&B's project and MLflow's experiment, unless one is set
 
 _chosen = "none"
 
 
 def use(name: str) -> None:
-    """Chooses the tracker of all runs from here on: `wandb`, `mlflow` or `none`.
+    """Chooses the tracker of all later runs: `wandb`, `mlflow` or `none`.
 
     Raises:
-      ConfigError: its package is not installed.
+      ConfigError: the tracker's package is not installed.
     """
     global _chosen
     if name != "none" and importlib.util.find_spec(name) is None:
@@ -34,30 +34,30 @@ def use(name: str) -> None:
 
 
 class Tracker(Protocol):
-    """A run, as a tracker knows it."""
+    """One run in a tracker."""
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:
         """Records numbers at a number of decisions."""
 
     def close(self, failed: bool) -> None:
-        """Ends the run, or marks it as broken down."""
+        """Ends the run, and marks it as finished or failed."""
 
 
 def follow(directory: Path, say: Callable[[str], None]) -> Tracker | None:
-    """The tracker's run of a run directory, which a resumed run takes up again.
+    """Opens the run of a run directory in the tracker; a resumed run opens the same one again.
 
     Args:
       directory: of the run, with its `config.yaml`; `trackers.json` in it keeps the run's name.
-      say: is told, once, where the tracker fails; the run then goes on without.
+      say: called once with a message if the tracker fails; the run then continues without it.
 
     Returns:
-      None where no tracker is used.
+      The run in the tracker; None without a tracker.
     """
     return None if _chosen == "none" else _Careful(directory, say)
 
 
 class _Careful:
-    """A tracker that stays silent after its first failure: a server gone, a full disk."""
+    """A tracker that does nothing after its first failure, such as a lost server or a full disk."""
 
     def __init__(self, directory: Path, say: Callable[[str], None]):
         self._name, self._say = _chosen, say
@@ -79,7 +79,7 @@ class _Careful:
             action()
         except Exception as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            self._say(f"{self._name} failed ({first}); the run goes on without it")
+            self._say(f"{self._name} failed ({first}); the run continues without it")
             self._tracker = None
 
 
@@ -143,7 +143,7 @@ _KINDS: dict[str, Callable[[Path], Tracker]] = {"wandb": _Wandb, "mlflow": _Mlfl
 
 
 def _known(directory: Path, tracker: str, make: Callable[[], str]) -> str:
-    """Under which name a tracker knows a run: the one kept in `trackers.json`, or a new one."""
+    """Returns the name of a run in a tracker: from `trackers.json`, or a new one."""
     path = directory / "trackers.json"
     names = json.loads(path.read_text()) if path.is_file() else {}
     if tracker not in names:
@@ -153,6 +153,6 @@ def _known(directory: Path, tracker: str, make: Callable[[], str]) -> str:
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
-    """A run's `config.yaml` by dotted keys."""
+    """Returns a run's `config.yaml` by dotted keys."""
     path = directory / "config.yaml"
     return flatten(yaml.safe_load(path.read_text())) if path.is_file() else {}

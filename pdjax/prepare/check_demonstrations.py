@@ -1,6 +1,7 @@
-"""This file is not pure: it checks a demonstration file and says what it found.
+"""Checks a demonstration file, and replays and describes its episodes.
 
-Kept apart from `imitate`, which uses demonstrations without asking where they came from.
+Kept apart from `imitate`, which uses demonstrations without checking where they came from. This
+file is not pure: it reads files and prints.
 """
 
 from pathlib import Path
@@ -16,7 +17,7 @@ from pdjax_envs.demonstrations.playback import Replay, can_start, replay
 from pdjax_envs.demonstrations.trajectory import DataError, Trajectory, column_names
 from pdjax_envs.task import Task
 
-SAME = 1e-4  # largest difference of observations that counts as none: float32 and file rounding
+SAME = 1e-4  # observations that differ by less count as equal: float32 and rounding in the file
 
 
 def check_demonstrations(
@@ -25,18 +26,18 @@ def check_demonstrations(
     """Checks a file, replays some of its episodes, prints tables and a verdict.
 
     Args:
-      path: a file of any layout that `importers` knows.
-      task: its task; None = told from the file, or from its sizes.
-      replays: episodes to replay, evenly spread over the file; 0 = none, else all of them where
-        the file does not tell success.
-      physics: engine of the replay.
+      path: a file in any layout that `layouts` reads.
+      task: name of the task; None = the task that the file names, or the only one of its sizes.
+      replays: number of episodes to replay, evenly spread over the file; 0 = none. If the file does
+        not record success, any other number replays all episodes.
+      physics: physics engine of the replay.
 
     Returns:
-      What was found, as `--json` prints it.
+      The findings, as `--json` prints them.
 
     Raises:
       demonstrations.DataError: the file cannot be used; the message says where and why.
-      registry.UnknownName: no such task.
+      registry.UnknownName: there is no such task.
     """
     recording = layouts.load(path)
     env = registry.make(task or _guess_task(path, recording), physics, terminate_on_success=False)
@@ -68,7 +69,7 @@ def check_demonstrations(
 
 
 def _guess_task(path: Path, recording: Recording) -> str:
-    """The task that the file names, or the only one of its sizes."""
+    """Returns the task that the file names, or the only task of its sizes."""
     if recording.task:
         return recording.task
     first = recording.episodes[0][1]
@@ -84,7 +85,7 @@ def _guess_task(path: Path, recording: Recording) -> str:
 
 
 def _success_rate(found: list[Trajectory], replayed: dict[int, Replay]) -> float | None:
-    """Share of episodes that succeed at any step; None where that is not known of all of them."""
+    """Returns the share of episodes that succeed at any step; None unless known for all of them."""
     known = []
     for index, trajectory in enumerate(found):
         flags = trajectory.success
@@ -97,7 +98,7 @@ def _success_rate(found: list[Trajectory], replayed: dict[int, Replay]) -> float
 
 
 def _ranges(parts: tuple[tuple[str, int], ...], episodes: list[np.ndarray]) -> list[dict[str, Any]]:
-    """For each part its size, smallest and largest number, and the columns that never change."""
+    """Returns the size, the range and the constant columns of each part."""
     low = np.min([rows.min(axis=0) for rows in episodes], axis=0)
     high = np.max([rows.max(axis=0) for rows in episodes], axis=0)
     names, rows, first = column_names(parts), [], 0
@@ -117,7 +118,7 @@ def _ranges(parts: tuple[tuple[str, int], ...], episodes: list[np.ndarray]) -> l
 
 
 def _compare(index: int, trajectory: Trajectory, played: Replay, task: Task) -> dict[str, Any]:
-    """How far a replay strays from its recording, in the units of the observation."""
+    """Measures how far a replay drifts from its recording, in the units of the observation."""
     drift = np.abs(played.obs - trajectory.obs)  # (T + 1, obs_dim)
     step, column = np.unravel_index(drift.argmax(), drift.shape)
     flags = trajectory.success
@@ -135,12 +136,12 @@ def _compare(index: int, trajectory: Trajectory, played: Replay, task: Task) -> 
 
 
 def _verdict(summary: dict[str, Any]) -> str:
-    """One line for people: whether the file is usable, and what the replay says of it."""
+    """Returns one line for humans: whether the file is usable, and what the replays show."""
     said = [f"usable: {summary['episodes']} episodes of {summary['task']}"]
     if summary["clipped_action_share"]:
         said.append(
-            f"{summary['clipped_action_share']:.1%} of the action numbers were beyond"
-            " [-1, 1] and are clipped, as the environment does"
+            f"{summary['clipped_action_share']:.1%} of the action numbers were outside"
+            " [-1, 1] and are clipped, as in the environment"
         )
     rows = summary["replay"]
     if not rows:
@@ -148,16 +149,16 @@ def _verdict(summary: dict[str, Any]) -> str:
     worst, start = (max(row[name] for row in rows) for name in ("max_drift", "drift_at_start"))
     won = sum(row["replayed_success"] for row in rows)
     if worst <= SAME:
-        said.append("the replay is the recording")
+        said.append("the replay equals the recording")
     elif start > SAME:
         said.append(
-            f"replays start up to {start:.2g} away from the recording: other initial states"
-            f" or another model; then they stray up to {worst:.2g}"
+            f"replays start up to {start:.2g} away from the recording (other initial states"
+            f" or another model) and drift by up to {worst:.2g}"
         )
     else:
         said.append(
-            f"replays stray up to {worst:.2g}: other physics, or actions that were not"
-            " the executed ones"
+            f"replays drift by up to {worst:.2g}: the physics differ, or the recorded actions"
+            " are not the executed ones"
         )
     return "; ".join([*said, f"{won} of {len(rows)} replays succeed"])
 

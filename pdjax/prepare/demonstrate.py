@@ -1,4 +1,7 @@
-"""Records demonstrations of a scripted expert or a published policy."""
+"""Records demonstrations of a scripted expert or a published policy.
+
+This file is not pure: it writes files and shows progress.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -23,21 +26,24 @@ def record_demonstrations(
     physics: str = "auto",
     expert: str | None = None,
 ) -> dict[str, Any]:
-    """Records an expert into an HDF5 file; returns what was written.
+    """Records an expert's successful episodes to an HDF5 file.
 
     Args:
-      task: its name.
-      out: file to write.
-      episodes: successful episodes to record.
-      seed: of the first episode.
-      noise: see `record.record`.
-      physics: engine.
-      expert: the task's own, or `dapg:FILE` or `dapg-noisy:FILE`, see `adroit.dapg`.
+      task: name of the task.
+      out: the file to write; a sidecar with the ending .json goes beside it.
+      episodes: number of successful episodes to record.
+      seed: seed of the first episode.
+      noise: size of the disturbances, see `record.record`.
+      physics: physics engine.
+      expert: `dapg:FILE` or `dapg-noisy:FILE`, see `adroit.dapg`; None = the task's own expert.
+
+    Returns:
+      A summary of the recording, as `--json` prints it.
 
     Raises:
-      ConfigError: the file or its sidecar exists, or cannot be written; no such expert.
-      demonstrations.DataError: the task has no expert, or the file holds none for it.
-      registry.UnknownName: no such task.
+      ConfigError: the file or its sidecar exists or cannot be written, or `expert` is invalid.
+      demonstrations.DataError: the task has no expert, or FILE holds none for it.
+      registry.UnknownName: there is no such task.
     """
     check_file(out, (".h5", ".hdf5"))
     check_file(out.with_suffix(".json"), (".json",))
@@ -49,7 +55,7 @@ def record_demonstrations(
     store.write(out, env.task, found)
     lengths = [len(trajectory.actions) for trajectory in found]
     terminal.say(
-        f"{out}: {episodes} episodes of {task}, {np.mean(lengths):.0f} control steps each;"
+        f"{out}: {episodes} episodes of {task}, {np.mean(lengths):.0f} control steps on average;"
         f" the expert succeeded in {rate:.1%} of its attempts"
     )
     return {

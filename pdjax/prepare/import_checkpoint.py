@@ -1,7 +1,8 @@
-"""This file is not pure: it makes a base policy of a PyTorch checkpoint and tries it.
+"""Turns a PyTorch checkpoint into a base policy's directory and tries the policy.
 
-What a checkpoint holds is read by `base_policies.importers_*`; the directory that is written holds
-a policy of pdjax's own kind, so that nothing of torch is needed to refine it.
+`base_policies.torch_checkpoints` reads the checkpoint. The written directory holds a policy of one
+of pdjax's own kinds, so refining it does not need torch. This file is not pure: it reads and writes
+files, and prints.
 """
 
 from pathlib import Path
@@ -33,21 +34,24 @@ def import_checkpoint(
     demos: Path | None = None,
     ddim_steps: int = 0,
 ) -> dict[str, Any]:
-    """Reads a checkpoint, tries it and writes the directory that `base_policy.path` takes.
+    """Reads a checkpoint, tries the policy and writes it to a directory for `base_policy.path`.
 
     Args:
-      checkpoint: a .pt file of policy_decorator, or a folder of LeRobot.
-      task: its name.
-      out: directory to write, new or empty.
-      play: how it is tried.
-      demos: whose observations the learner's statistics are taken of; None = the checkpoint's
-        where it has them, else the trial's.
-      ddim_steps: of a diffusion policy; 0 = see the importers.
+      checkpoint: a .pt file of policy_decorator, or a LeRobot folder.
+      task: name of the policy's task.
+      out: the directory to write, new or empty.
+      play: how the policy is tried.
+      demos: demonstrations whose observations give the statistics for the residual policy; None =
+        the checkpoint's statistics if it has them, else those of the trial.
+      ddim_steps: denoising steps of a diffusion policy; 0 = the importer's choice.
+
+    Returns:
+      The findings, as `--json` prints them.
 
     Raises:
       ConfigError: the checkpoint cannot be used, or the directory cannot be written.
       demonstrations.DataError: the demonstrations cannot be used.
-      registry.UnknownName: no such task.
+      registry.UnknownName: there is no such task.
     """
     check_directory(out)
     env = registry.make(task, play.physics, terminate_on_success=False)
@@ -58,7 +62,12 @@ def import_checkpoint(
         known, where = imitation.statistics(episodes), str(demos)
     policy = make_policy(found, env.task)
     adapted = adapt(policy, _adaptation(found, policy))
-    obs, _, successes = try_aloud(env, adapted, play, (str(checkpoint), "is it its task?"))
+    obs, _, successes = try_aloud(
+        env,
+        adapted,
+        play,
+        (str(checkpoint), "check that --task is the task that it was trained on"),
+    )
     if known is None:
         known, where = (obs.mean(axis=0), obs.std(axis=0)), f"the trial's {play.episodes} episodes"
     new_directory(out)
@@ -68,17 +77,17 @@ def import_checkpoint(
 
 
 def read(checkpoint: Path, task: Task, ddim_steps: int = 0) -> Imported:
-    """Reads a checkpoint and compares its sizes with the task's.
+    """Reads a checkpoint and checks that its sizes are those of the task.
 
     Raises:
-      ConfigError: it cannot be read, or acts elsewhere.
+      ConfigError: the checkpoint cannot be read, or has other sizes than the task.
     """
     importer = lerobot if checkpoint.is_dir() else policy_decorator
     found = importer.read(checkpoint, ddim_steps)
     if ddim_steps and found.kind != "diffusion":
         raise ConfigError(
-            f"--ddim-steps got {ddim_steps}, but {checkpoint} is {found.kind}, which"
-            " denoises nothing; leave it out"
+            f"--ddim-steps got {ddim_steps}, but {checkpoint} holds a policy of kind {found.kind},"
+            " which has no denoising steps; leave --ddim-steps out"
         )
     sizes = {
         "observation": (len(found.params["obs_mean"]), task.obs_dim),
@@ -87,14 +96,14 @@ def read(checkpoint: Path, task: Task, ddim_steps: int = 0) -> Imported:
     for name, (got, expected) in sizes.items():
         if got != expected:
             raise ConfigError(
-                f"{checkpoint}: its {name} has {got} numbers, expected {expected} of {task.name};"
+                f"{checkpoint}: its {name} has {got} numbers, expected {expected} for {task.name};"
                 " give the --task that it was trained on"
             )
     return found
 
 
 def make_policy(found: Imported, task: Task) -> BasePolicy:
-    """The policy as its kind makes it, not yet adapted."""
+    """Builds the policy, before its actions and statistics are adapted."""
     kind = imitation.MAKERS[found.kind](found.shape, task.obs_dim, task.act_dim)
     return kind.make_policy(found.params)
 
@@ -110,7 +119,7 @@ def _adaptation(found: Imported, policy: BasePolicy, statistics=None) -> Adaptat
 def _report(
     out: Path, found: Imported, policy: BasePolicy, where: str, tried: tuple[int, int]
 ) -> dict[str, Any]:
-    """Says and returns what was made."""
+    """Prints and returns the findings."""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(policy.params)) - 2 * policy.obs_dim
     pred_horizon = getattr(found.shape, "pred_horizon", policy.act_horizon)
     steps = getattr(found.shape, "ddim_steps", 0)
@@ -119,7 +128,7 @@ def _report(
         f" obs_horizon {policy.obs_horizon}, act_horizon {policy.act_horizon}, pred_horizon"
         f" {pred_horizon}" + (f", {steps} DDIM steps" if steps else "")
     )
-    terminal.say(f"observation statistics for the learner come from {where}")
+    terminal.say(f"observation statistics for the residual policy come from {where}")
     success = intervals.base_summary(*tried)
     tables.show_base(success)
     return {

@@ -1,23 +1,24 @@
-"""Is a base policy worth refining? Plays it with random residuals and says what to do next.
+"""Decides whether a base policy is worth refining, by playing it with random residuals.
 
 Kept apart from training, which it precedes: a residual policy can only learn from episodes in which
-exploration still succeeds. `screen` is pure but for its progress bar; `screen_policy` reads and
+exploration still succeeds. `screen` is pure except for its progress bar; `screen_policy` reads and
 writes files.
 
-How the recommendation is made (the two numbers are ours, set so that PegInsertionSide comes out as
-its recorded recipe in `experiments/configs` has it):
+The recommendation follows three rules. Their two numbers, `KEEP` and `EXAMPLES`, are our choice,
+such that the recommendation for PegInsertionSide is its recorded recipe in `experiments/configs`:
 
-- explorable scale: the largest tried at which uniform random residuals, held over each chunk as in
-  training, keep at least half of the base's success. It is reported, as a measure of how precise
-  the base has to be.
-- residual_scale: the largest tried that keeps at least `KEEP` of it; the smallest tried where none
-  does. A residual corrects only errors within its reach, so larger is better as long as training
-  still meets success; it meets it more often than random residuals do, since the gate leaves most
-  decisions to the base at first, and since a learning residual is no longer random.
-- exploration_steps: the gate opens evenly, so while it does exploration succeeds about midway
-  between the base's rate and that of random residuals. The gate takes as many decisions as bring
-  `EXAMPLES` successful episodes at that rate: the critics shall know success before residuals are
-  let in entirely.
+- explorable scale: the largest tried scale at which random residuals keep at least half of the base
+  policy's success. Residuals are uniform and constant within a chunk, as in training. The scale is
+  only reported: it measures how precise the actions have to be.
+- residual_scale: the largest tried scale at which random residuals keep at least `KEEP` of the
+  success, or the smallest tried scale if none does. A residual only corrects errors within its
+  reach, so a larger scale is better as long as training still sees success. Training sees success
+  more often than random residuals do, because the gate leaves most decisions to the base policy at
+  first, and because a learning residual is not random.
+- exploration_steps: the gate opens linearly, so while it opens, exploration succeeds at about the
+  mean of two rates, that of the base policy and that of random residuals. The gate takes the number
+  of decisions in which this rate yields `EXAMPLES` successful episodes, so that the critics have
+  seen success before the gate is fully open.
 """
 
 import math
@@ -43,22 +44,27 @@ from pdjax_envs import registry
 from pdjax_envs.task import Env
 
 SCALES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
-KEEP = 0.25  # share of the base's success that random residuals of the recommended scale keep
+KEEP = 0.25  # share of the base policy's success that the recommended scale must keep
 EXAMPLES = 50  # successful episodes while the gate opens
 ROUND_TO = 1_024  # decisions to which exploration_steps is rounded up
-NEAR_BOUND = 0.95  # size of an action number that has no room left on one side
-LATE = 0.9  # share of the time limit after which a success was nearly a time-out
-OPENED = 4  # a run is at least this many times as long as its gate takes to open
+NEAR_BOUND = 0.95  # a larger action number leaves a residual no room on one side
+LATE = 0.9  # a success after this share of the time limit was nearly a time-out
+OPENED = 4  # a recommended run is at least this many times as long as its exploration_steps
 
-HOPELESS, HOPELESS_HIGH = 0.05, 0.10  # rate, and upper end of its interval, below which to imitate
-SOLVED_LOW = 0.97  # lower end of the interval above which nothing is left
+HOPELESS, HOPELESS_HIGH = 0.05, 0.10  # improve the base if its rate and interval lie below these
+SOLVED_LOW = 0.97  # nothing is left to refine if the interval lies above this
 
 REFINE, IMPROVE, NOTHING = "refine", "improve the base first", "nothing left to refine"
 
 
 class Screening(NamedTuple):
-    """What `screen` found: `summary` for JSON, `steps` (episodes,) control steps to success and
-    `success` (episodes,) bool of the base alone, for the picture."""
+    """The findings of `screen`.
+
+    Attributes:
+      summary: plain values, as `--json` prints them.
+      steps: (episodes,), control steps to the first success of the base policy alone.
+      success: (episodes,) bool, whether the base policy alone succeeds at any step.
+    """
 
     summary: dict[str, Any]
     steps: np.ndarray
@@ -66,10 +72,15 @@ class Screening(NamedTuple):
 
 
 def disturb(base: BasePolicy) -> BasePolicy:
-    """The policy with a random residual: uniform in [-1, 1], one a decision, held over the chunk.
+    """Adds a random residual to a policy: uniform in [-1, 1] and constant within a chunk.
 
-    Its parameters are {"base": of the policy, "scale": () residual_scale}; at scale 0 it acts as
-    the policy does, bit for bit, and at any scale it draws the policy's own noise alike.
+    Args:
+      base: the policy.
+
+    Returns:
+      A policy with the parameters {"base": those of the base policy, "scale": () residual_scale}.
+      At scale 0 its actions equal those of the base policy bit for bit; at any scale it draws the
+      base policy's own noise from the same keys.
     """
 
     def apply(params, carry, obs_history, key):
@@ -83,13 +94,13 @@ def disturb(base: BasePolicy) -> BasePolicy:
 
 
 def screen(env: Env, base: BasePolicy, episodes: int, seed: int) -> Screening:
-    """Plays the base alone and under random residuals of each scale, on the same episodes.
+    """Plays a base policy alone and with random residuals of each scale, on the same episodes.
 
     Args:
       env: the environment.
       base: the policy.
-      episodes: for each scale; at least 125 can show that nothing is left.
-      seed: of the episodes.
+      episodes: episodes per scale; it takes at least 125 to show that nothing is left to refine.
+      seed: seed of the episodes.
     """
     play = make_play(make_playing(env, disturb(base)))
     results = []
@@ -119,7 +130,7 @@ def screen(env: Env, base: BasePolicy, episodes: int, seed: int) -> Screening:
 
 
 def _describe(alone: Evaluation, limit: int) -> dict[str, Any]:
-    """How often and when the base succeeds; where it fails it runs into the time limit."""
+    """Describes how often and when the base policy succeeds; a failure is a time-out."""
     once, episodes = np.asarray(alone.success_once), len(alone.success_once)
     steps = np.asarray(alone.steps_to_success)[once]
     spread = np.percentile(steps, [10, 50, 90]).tolist() if len(steps) else None
@@ -136,7 +147,7 @@ def _describe(alone: Evaluation, limit: int) -> dict[str, Any]:
 
 
 def _room(actions: np.ndarray, act_dim: int) -> dict[str, Any]:
-    """How often actions leave a residual no room: overall, and of the worst number."""
+    """Returns how often actions leave a residual no room, over all numbers and for the worst."""
     near = (np.abs(actions.reshape(-1, act_dim)) > NEAR_BOUND).mean(axis=0)
     return {
         "near_bounds": float(near.mean()),
@@ -146,13 +157,13 @@ def _room(actions: np.ndarray, act_dim: int) -> dict[str, Any]:
 
 
 def recommend(base: int, scaled: list[int], episodes: int, decisions: int) -> dict[str, Any]:
-    """Scale and gate, by the rule at the top of this file.
+    """Recommends residual_scale and exploration_steps, by the rules at the top of this file.
 
     Args:
-      base: episodes with success of the base alone.
-      scaled: the same under random residuals, for each of `SCALES`.
-      episodes: played for each.
-      decisions: in an episode.
+      base: number of episodes in which the base policy alone succeeds.
+      scaled: the same number with random residuals, for each scale in `SCALES`.
+      episodes: episodes played for each of these numbers.
+      decisions: decisions in one episode.
     """
 
     def largest(share: float) -> float | None:
@@ -175,50 +186,53 @@ def recommend(base: int, scaled: list[int], episodes: int, decisions: int) -> di
 
 
 def judge(base: int, scaled: list[int], episodes: int) -> tuple[str, list[str]]:
-    """Verdict and reasons.
+    """Returns the verdict and its reasons.
 
     Args:
-      base: episodes with success of the base alone.
-      scaled: the same under random residuals, for each of `SCALES`.
-      episodes: played for each.
+      base: number of episodes in which the base policy alone succeeds.
+      scaled: the same number with random residuals, for each scale in `SCALES`.
+      episodes: episodes played for each of these numbers.
     """
     rate, (low, high) = base / episodes, intervals.wilson(base, episodes)
-    found = f"the base succeeds in {rate:.1%} of episodes [{low:.1%}, {high:.1%}]"
+    found = f"the base policy succeeds in {rate:.1%} of episodes [{low:.1%}, {high:.1%}]"
     if low > SOLVED_LOW:
         return NOTHING, [f"{found}; the interval lies above {SOLVED_LOW:.0%}"]
     if rate < HOPELESS and high < HOPELESS_HIGH:
-        limits = f"below {HOPELESS:.0%}, and the interval below {HOPELESS_HIGH:.0%}"
-        return IMPROVE, [f"{found}: {limits}; exploration would hardly meet a reward"]
+        limits = f"below {HOPELESS:.0%}, with the interval below {HOPELESS_HIGH:.0%}"
+        return IMPROVE, [f"{found}: {limits}; exploration would hardly ever see a reward"]
     if not any(scaled):
         return IMPROVE, [
-            f"{found}, but under no random residual does it ever succeed;"
-            " exploration would meet no reward"
+            f"{found}, but never with random residuals of any scale; exploration would not see a"
+            " reward"
         ]
     kept = [
         f"{scale:g}: {count / episodes:.0%}" for scale, count in zip(SCALES, scaled, strict=True)
     ]
     return REFINE, [
-        f"{found}: enough to learn from, and room above",
-        f"success under random residuals, by scale: {', '.join(kept)}",
+        f"{found}: enough to learn from, with room for improvement",
+        f"success with random residuals, by scale: {', '.join(kept)}",
     ]
 
 
 def screen_policy(
     path: Path, task: str, out: Path, episodes: int, seed: int, physics: str
 ) -> dict[str, Any]:
-    """Screens a base policy's directory, draws a picture and prints what was found.
+    """Screens the policy in a directory, draws a picture and prints the findings.
 
     Args:
-      path: as in `base_policy.path`.
-      task: its name.
-      out: PNG to write.
-      episodes: for each scale.
-      seed: of the episodes.
-      physics: engine.
+      path: the policy's directory, see `base_policy.path`.
+      task: name of the task.
+      out: the PNG file to write.
+      episodes: episodes per scale.
+      seed: seed of the episodes.
+      physics: physics engine.
+
+    Returns:
+      The findings, as `--json` prints them.
 
     Raises:
-      ConfigError, checkpoint.CheckpointError: no such policy, or the picture exists already.
-      registry.UnknownName: no such task.
+      ConfigError, checkpoint.CheckpointError: there is no such policy, or the picture exists.
+      registry.UnknownName: there is no such task.
     """
     check_file(out, (".png",))
     env = registry.make(task, physics)
@@ -228,12 +242,12 @@ def screen_policy(
     out.parent.mkdir(parents=True, exist_ok=True)
     plots.plot_screening(out, summary, found.steps, found.success)
     _show(summary)
-    terminal.say(f"written {out}")
+    terminal.say(f"wrote {out}")
     return summary
 
 
 def _command(summary: dict[str, Any]) -> str:
-    """The `pdjax train` command that follows the recommendation."""
+    """Returns the `pdjax train` command that follows the recommendation."""
     task, total = summary["task"], 0
     names = list(configs.configs())
     fast = [name for name in names if name.endswith("_fast")]
@@ -256,11 +270,11 @@ def _command(summary: dict[str, Any]) -> str:
 
 
 def _show(summary: dict[str, Any]) -> None:
-    """Prints the screening for people."""
+    """Prints the findings for humans."""
     show = lambda value, ci: f"{value:.1%} [{ci[0]:.0%}, {ci[1]:.0%}]"  # noqa: E731
     rows = [["0 (base alone)", show(summary["base_success"], summary["base_ci"])]]
     rows += [[f"{s['residual_scale']:g}", show(s["success"], s["ci"])] for s in summary["scales"]]
-    title = f"{summary['task']}: {summary['episodes']} episodes a row, 95 % intervals"
+    title = f"{summary['task']}: {summary['episodes']} episodes per row, 95 % intervals"
     terminal.show_table(title, ["random residual_scale", "success_once"], rows)
     if summary["steps_to_success_10_50_90"]:
         early, median, late = summary["steps_to_success_10_50_90"]
@@ -270,13 +284,13 @@ def _show(summary: dict[str, Any]) -> None:
             " successes come in the last tenth"
         )
     terminal.say(
-        f"{summary['failures']} episodes run into the time limit;"
-        f" {summary['undone']:.1%} succeed and undo it by the end"
+        f"{summary['failures']} episodes reach the time limit without success;"
+        f" {summary['undone']:.1%} of episodes succeed but undo it before the end"
     )
     terminal.say(
-        f"{summary['near_bounds']:.1%} of action numbers lie within 0.05 of the bounds"
-        f" (number {summary['worst_action_number']}: {summary['near_bounds_worst']:.0%});"
-        " there a residual acts one way only"
+        f"{summary['near_bounds']:.1%} of action numbers are within 0.05 of the bounds"
+        f" (number {summary['worst_action_number']}: {summary['near_bounds_worst']:.0%}),"
+        " where a residual can only act in one direction"
     )
     terminal.say(f"verdict: {summary['verdict']}", "bold")
     for reason in summary["reasons"]:
@@ -284,4 +298,7 @@ def _show(summary: dict[str, Any]) -> None:
     if summary["command"]:
         terminal.say(f"next: {summary['command']}")
     elif summary["verdict"] == IMPROVE:
-        terminal.say("next: more demonstrations or steps, see pdjax demos --help, imitate --help")
+        terminal.say(
+            "next: record more demonstrations or train longer, see pdjax demos --help and pdjax"
+            " imitate --help"
+        )

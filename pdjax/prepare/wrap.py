@@ -1,4 +1,7 @@
-"""This file is not pure: it tries anyone's policy in the simulator and writes it as a base."""
+"""Tries a user's own policy in the simulator and writes it as a base policy's directory.
+
+This file is not pure: it runs the user's code, reads and writes files, and prints.
+"""
 
 import dataclasses
 import shutil
@@ -21,11 +24,17 @@ from pdjax_envs import registry
 from pdjax_envs.task import Env, Task
 
 SUFFIXES = {".jaxexport": "export", ".pt": "torchscript", ".pth": "torchscript"}
-CROWDED = 0.2  # share of action numbers at the bounds that suggests another range
+CROWDED = 0.2  # a larger share of action numbers at the bounds suggests another range of actions
 
 
 class Play(NamedTuple):
-    """How a policy is tried: `episodes`, `seed` of the first, `physics` engine."""
+    """How a policy is tried.
+
+    Attributes:
+      episodes: number of episodes to play.
+      seed: seed of the first episode.
+      physics: physics engine.
+    """
 
     episodes: int
     seed: int
@@ -33,25 +42,28 @@ class Play(NamedTuple):
 
 
 def wrap(source: str, task: str, out: Path, declared: dict[str, Any], play: Play) -> dict[str, Any]:
-    """Tries a policy for some episodes and writes the directory that `base_policy.path` takes.
+    """Tries a policy for some episodes and writes it to a directory for `base_policy.path`.
 
     Args:
       source: a .jaxexport or .pt file, FILE.py:NAME or MODULE:NAME.
-      task: its name.
-      out: directory to write, new or empty.
-      declared: fields of `Description` that the user declares; obs_horizon 0 = as the policy
-        says, else 1.
-      play: how it is tried.
+      task: name of the policy's task.
+      out: the directory to write, new or empty.
+      declared: fields of `Description` that the user declares; obs_horizon 0 = the policy's own
+        obs_horizon if it has one, else 1.
+      play: how the policy is tried.
+
+    Returns:
+      The findings, as `--json` prints them.
 
     Raises:
       ConfigError: the policy cannot be used, or the directory cannot be written.
-      registry.UnknownName: no such task.
+      registry.UnknownName: there is no such task.
     """
     check_directory(out)
     env = registry.make(task, play.physics, terminate_on_success=False)
     about, files, parts = read_source(source, env.task, declared)
     base = assemble.assemble(parts, about)
-    obs, actions, successes = try_aloud(env, base, play, (source, "mend the policy"))
+    obs, actions, successes = try_aloud(env, base, play, (source, "fix the policy"))
     std = np.maximum(obs.std(axis=0), STD_FLOOR)
     about = dataclasses.replace(
         about, obs_mean=tuple(obs.mean(axis=0).tolist()), obs_std=tuple(std.tolist())
@@ -66,19 +78,19 @@ def wrap(source: str, task: str, out: Path, declared: dict[str, Any], play: Play
 def read_source(
     source: str, task: Task, declared: dict[str, Any]
 ) -> tuple[Description, dict[str, Path], assemble.Parts]:
-    """Reads a policy from where it is now; plays nothing.
+    """Reads a policy from its source without playing it.
 
     Args:
       source: see `wrap`.
-      task: that it acts in.
+      task: the policy's task.
       declared: see `wrap`.
 
     Returns:
-      Its description, in which the statistics of observations are still 0 and 1; the files that go
-      into its directory, by their names there; the policy.
+      The description, whose observation statistics are still 0 and 1; the files for the policy's
+      directory, by their names there; and the policy.
 
     Raises:
-      ConfigError: see `wrap`.
+      ConfigError: the policy cannot be used.
     """
     path, dim, obs_horizon = Path(source), task.obs_dim, declared["obs_horizon"]
     about = Description(
@@ -112,27 +124,27 @@ def read_source(
         parts = assemble.adapt(policy, (about.obs_horizon, dim), about.device)
     else:
         raise ConfigError(
-            f"{source} is no policy that can be wrapped; expected FILE.jaxexport, FILE.pt"
-            " (TorchScript), FILE.py:NAME or MODULE:NAME"
+            f"cannot wrap {source}; expected FILE.jaxexport, FILE.pt (TorchScript), FILE.py:NAME or"
+            " MODULE:NAME"
         )
     return dataclasses.replace(about, act_horizon=parts.act_horizon), files, parts
 
 
 def try_aloud(env: Env, base: BasePolicy, play: Play, said: tuple[str, str]):
-    """Plays a policy that nobody has seen act yet, with a progress bar.
+    """Plays a new policy with a progress bar, and checks its actions.
 
     Args:
       env: the environment.
       base: the policy.
-      play: how it is tried.
-      said: of a policy that gives NaN: what it is called, and what to do.
+      play: how the policy is tried.
+      said: the policy's name and the advice in the error message.
 
     Returns:
       Observations (n, obs_dim) and base actions (n, chunk_dim) of all decisions, and the number of
       episodes with success.
 
     Raises:
-      ConfigError: it gives NaN.
+      ConfigError: the policy returns NaN or infinite actions.
     """
     with terminal.progress("trying", play.episodes, "episodes") as bar:
         seen = make_play(make_playing(env, base))(play.seed, play.episodes, record=True)
@@ -140,12 +152,14 @@ def try_aloud(env: Env, base: BasePolicy, play: Play, said: tuple[str, str]):
     obs, actions = (np.asarray(x).reshape(-1, x.shape[-1]) for x in (seen.obs, seen.base_action))
     if not np.isfinite(actions).all():
         source, advice = said
-        raise ConfigError(f"{source} gave NaN actions on {env.task.name}'s observations; {advice}")
+        raise ConfigError(
+            f"{source} returned NaN actions on observations of {env.task.name}; {advice}"
+        )
     return obs, actions, int(seen.success_once.sum())
 
 
 def _report(out: Path, about: Description, base: BasePolicy, tried: tuple) -> dict[str, Any]:
-    """Says and returns what was found."""
+    """Prints and returns the findings."""
     actions, successes, episodes = tried
     crowded = float((np.abs(actions) >= 1).mean())
     found = intervals.base_summary(successes, episodes)
@@ -153,12 +167,12 @@ def _report(out: Path, about: Description, base: BasePolicy, tried: tuple) -> di
     terminal.say(
         f"{out}: {about.kind} policy for {about.task}, obs_horizon {about.obs_horizon},"
         f" act_horizon {about.act_horizon}, called {way},"
-        f" {microseconds:,.0f} us a call for {episodes} environments"
+        f" {microseconds:,.0f} us per call for {episodes} environments"
     )
     tables.show_base(found)
     if crowded > CROWDED:
-        hint = "if its actions are not in [-1, 1], say so by --action-low and --action-high"
-        terminal.say(f"{crowded:.0%} of its action numbers lie at or beyond the bounds; {hint}")
+        hint = "if its range is not [-1, 1], declare it with --action-low and --action-high"
+        terminal.say(f"{crowded:.0%} of the policy's action numbers are at the bounds; {hint}")
     return {
         "policy": str(out),
         "task": about.task,

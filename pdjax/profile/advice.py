@@ -1,6 +1,6 @@
-"""What other settings of a run would bring, measured: more environments, larger batches.
+"""Measures what other settings of a run would bring: more environments, larger batches.
 
-Each advice is a line with the figures it rests on; what is not worth WORTH is not said.
+Each suggestion is a line with the figures behind it; a gain below WORTH is not suggested.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ from pdjax.profile.phases import Timing, learner_phases, rollout_phases, time_ph
 from pdjax.training.build import build
 from pdjax.training.compiled import make_init
 
-WORTH = 1.1  # gain that is worth advice
-DEAR = 0.15  # share of time from which on a part is worth advice
+WORTH = 1.1  # smallest speed-up worth a suggestion
+DEAR = 0.15  # smallest share of the time for which a part is worth a suggestion
 
 
 def suggest(
@@ -23,8 +23,8 @@ def suggest(
 
     Args:
       config: of a run that learns from its first decision.
-      timings: of its phases, by name.
-      between: seconds of what is done between two epochs, by name, for each epoch.
+      timings: of the run's phases, by name.
+      between: name -> seconds per epoch of the work between two epochs.
       epoch_s: seconds of an epoch.
 
     Returns:
@@ -39,9 +39,9 @@ def suggest(
     if updates > DEAR:
         fewer = config.train.updates_per_decision / 2
         advice.append(
-            f"train.updates_per_decision={fewer:g}: updates take {updates:.0%} of the time, so"
-            f" about {1 / (1 - updates / 2):.2f}x as many decisions a second, with half as much"
-            " learned from each"
+            f"train.updates_per_decision={fewer:g}: updates take {updates:.0%} of the time, so this"
+            f" gives about {1 / (1 - updates / 2):.2f}x as many decisions per second, with half as"
+            " many gradient steps per decision"
         )
         dearer = _update_s(config, 2 * config.sac.batch_size) / timings["updates"].seconds
         if dearer < 2 / WORTH:
@@ -54,12 +54,14 @@ def suggest(
         if share > DEAR:
             section, field = key.split(".")
             rarer = 2 * getattr(getattr(config, section), field)
-            advice.append(f"{key}={rarer}: halves the {share:.0%} of the time that {name} takes")
+            advice.append(
+                f"{key}={rarer}: the {name} takes {share:.0%} of the time; this halves it"
+            )
     return advice
 
 
 def _suggest_envs(config: Config, learning: float) -> list[str]:
-    """The number of environments that plays fastest, where `learning` is seconds a decision."""
+    """Suggests the fastest number of environments; `learning` takes that many s per decision."""
     now = config.train.num_envs
     playing = {now: _decision_s(config, now)}
     for num_envs in filter(None, (now // 2, 2 * now, 4 * now)):
@@ -70,16 +72,16 @@ def _suggest_envs(config: Config, learning: float) -> list[str]:
     if gain <= WORTH:
         return []
     return [
-        f"train.num_envs={best}: a decision is played in {1e3 * playing[best]:.2f} ms instead of"
-        f" {1e3 * playing[now]:.2f}, about {gain:.2f}x as many decisions a second"
+        f"train.num_envs={best}: playing a decision takes {1e3 * playing[best]:.2f} ms instead of"
+        f" {1e3 * playing[now]:.2f}, which gives about {gain:.2f}x as many decisions per second"
     ]
 
 
 def _decision_s(config: Config, num_envs: int) -> float:
-    """Seconds to play one decision with that many environments.
+    """Measures the seconds that playing one decision takes with this number of environments.
 
     Raises:
-      ConfigError: the config cannot have as many.
+      ConfigError: the config cannot have this number.
     """
     size = num_envs * max(1, config.train.decisions_per_round // num_envs)
     run = build(
@@ -97,12 +99,12 @@ def _decision_s(config: Config, num_envs: int) -> float:
 
 
 def _update_s(config: Config, batch_size: int) -> float:
-    """Seconds of the gradient steps of an epoch on batches of that size."""
+    """Measures the seconds that an epoch's gradient steps take on batches of this size."""
     run = build(changed(config, "sac", batch_size=batch_size))
     return time_phase(learner_phases(run, make_init(run)())[0], repeats=2).seconds
 
 
 def changed(config: Config, section: str, **values: Any) -> Config:
-    """The config with other values in a section."""
+    """Returns the config with other values in a section."""
     part = dataclasses.replace(getattr(config, section), **values)
     return dataclasses.replace(config, **{section: part})

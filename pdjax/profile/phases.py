@@ -1,7 +1,7 @@
-"""The phases of an epoch as programs of their own, and how long they take.
+"""Makes each phase of an epoch a program of its own, and times it.
 
-Each is a scan over what an epoch does of it, or over a part where that is long, at the run's sizes
-and from a state of its training. Kept apart because it knows what an epoch does.
+A phase is a scan over what an epoch does of it (over a part of that, if it is long), at the run's
+sizes and from a state of its training. Separate, because it knows what an epoch does.
 """
 
 import statistics
@@ -20,23 +20,23 @@ from pdjax.training.build import Run
 from pdjax.training.epoch import TrainState
 from pdjax_envs import registry
 
-DECISIONS = 32  # of each environment, the most that a phase plays at a time
-UPDATES = 64  # the most that a phase takes at a time
-WOBBLE = 1e-6  # what keeps XLA from computing once what would be the same each time
+DECISIONS = 32  # of each environment, at most, in one call of a phase
+UPDATES = 64  # gradient steps, at most, in one call of a phase
+WOBBLE = 1e-6  # change of the input in each step, so that XLA computes every step
 
 
 class Phase(NamedTuple):
     """A part of an epoch.
 
     Attributes:
-      name: for people.
-      function: traceable.
-      arguments: of it.
-      per_epoch: how often an epoch does as much.
+      name: as printed.
+      function: a function that JAX can trace.
+      arguments: its arguments.
+      per_epoch: how many times this work makes up an epoch's.
       steps: length of its outermost scan.
-      moved: bytes that one step reads and writes, where XLA cannot say: it counts all of an array
-        of which a few rows are taken.
-      threads: whether its first argument becomes its result, from call to call, and is donated.
+      moved: bytes that one step reads and writes, if XLA counts wrongly: it counts a whole array
+        of which only a few rows are taken. 0 = as XLA counts.
+      threads: whether the result is the first argument of the next call, and is donated to it.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Phase(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """What a phase comes to in one epoch: seconds, operations, and bytes by XLA, at least."""
+    """What a phase takes in one epoch: seconds, operations, and at least these bytes, by XLA."""
 
     seconds: float
     flops: float = 0.0
@@ -57,17 +57,17 @@ class Timing(NamedTuple):
 
 
 def make_phases(run: Run, state: TrainState) -> list[Phase]:
-    """All phases; `control steps` are `physics` and the task's code together.
+    """Makes all phases; `control steps` is `physics` and the task's code together.
 
     Args:
       run: the run.
-      state: of its training, after an epoch; the last phase donates its replay.
+      state: of the training after an epoch; the last phase donates its replay.
     """
     return [*rollout_phases(run, state), *learner_phases(run, state)]
 
 
 def rollout_phases(run: Run, state: TrainState) -> list[Phase]:
-    """What `collect.collect` does: base policy, residual, control steps, new episodes."""
+    """Makes the phases of `collect.collect`: base policy, residual, control steps, new episodes."""
     schedule, (env, base) = run.trainer.schedule, (run.env, run.base)
     decisions = schedule.decisions * schedule.rounds
     length = min(decisions, DECISIONS)
@@ -131,7 +131,7 @@ def rollout_phases(run: Run, state: TrainState) -> list[Phase]:
 
 
 def _physics_phase(run: Run, state: TrainState, chunk, length: int, often: float) -> Phase:
-    """The simulator alone, under the controls of one chunk."""
+    """Makes the phase of the simulator alone, under the controls of one chunk."""
     task, engine = run.env.task, run.env.engine
     physics = registry.make_engine(task.adapt(task.scene, engine), engine)
     playing = state.rollout.env
@@ -150,7 +150,7 @@ def _physics_phase(run: Run, state: TrainState, chunk, length: int, often: float
 
 
 def learner_phases(run: Run, state: TrainState) -> list[Phase]:
-    """What an epoch does after collecting: writing rows, drawing batches, gradient steps."""
+    """Makes the phases after collecting: writing rows, drawing batches, gradient steps."""
     schedule, rounds = run.trainer.schedule, run.trainer.schedule.rounds
     updates = schedule.updates * rounds
     length = min(updates, UPDATES)
@@ -202,7 +202,7 @@ def _nbytes(tree: Any) -> int:
 
 
 def time_phase(phase: Phase, repeats: int) -> Timing:
-    """Runs a phase several times, once more to warm up; the median, for a whole epoch."""
+    """Runs a phase once to warm up, then `repeats` times; returns the median of a whole epoch."""
     function = jax.jit(phase.function, donate_argnums=0 if phase.threads else ())
     first, *rest = phase.arguments
     compiled = function.lower(first, *rest).compile()

@@ -1,9 +1,8 @@
-"""Where an epoch's time goes: each phase of training by itself, against the whole epoch.
+"""Measures where an epoch's time goes: each phase of training by itself, against the whole epoch.
 
-A phase is a program of its own at the run's sizes: a scan over what an epoch does of it (over a
-part, scaled up, where that is long), from the state of a run that has trained for some epochs.
-Parts cannot see how XLA fuses them in the whole, nor what they leave in its caches: `explained`
-says to how much of an epoch they add up.
+A phase is a program of its own at the run's sizes, from the state of a run that has trained for
+some epochs, see `phases`. Separate programs miss how XLA fuses the phases in an epoch and what they
+leave in its caches; `explained` says which share of the epoch they add up to.
 """
 
 import itertools
@@ -36,18 +35,21 @@ from pdjax.training.loop import Steps
 def profile_run(
     config: Config, repeats: int, out: Path | None, trace: Path | None, advise: bool
 ) -> dict[str, Any]:
-    """`profile`, printed and drawn.
+    """Profiles a run, prints the result and draws it.
 
     Args:
       config: the run.
-      repeats: see `profile`, as are `trace` and `advise`.
+      repeats: see `profile`.
       out: PNG to write, or None.
-      trace: new or empty directory.
-      advise: whether to try other settings.
+      trace: new or empty directory, see `profile`; or None.
+      advise: see `profile`.
+
+    Returns:
+      See `profile`.
 
     Raises:
-      ConfigError, checkpoint.CheckpointError, registry.UnknownName: see `build.build`; or a file
-        or directory is there already.
+      ConfigError, checkpoint.CheckpointError, registry.UnknownName: see `build.build`; or the file
+        or directory exists already.
     """
     if out is not None:
         check_file(out, (".png",))
@@ -57,7 +59,7 @@ def profile_run(
     _show(summary)
     if out is not None:
         plots.plot_phases(out, summary)
-        terminal.say(f"written {out}")
+        terminal.say(f"written to {out}")
     return summary
 
 
@@ -67,9 +69,9 @@ def profile(
     """Measures a run's phases.
 
     Args:
-      config: the run; here it learns from its first decision.
-      repeats: of each measurement; medians are kept.
-      trace: directory for a trace of one epoch, for TensorBoard, XProf or Perfetto.
+      config: the run; it is measured as if it learned from its first decision.
+      repeats: of each measurement; the median counts.
+      trace: directory for a trace of one epoch, for TensorBoard, XProf or Perfetto; or None.
       advise: whether to try other numbers of environments and another batch size.
 
     Returns:
@@ -105,7 +107,7 @@ def profile(
 
 
 def _split_steps(timings: dict[str, Timing]) -> dict[str, Timing]:
-    """Timings with the task's own code apart from the physics, where that was timed."""
+    """Splits `control steps` into physics and the task's own code, if the physics was timed."""
     if "physics" not in timings:
         return timings
     pairs = zip(timings["control steps"], timings["physics"], strict=True)
@@ -115,7 +117,7 @@ def _split_steps(timings: dict[str, Timing]) -> dict[str, Timing]:
 
 
 def _epochs(steps: Steps, repeats: int) -> tuple[TrainState, float]:
-    """Trains anew; the state, and the median seconds of an epoch after the first, a warm-up."""
+    """Trains from the start; returns the state and an epoch's median seconds after a warm-up."""
     state, seconds = steps.train_epoch(steps.init(0))[0], []
     for _ in range(repeats):
         took, (state, _) = timed(steps.train_epoch, state)
@@ -124,7 +126,7 @@ def _epochs(steps: Steps, repeats: int) -> tuple[TrainState, float]:
 
 
 def _between_epochs(run: Run, steps: Steps, state: TrainState, repeats: int) -> dict[str, float]:
-    """Seconds for each epoch of what is done between two: evaluations, checkpoints, records."""
+    """Returns seconds per epoch of the work between epochs: evaluation, checkpoint, records."""
     config, actor = run.config, state.sac.mean_actor
     per_epoch = config.train.decisions_per_epoch
     metrics = jax.eval_shape(run.trainer.train_epoch, run.frozen, state)[1]
@@ -162,7 +164,7 @@ def _summarize(
     between: dict[str, float],
     epoch_s: float,
 ) -> dict[str, Any]:
-    """What was measured, as JSON; shares are of an epoch with what belongs to it between two."""
+    """Returns the measurements, ready for JSON; shares are of an epoch and the work after it."""
     train = run.config.train
     whole = epoch_s + sum(between.values())
     shown = {**timings, **{name: Timing(seconds) for name, seconds in between.items()}}
@@ -187,7 +189,7 @@ def _summarize(
 
 
 def _describe(name: str, timing: Timing, whole: float, machine: rates.Machine) -> dict[str, Any]:
-    """A phase as JSON. Bytes are those of its operations: caches may give more than the machine."""
+    """Describes a phase for JSON. Bytes are those of its operations, which caches may serve."""
     rate = 1 / timing.seconds if timing.seconds else 0.0
     return {
         "phase": name,
@@ -201,7 +203,7 @@ def _describe(name: str, timing: Timing, whole: float, machine: rates.Machine) -
 
 
 def _show(summary: dict[str, Any]) -> None:
-    """Prints phases, dearest first, and what follows from them."""
+    """Prints the phases, the longest first, and suggestions."""
 
     def share(phase: dict[str, Any], of: str) -> str:
         return f"{phase[f'{of}_share']:.0%}" if phase[f"{of}_share"] else "-"
@@ -221,14 +223,15 @@ def _show(summary: dict[str, Any]) -> None:
         f"{summary['task']} on {summary['device']}, {summary['physics']} physics,"
         f" {summary['num_envs']} environments"
     )
-    header = ["phase", "ms an epoch", "share", "of the machine's FLOP/s", "of its bytes/s"]
+    header = ["phase", "ms per epoch", "share", "of peak FLOP/s", "of peak bytes/s"]
     terminal.show_table(title, header, rows)
     machine = summary["machine"]
     terminal.say(
         f"{summary['decisions_per_s']:,.0f} decisions/s, {summary['control_steps_per_s']:,.0f}"
         f" control steps/s, {summary['gradient_steps_per_s']:,.1f} gradient steps/s; an epoch takes"
         f" {summary['epoch_s']:.2f} s, of which phases explain {summary['explained']:.0%}; compiled"
-        f" in {summary['compile_s']:.0f} s; at most {summary['peak_memory_bytes'] / 2**30:.1f} GiB;"
+        f" in {summary['compile_s']:.0f} s; peak memory"
+        f" {summary['peak_memory_bytes'] / 2**30:.1f} GiB;"
         f" machine: {machine['flops'] / 1e9:,.0f} GFLOP/s, {machine['bytes'] / 1e9:,.0f} GB/s"
     )
     for line in summary["advice"]:
@@ -236,7 +239,7 @@ def _show(summary: dict[str, Any]) -> None:
 
 
 def _peak_memory() -> int:
-    """Bytes at most in use: of the device where it says so, else of this process."""
+    """Returns the peak bytes in use: of the device if it reports them, else of this process."""
     stats = jax.devices()[0].memory_stats() or {}
     unit = 1 if sys.platform == "darwin" else 1024
     return (

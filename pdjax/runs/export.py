@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from pdjax.base_policies import load
 from pdjax.base_policies.foreign import exported
@@ -53,7 +54,7 @@ def export_run(
         )
     play = make_play(playing)
     seen = play(seed, episodes, record=True).obs
-    covered = float(far_numbers(seen, base.obs_mean, base.obs_std).mean(axis=-1).max())
+    covered = float(far_numbers(jnp.asarray(seen), base.obs_mean, base.obs_std).mean(axis=-1).max())
     limit = covered + refined.config.guard.drift
 
     def choose(obs, base_action):

@@ -100,6 +100,8 @@ def load_refined(
     overrides = [f"task.physics={physics}"] if physics else []
     overrides += [f"task.shift={'' if shift == 'none' else shift!r}"] if shift else []
     config = configs.load_of_run(directory, overrides)
+    if base is None:
+        configs.check_base_of_run(directory)
     playing = load_playing(config, make_playing_mesh(config), base)
     like = jax.eval_shape(playing.sac.init, jax.random.key(0)).actor
     actor = checkpoint.restore(directory / "residual", like)

@@ -1,4 +1,4 @@
-"""What a sweep will take of time and memory on this machine, told before it is started."""
+"""Estimates the time and memory that a sweep will need on this machine, before it starts."""
 
 import dataclasses
 import json
@@ -16,14 +16,21 @@ from pdjax.sweep import spec as sweep_spec
 from pdjax.training import build, compiled
 from pdjax.training.members import Stack
 
-TIMED = 512  # decisions, at least, unless an epoch has fewer
+TIMED = 512  # decisions to time at least, unless an epoch has fewer
 
 
 def foresee(spec_path: Path) -> dict[str, Any]:
-    """Shows the trials of a sweep and what they will take on this machine; starts none.
+    """Prints the trials of a sweep with estimates of their time and memory; starts no trial.
 
-    Each program that differs is built, and a short epoch and an evaluation of it timed. `hours` of
-    all are those of the trials that could be timed.
+    Builds every program that the trials need, and times a short epoch and an evaluation of it.
+
+    Args:
+      spec_path: the sweep's file, see `spec.read`.
+
+    Returns:
+      `trials`, each with its `values`, `members`, `decisions`, `hours`, `memory_bytes` and `note`
+      (for a trial that could not be timed, both figures are None and the note says why); their
+      `count`; `at_once`, the number of trials at a time; and `hours` of all trials that were timed.
 
     Raises:
       ConfigError: see `spec.read`.
@@ -58,13 +65,13 @@ def foresee(spec_path: Path) -> dict[str, Any]:
 
 
 def _program_key(members: Sequence[Config]) -> str:
-    """What two trials that are the same program agree in."""
+    """Returns a key that is equal for two trials exactly if they need the same program."""
     flat = configs.flat(members[0])
     return json.dumps([len(members), {k: v for k, v in flat.items() if k not in SWEEPABLE}])
 
 
 def _time(members: Sequence[Config]) -> dict[str, Any]:
-    """Hours of a trial that learns from its first decision on, and its memory; or why not."""
+    """Times a trial that learns from its first decision; returns hours and memory, or why not."""
     train = members[0].train
     rounds = min(
         -(-TIMED // train.decisions_per_round),

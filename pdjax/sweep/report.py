@@ -1,7 +1,6 @@
-"""This file is not pure: it reads a sweep's directories and writes what came of it.
+"""Reports a sweep from its trials' own files: while it runs, after a crash, and without Ray.
 
-Everything is read from the trials' own files, so that a sweep may be reported while it runs, after
-a crash and without Ray.
+Not pure: it reads the sweep's directories and writes the report beside them.
 """
 
 import json
@@ -17,34 +16,35 @@ from pdjax.output import plots, records, tables, terminal
 from pdjax.runs import compare, curves
 from pdjax.sweep import spec as sweep_spec
 
-FEW = 4  # finished trials below which nothing is said of importance
-DRAWN = 10  # settings whose curves are drawn, the best of each task
+FEW = 4  # finished trials that importances need at least
+DRAWN = 10  # settings of each task whose curves are drawn, the best ones
 
 
 def write(out: Path) -> dict[str, Any]:
-    """Reports a sweep: prints a table of settings and writes files beside it.
+    """Reports a sweep: prints a table of settings and writes files into its directory.
 
-    Trials that differ by their seeds only are one setting. `trials.json` and `trials.parquet` hold
-    all trials, `curves_TASK.png` success of the best settings against decisions and minutes,
-    `importance.png` which keys set good trials apart, `best.yaml` (of several tasks
-    `best_TASK.yaml`) the config of the best finished setting, ready for `pdjax train`.
+    Trials that differ only in their seeds are one setting. The files are `trials.json` and
+    `trials.parquet` (all trials), `curves_TASK.png` (success of the best settings against decisions
+    and minutes), `importance.png` (which keys set good trials apart) and `best.yaml`, or
+    `best_TASK.yaml` with several tasks (the config of the best finished setting, for `pdjax
+    train`).
 
     Args:
       out: directory of the sweep.
 
     Returns:
-      What was written, for JSON.
+      `trials`, `settings`, `importance` and the names of the `files`, ready for JSON.
 
     Raises:
-      ConfigError: the directory is no sweep, or no trial of it has been evaluated yet.
+      ConfigError: the directory holds no sweep, or no trial has been evaluated yet.
     """
     if not (out / "sweep.yaml").is_file():
-        raise ConfigError(f"{out} is no sweep: expected sweep.yaml as `pdjax sweep` writes it")
+        raise ConfigError(f"{out} is no sweep; expected sweep.yaml as `pdjax sweep` writes it")
     spec = sweep_spec.read(out / "sweep.yaml")
     found = sorted((_trial(spec, directory) for directory in _directories(out)), key=_rank)
     if all(row["success"] is None for row in found):
         raise ConfigError(
-            f"no trial of {out} has been evaluated yet; wait for the first, or see"
+            f"no trial of {out} has been evaluated yet; wait for the first evaluation, or read"
             " trials/ID/log.txt"
         )
     names = [dimension.key for dimension in spec.space]
@@ -67,13 +67,13 @@ def write(out: Path) -> dict[str, Any]:
 
 
 def _rank(row: dict[str, Any]) -> tuple[str, bool, float]:
-    """Task by task, finished trials first: interim evaluations have few episodes."""
+    """Orders by task, finished trials first, since interim evaluations have few episodes."""
     success = row["success"] if row["success"] is not None else -1.0
     return row["task"], row["status"] != "finished", -success
 
 
 def _settings(names: Sequence[str], trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Trials that agree in these keys as one row each, means over their runs; the best first."""
+    """Joins trials that agree in these keys to one row, with means over their runs; best first."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in trials:
         groups.setdefault(json.dumps([row["values"].get(name) for name in names]), []).append(row)
@@ -109,7 +109,7 @@ def _directories(out: Path) -> list[Path]:
 
 
 def _trial(spec: sweep_spec.Spec, directory: Path) -> dict[str, Any]:
-    """A row: what a trial set, how it ended, and means over its members."""
+    """Returns a row: what a trial set, how it ended, and means over its members."""
     places = [*directory.glob("run/config.yaml"), *directory.glob("run/member_*/config.yaml")]
     runs = [path.parent for path in sorted(places)]
     by_run = {str(run): records.read_metrics(run, "eval") for run in runs}
@@ -192,7 +192,7 @@ def _write_tables(out: Path, names: list[str], found: list[dict[str, Any]], file
 def _write_best(
     out: Path, spec: sweep_spec.Spec, settings: list[dict[str, Any]], files: list[str]
 ) -> None:
-    """The best finished setting's config, of each task."""
+    """Writes the config of each task's best finished setting."""
     tasks = dict.fromkeys(row["task"] for row in settings)
     for task in tasks:
         best = next(row for row in settings if row["task"] == task)
@@ -228,8 +228,10 @@ def _draw(out: Path, settings: list[dict[str, Any]], summary: dict[str, Any]) ->
 
 
 def _importance(spec: sweep_spec.Spec, found: list[dict[str, Any]]) -> dict[str, float]:
-    """Key -> share of what sets the better half of finished trials apart (PED-ANOVA,
-    arXiv:2304.10255, as Optuna has it); empty where there is too little to tell."""
+    """Returns key -> share of what sets the better half of the finished trials apart.
+
+    By PED-ANOVA (arXiv:2304.10255) as Optuna has it; empty if there are too few trials.
+    """
     rows = [row for row in found if row["status"] == "finished"]
     keys = [dimension.key for dimension in spec.space if dimension.key != "seed"]
     varied = [key for key in keys if len({str(row["values"][key]) for row in rows}) > 1]

@@ -1,7 +1,7 @@
-"""What a sweep tries: its file read, judged and, where that is possible, spelled out.
+"""Reads and checks a sweep's file, and lists its trials if the search knows them beforehand.
 
-Pure data. Every value that a space can give is judged here, before anything starts; `sweep` runs
-what comes of it.
+Pure data. Every value that a space can give is checked here, before anything starts; `tune` runs
+the trials.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from pdjax.config import files as configs
 from pdjax.config.fields import Config
 from pdjax.config.schema import ConfigError, Count, Natural, NonNegative, Range, Seed
 
-KINDS = {  # kind of a range -> numbers or values that it takes
-    "grid": "[value, ...], each tried",
-    "choice": "[value, ...], one drawn",
+KINDS = {  # kind of a range -> its values
+    "grid": "[value, ...], all are tried",
+    "choice": "[value, ...], one is drawn",
     "uniform": "[low, high]",
     "loguniform": "[low, high], both above 0",
-    "randint": "[low, high], integers, high not drawn",
+    "randint": "[low, high], integers, high is not drawn",
 }
 
 EXAMPLE = """\
@@ -41,41 +41,41 @@ asha_grace: 32768
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a sweep's file may set, besides `space` and `members`."""
+    """What a sweep's file may set besides `space` and `members`."""
 
     config: tuple[str, ...]
-    """YAML files or names of configs that come with pdjax; each is tried."""
+    """YAML files or names of configs that come with pdjax; every one is tried."""
     set: tuple[str, ...] = ()
-    """Values for all trials, each as section.key=value, such as base_policy.path=DIR."""
+    """Values for all trials, as section.key=value, such as base_policy.path=DIR."""
     search: Literal["grid", "random", "optuna"] = "grid"
-    """How the space is searched: grid = every combination; random = `samples` draws; optuna =
-    `samples` proposals of its tree-structured Parzen estimator, which learns from those before."""
+    """How to search the space: grid = every combination; random = `samples` draws; optuna =
+    `samples` proposals of its tree-structured Parzen estimator, which learns from earlier ones."""
     samples: Count = 1
-    """Trials, for random and optuna."""
+    """Number of trials, for random and optuna."""
     asha_grace: Natural = 0
-    """Decisions before which no trial is ended; beyond, at each multiple by `asha_reduction`, only
-    the best share of 1 / asha_reduction goes on (ASHA, arXiv:1810.05934). 0 = all train to the
-    end."""
+    """Decisions that every trial may train (ASHA, arXiv:1810.05934). At this number, and again
+    each time it has grown by the factor `asha_reduction`, only the best 1 / asha_reduction of the
+    trials continue. 0 = all trials train to the end."""
     asha_reduction: Annotated[int, Range(2)] = 3
-    """See asha_grace."""
+    """Factor of ASHA, see `asha_grace`."""
     cpus: Count = 1
-    """CPU cores for each trial."""
+    """Number of CPU cores for each trial."""
     gpus: NonNegative = 0.0
-    """GPUs for each trial; 0.5 = two trials share one."""
+    """Number of GPUs for each trial; 0.5 = two trials share a GPU."""
     tpus: Natural = 0
-    """TPU chips for each trial."""
+    """Number of TPU chips for each trial."""
     concurrent: Natural = 0
-    """Trials at a time, at most; 0 = as many as the resources allow."""
+    """Largest number of trials at a time; 0 = as many as the resources allow."""
     restarts: Natural = 3
-    """Times that a trial goes on from its checkpoint after its worker was lost or failed."""
+    """How often a trial continues from its checkpoint after its worker was lost or failed."""
     track: Literal["none", "wandb", "mlflow"] = "none"
-    """Tell a tracker of each trial, see `pdjax train --help`."""
+    """Tracker to report every trial to, see `pdjax train --help`."""
     seed: Seed = 0
-    """Seed of random draws and of optuna."""
+    """Seed of the random draws and of optuna."""
 
 
 class Dimension(NamedTuple):
-    """One key of a space: its name, the kind of range (see KINDS) and the range's values."""
+    """One key of a space: its name, the kind of its range (see KINDS) and the range's values."""
 
     key: str
     kind: str
@@ -83,7 +83,7 @@ class Dimension(NamedTuple):
 
 
 class Spec(NamedTuple):
-    """A sweep: settings, space, and what the members of each trial differ in."""
+    """A sweep: its settings, its space, and what sets the members of a trial apart."""
 
     settings: Settings
     space: tuple[Dimension, ...]
@@ -91,17 +91,17 @@ class Spec(NamedTuple):
 
 
 def find(name_or_path: str) -> Path:
-    """A sweep's file: as given, or that of a sweep that comes with pdjax."""
+    """Returns the path of a sweep's file: the given one, or one that comes with pdjax."""
     path = Path(name_or_path)
     return path if path.is_file() else configs.suites().get(name_or_path, path)
 
 
 def read(path: Path) -> Spec:
-    """Reads a sweep's file and judges it.
+    """Reads and checks a sweep's file.
 
     Raises:
-      ConfigError: no such file, not YAML, an unknown key, a value that a config cannot have, a
-        space that is empty or that the search cannot take.
+      ConfigError: no such file, not YAML, an unknown key, a value that a config cannot have, an
+        empty space, or a space that the search cannot take.
     """
     data = schema.read_yaml(path, "sweep", "config and space")
     known = [*(field.name for field in dataclasses.fields(Settings)), "space", "members"]
@@ -129,22 +129,22 @@ def read(path: Path) -> Spec:
 
 
 def check_bases(spec: Spec) -> None:
-    """Checks that every base policy is there; whether it is one for its task, each trial finds out.
+    """Checks that every base policy exists; each trial checks whether it fits its task.
 
     Raises:
-      ConfigError: the first that is not.
+      ConfigError: the first base policy that does not exist.
     """
     for values in _corners(spec):
         path = make_members(spec, values)[0].base_policy.path
         if not load.is_policy(Path(path)):
             raise ConfigError(
-                f"base policy {path!r} of {values['config']} is not there; make it, or name"
-                " another by `set: [base_policy.path=DIR]`"
+                f"base policy {path!r} of {values['config']} does not exist; make it, or name"
+                " another one with `set: [base_policy.path=DIR]`"
             )
 
 
 def trials(spec: Spec) -> list[dict[str, Any]] | None:
-    """What each trial sets, `config` first; None where the search decides on the way."""
+    """Returns what each trial sets, `config` first; None if the search decides on the way."""
     if spec.settings.search != "grid":
         return None
     names = ["config", *(dimension.key for dimension in spec.space)]
@@ -153,14 +153,14 @@ def trials(spec: Spec) -> list[dict[str, Any]] | None:
 
 
 def make_members(spec: Spec, values: Mapping[str, Any]) -> list[Config]:
-    """The members' configs of a trial; one without members.
+    """Returns the configs of a trial's members; a single config without members.
 
     Args:
       spec: the sweep.
-      values: of the trial, `config` and those of the space.
+      values: what the trial sets: `config` and the keys of the space.
 
     Raises:
-      ConfigError: they cannot be.
+      ConfigError: a config is not valid.
     """
     own = [f"{name}={json.dumps(value)}" for name, value in values.items() if name != "config"]
     seeds = spec.members if isinstance(spec.members, int) else 0
@@ -174,15 +174,15 @@ def make_members(spec: Spec, values: Mapping[str, Any]) -> list[Config]:
 
 
 def example(spec: Spec) -> dict[str, Any]:
-    """One trial of a sweep, whatever its search."""
+    """Returns what one trial of a sweep sets, whatever the search."""
     return _corners(spec)[0]
 
 
 def _dimension(key: Any, given: Any) -> Dimension:
-    """One key of a space.
+    """Reads one key of a space.
 
     Raises:
-      ConfigError: no such key, or no range.
+      ConfigError: no such key, or not a range.
     """
     known = {option.name: option for option in fields.describe()}
     if key not in known:
@@ -207,7 +207,7 @@ def _dimension(key: Any, given: Any) -> Dimension:
 
 
 def _numbers(values: list[Any]) -> list[Any]:
-    """Numbers where YAML 1.1 read text: 1e-4 has no dot."""
+    """Turns text into numbers where possible: YAML 1.1 reads 1e-4, without a dot, as text."""
     found = []
     for value in values:
         try:
@@ -218,22 +218,22 @@ def _numbers(values: list[Any]) -> list[Any]:
 
 
 def _judge_search(spec: Spec) -> None:
-    """Raises ConfigError where a search cannot take the space."""
+    """Raises ConfigError if a search cannot take the space."""
     search = spec.settings.search
     for key, kind, _ in spec.space:
         if search == "grid" and kind != "grid":
             raise ConfigError(
-                f"space of {key} is {kind}, which search: grid cannot enumerate; take"
-                " search: random or optuna, or list values"
+                f"space of {key} is {kind}, which `search: grid` cannot enumerate; use"
+                " `search: random` or `optuna`, or list values"
             )
         if search == "optuna" and kind == "grid":
             raise ConfigError(
-                f"space of {key} is a grid, which search: optuna does not walk; say choice"
+                f"space of {key} is a grid, which `search: optuna` cannot take; use choice"
             )
 
 
 def _corners(spec: Spec) -> list[dict[str, Any]]:
-    """Trials with which each value or end of each range comes up, under each config."""
+    """Returns trials in which every value, or end, of each range occurs, for every config."""
     first = {dimension.key: _ends(dimension)[0] for dimension in spec.space}
     found = [first] + [first | {d.key: end} for d in spec.space for end in _ends(d)]
     return [{"config": config} | values for config in spec.settings.config for values in found]

@@ -1,9 +1,9 @@
-"""This file is not pure: it runs sweeps on Ray Tune, on this machine or a cluster.
+"""Runs sweeps with Ray Tune, on this machine or a cluster. Not pure.
 
-A trial is a training like any other, with members or without, in a directory of its own below that
-of the sweep: `trials/ID/`, with `trial.json` (what it sets), `starts.jsonl` (when and where it was
-started, again after a loss) and `run/`. Ray only decides what runs where and when; whatever it
-loses goes on from the run's own checkpoints. `sweep_report` reads the directories.
+A trial is a training like any other, with or without members, in its own directory of the sweep:
+`trials/ID/`, with `trial.json` (what it sets), `starts.jsonl` (when and where it started, once more
+after each loss) and `run/`. Ray only decides what runs where and when; a lost trial continues from
+its run's own checkpoints. `report` reads the directories.
 """
 
 import json
@@ -26,8 +26,8 @@ from pdjax.training import run
 from pdjax.training.loop import Epoch
 from pdjax.training.stopping import Stopped
 
-METRIC = "success_once"  # mean of the members' latest interim evaluations
-RAY = "ray"  # folder of Ray's own records in a sweep's
+METRIC = "success_once"  # mean over the members' latest interim evaluations
+RAY = "ray"  # folder of Ray's own records in a sweep's directory
 CONNECT_S = 10.0  # s to reach a cluster
 
 
@@ -35,16 +35,19 @@ def sweep(spec_path: Path, out: Path, address: str = "", resume: bool = False) -
     """Runs a sweep to its end and reports it.
 
     Args:
-      spec_path: see `spec.read`.
-      out: new or empty, unless the sweep in it is resumed. Of a cluster it must be a folder that
-        all its machines share, as must everything that the spec names.
-      address: of a Ray cluster; "" = one of this machine alone, for as long as the sweep lasts.
-      resume: go on where the sweep in `out` stopped; begin where there is none.
+      spec_path: the sweep's file, see `spec.read`.
+      out: directory of the sweep; new or empty, unless its sweep is resumed. All machines of a
+        cluster must share this folder and everything that the file names.
+      address: of a Ray cluster; "" = a cluster of this machine alone, as long as the sweep lasts.
+      resume: continue the sweep in `out`; start it if there is none.
+
+    Returns:
+      See `report.write`.
 
     Raises:
-      ConfigError: the spec cannot be, Ray is missing, the address cannot be reached, or a trial
-        asks for more than the cluster has. Nothing is started or written then.
-      Stopped: it was interrupted, and can be resumed.
+      ConfigError: the file is not valid, Ray is missing, the address cannot be reached, or a trial
+        asks for more than the cluster has. Nothing has been started or written then.
+      Stopped: the sweep was interrupted, and can be resumed.
     """
     spec = sweep_spec.read(spec_path)
     sweep_spec.check_bases(spec)
@@ -53,7 +56,7 @@ def sweep(spec_path: Path, out: Path, address: str = "", resume: bool = False) -
     begun = resume and (out / "sweep.yaml").is_file()
     if begun and (out / "sweep.yaml").read_text() != spec_path.read_text():
         raise ConfigError(
-            f"cannot resume {out}: its sweep.yaml is not {spec_path}; give the same"
+            f"cannot resume {out}: its sweep.yaml differs from {spec_path}; use the same"
             " file, or choose another --out"
         )
     if not begun:
@@ -74,7 +77,7 @@ def sweep(spec_path: Path, out: Path, address: str = "", resume: bool = False) -
 
 
 def _import_tune(settings: Settings) -> Any:
-    # Read when Ray is imported. Its own loggers would write every trial's curve once more.
+    # Ray reads these when it is imported. Its own loggers would write every curve once more.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -83,7 +86,7 @@ def _import_tune(settings: Settings) -> Any:
         from ray import tune
 
         if settings.search == "optuna":
-            import optuna  # noqa: F401, or Ray would say so with a traceback
+            import optuna  # noqa: F401, since Ray would report its absence with a traceback
     except ImportError as error:
         raise ConfigError(
             f"sweeps need {error.name}, which is not installed; pip install 'pdjax[sweep]'"
@@ -93,10 +96,10 @@ def _import_tune(settings: Settings) -> Any:
 
 @contextmanager
 def _cluster(address: str, settings: Settings):
-    """Ray for as long as a sweep lasts; yields where.
+    """Connects to Ray, or starts it, for as long as a sweep lasts; yields where it runs.
 
     Raises:
-      ConfigError: it cannot be reached, or has not what one trial needs.
+      ConfigError: Ray cannot be reached, or no machine has what one trial needs.
     """
     import ray
 
@@ -109,7 +112,7 @@ def _cluster(address: str, settings: Settings):
     except Exception as error:
         first = str(error).strip().splitlines()[0][:200]
         raise ConfigError(
-            f"cannot reach a Ray cluster at {address!r}: {first}; `ray status` there tells its"
+            f"cannot reach a Ray cluster at {address!r}: {first}; `ray status` there prints its"
             " address, and since Ray 2.60 its token is needed here too, see docs/sweeps.md"
         ) from None
     try:
@@ -120,7 +123,7 @@ def _cluster(address: str, settings: Settings):
             if count > largest[name]:
                 raise ConfigError(
                     f"a trial asks for {count:g} {name}s, but no machine of the cluster has more"
-                    f" than {largest[name]:g}; lower {name.lower()}s in the sweep's file"
+                    f" than {largest[name]:g}; lower `{name.lower()}s` in the sweep's file"
                 )
         yield address or "this machine"
     finally:
@@ -128,19 +131,19 @@ def _cluster(address: str, settings: Settings):
 
 
 def _authenticate() -> None:
-    """Lets Ray use the token that it would find: to join a cluster it has to be told to."""
+    """Makes Ray use the token that it would find; to join a cluster, it must be told to."""
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
     if "RAY_AUTH_TOKEN" in os.environ or token.is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _resources(settings: Settings) -> dict[str, float]:
-    """What a trial needs, by Ray's names."""
+    """Returns what a trial needs, by Ray's names."""
     return {"CPU": settings.cpus, "GPU": settings.gpus, "TPU": settings.tpus}
 
 
 def _probe(address: str) -> None:
-    """Raises ConfigError where nothing answers: Ray itself would wait for minutes."""
+    """Raises ConfigError if nothing answers; Ray itself would wait for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if address == "auto":
         return
@@ -151,7 +154,7 @@ def _probe(address: str) -> None:
     except OSError as error:
         raise ConfigError(
             f"cannot reach a Ray cluster at {address}: {error.strerror or error}; start one there"
-            " with `ray start --head`, or leave --address out"
+            " with `ray start --head`, or leave out --address"
         ) from None
 
 
@@ -169,7 +172,7 @@ def _make_tuner(tune: Any, spec: Spec, out: Path) -> Any:
     planned = sweep_spec.trials(spec)
     scheduler = None
     if settings.asha_grace:
-        # ASHA ends at max_t, which must come after the final evaluation: that is the last report.
+        # ASHA ends trials at max_t, which must lie beyond the last report, the final evaluation.
         budget = sweep_spec.make_members(spec, sweep_spec.example(spec))[0].train.total_decisions
         scheduler = tune.schedulers.ASHAScheduler(
             time_attr="decisions",
@@ -222,7 +225,7 @@ def _search(tune: Any, spec: Spec) -> Any:
 
 
 def _trial(values: Mapping[str, Any], job: Mapping[str, str]) -> None:
-    """One trial, in a process of its own; started again after a loss, it goes on."""
+    """Runs one trial, in a process of its own; continues it if it is started again."""
     from ray import tune
 
     from pdjax.devices import process_settings
@@ -259,7 +262,7 @@ def _trial(values: Mapping[str, Any], job: Mapping[str, str]) -> None:
 
 
 def _make_progress(tune: Any, total: int, out: Path) -> Any:
-    """A progress line over trials, which also notes how those end that write no result."""
+    """Makes a progress line over trials, which also notes how trials without a result end."""
 
     class Line(tune.Callback):
         def __init__(self):
@@ -274,11 +277,11 @@ def _make_progress(tune: Any, total: int, out: Path) -> Any:
             self._end(trial, "ended early")
 
         def on_trial_recover(self, iteration, trials, trial, **info):
-            terminal.say(f"trial {trial.trial_id} was lost and goes on from its checkpoint")
+            terminal.say(f"trial {trial.trial_id} was lost and continues from its checkpoint")
 
         def on_trial_error(self, iteration, trials, trial, **info):
             self._end(trial, "failed")
-            terminal.say(f"trial {trial.trial_id} failed; its log.txt and {RAY}/ tell more")
+            terminal.say(f"trial {trial.trial_id} failed; see its log.txt and {RAY}/")
 
         def on_experiment_end(self, trials, **info):
             self._bar.close()

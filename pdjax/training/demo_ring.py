@@ -1,7 +1,7 @@
-"""Demonstrations as a replay ring, with what the base policy would have done at each decision.
+"""Demonstrations as a replay ring, with the action that the base policy would have chosen.
 
 Source: RLPD (arXiv:2302.02948) draws a share of every batch from demonstrations; ResFiT
-(arXiv:2509.19301) stores with them the base policy's action, which the residual adds to.
+(arXiv:2509.19301) stores the base policy's action with them, to which the residual is added.
 """
 
 from collections.abc import Sequence
@@ -24,10 +24,18 @@ from pdjax_envs.task import Task
 
 
 def load_demos(config: Config, task: Task, base: BasePolicy, residual_dim: int) -> ReplayState:
-    """The demonstrations of a run's config as a ring, kept as its replay is.
+    """Reads the demonstrations that a run's config names, in the format of its replay.
+
+    Args:
+      config: the run; `train.demo_share` is above 0.
+      task: the task of the demonstrations.
+      base: the base policy.
+      residual_dim: count of numbers in one residual action, see `sac.residual_dim`.
 
     Raises:
-      ConfigError, demonstrations.DataError: there are none, they cannot be read or have no flags.
+      ConfigError: the config names no demonstrations or allows no residual, or an episode has no
+        success flags.
+      demonstrations.DataError: the demonstrations cannot be read.
     """
     if not config.train.demos or not config.decorator.residual_scale:
         raise ConfigError(
@@ -35,7 +43,7 @@ def load_demos(config: Config, task: Task, base: BasePolicy, residual_dim: int) 
             " demonstrations, and decorator.residual_scale above 0"
         )
     found = store.read(Path(config.train.demos), task)
-    # not the run's seed: members of one program share them
+    # A fixed key instead of the run's seed, because the members of one program share this ring.
     ring = make_demo_replay(base, found, residual_dim, jax.random.key(0))
     packing = make_packing(config.train.replay_dtype, base.obs_mean, base.obs_std)
     return ring._replace(storage=packing.pack(ring.storage))
@@ -48,16 +56,19 @@ def make_demo_replay(
 
     Args:
       base: the base policy.
-      trajectories: with success flags; the reward of a decision is 1 where it succeeded, else 0.
-      residual_dim: numbers in one residual action, see `sac.residual_dim`.
-      key: of the base policy's noise; consumed.
+      trajectories: episodes with success flags. The reward of a decision is 1 if it succeeded,
+        else 0.
+      residual_dim: count of numbers in one residual action, see `sac.residual_dim`.
+      key: consumed; draws the base policy's noise.
 
     Returns:
       A full ring of one environment, episode after episode. Its `residual_action` is the
-      difference between demonstrated and base action, not divided by residual_scale.
+      difference between demonstrated and base action. It is not divided by residual_scale, which
+      members of one program may differ in: `epoch` divides by `Hyperparams.residual_scale` when it
+      draws a batch.
 
     Raises:
-      ConfigError: an episode without success flags.
+      ConfigError: an episode has no success flags.
     """
     episodes = [_decisions(base, trajectory) for trajectory in trajectories]
     longest = max(len(history) for _, history in episodes)
@@ -75,14 +86,16 @@ def make_demo_replay(
 
 
 def _decisions(base: BasePolicy, trajectory: Trajectory) -> tuple[Any, np.ndarray]:
-    """One episode: a Transition of NumPy arrays, leaves (decisions + 1, ...), and the histories
-    (decisions, obs_horizon, obs_dim) that the base policy would see.
+    """Cuts one episode into decisions.
 
-    Its base_action is still to be filled in, and residual_action is the chunk that was executed.
+    Returns:
+      rows: Transition of NumPy arrays (decisions + 1, ...). base_action is still zero, and
+        residual_action is the chunk that was executed.
+      histories: (decisions, obs_horizon, obs_dim), what the base policy would read.
     """
     if trajectory.success is None:
         raise ConfigError(
-            "train.demos has episodes without success flags; `pdjax data check` tells"
+            "train.demos has episodes without success flags; `pdjax data check` shows"
             " which files have them"
         )
     success = np.asarray(trajectory.success, bool)
@@ -110,7 +123,7 @@ def _decisions(base: BasePolicy, trajectory: Trajectory) -> tuple[Any, np.ndarra
 
 
 def _base_actions(base: BasePolicy, params: Params, histories: Array, key: Key) -> Array:
-    """(episodes, decisions, chunk_dim) of the base policy along every episode."""
+    """Returns the base policy's chunks along every episode, (episodes, decisions, chunk_dim)."""
 
     def play(histories: Array, key: Key) -> Array:
         carry_key, noise_key = jax.random.split(key)

@@ -1,8 +1,8 @@
 """What a run will take of memory, told before it takes any, and refused where that is not there.
 
 Counted are the very arrays that training will hold, by their shapes alone, what XLA says of the
-compiled epoch, and bounds of the rest (DECISIONS.md, 40). Pure but for `make_plans`, which asks how
-much is free, and `show`.
+compiled epoch, and bounds of the rest (docs/decisions/training.md, 40). Pure but for `make_plans`,
+which asks how much is free, and `show`.
 """
 
 import math

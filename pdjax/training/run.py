@@ -148,8 +148,10 @@ def _run(
         terminal.say(f"{first.parent if len(members) > 1 else first} is finished already")
         return [_read(member.directory) for member in members]
     config = members[0].config
-    built = build(config, base.policy if base else None)
     path = base.files if base else Path(config.base_policy.path)
+    if path == members[0].directory / "base_policy":
+        configs.check_base_of_run(members[0].directory)
+    built = build(config, base.policy if base else None)
     own = [member.directory / "base_policy" for member in members]
     if path and path not in own and members[0].directory.resolve().is_relative_to(path.resolve()):
         raise ConfigError(
@@ -163,7 +165,7 @@ def _run(
         num_envs = config.train.num_envs
         way, microseconds = load.cost(built.base, num_envs)
         terminal.say(
-            f"base policy called {way}: {microseconds:,.0f} us a call for {num_envs} environments"
+            f"base policy called {way}: {microseconds:,.0f} us per call for {num_envs} environments"
         )
     before = time.monotonic() - start
     ends = refine(members, steps, on_epoch)

@@ -192,14 +192,18 @@ def counting():
         (
             jax_function,
             {"act_dim": 2},
-            "the policy's function gives shape (2, 1) for one observation history (2, 3) and",
+            "the policy's function returns shape (2, 1) for one observation history (2, 3) and",
         ),
         (
             lambda history: {"action": history @ WEIGHT, "value": history},
             {},
-            "gives 2 arrays for one observation history (2, 3) and 2 arrays for a batch (1, 2, 3);",
+            "returns 2 arrays for one observation history (2, 3) and 2 arrays for a batch",
         ),
-        (JaxObject, {"act_horizon": 3}, "gives chunks (2, 1) (act_horizon, act_dim), expected (3,"),
+        (
+            JaxObject,
+            {"act_horizon": 3},
+            "returns chunks (2, 1) (act_horizon, act_dim), expected (3,",
+        ),
         (JaxObject, {"in_program": False}, "in_program=False, but the policy is a JAX object"),
         (NumpyObject, {"in_program": True}, "in_program=True, but the policy is a NumPy object"),
         (
@@ -207,13 +211,25 @@ def counting():
             {"in_program": True},
             "JAX cannot trace the policy's function: on one observation history (2, 3): ",
         ),
-        (numpy_function, {"act_dim": 4}, "gives chunks (2, 1) (act_horizon, act_dim), expected (2"),
-        (noisy(), {}, "gives another program each time JAX traces it: it remembers something"),
-        (counting(), {}, "gives another program each time JAX traces it: it remembers something"),
+        (
+            numpy_function,
+            {"act_dim": 4},
+            "returns chunks (2, 1) (act_horizon, act_dim), expected (2",
+        ),
+        (
+            noisy(),
+            {},
+            "two traces of the policy's function differ: it has memory or draws its own random",
+        ),
+        (
+            counting(),
+            {},
+            "two traces of the policy's function differ: it has memory or draws its own random",
+        ),
         (
             jax_function_of_all,
             {"in_program": False},
-            "the policy computes with JAX while it is called through the host",
+            "the policy is called through the host but computes with JAX",
         ),
         (
             lambda history: history[:, -1],

@@ -18,8 +18,9 @@ import pytest
 from pdjax.base_policies import imitation, settings
 from pdjax.base_policies.kinds import diffusion
 from pdjax.commands import cli, demonstrations, table
-from pdjax.config import fields, presets, schema
+from pdjax.config import fields, schema
 from pdjax.config import files as configs
+from pdjax.config.presets import PRESETS
 from pdjax.output import checkpoint
 from pdjax.runs.video import RenderError
 from pdjax.training import build
@@ -29,12 +30,11 @@ TASK, OBS_DIM, ACT_DIM = "PegInsertionSide", 50, 7
 
 def make_base_policy(directory, task=TASK, obs_dim=OBS_DIM):
     """An untrained diffusion policy, as `pdjax imitate` would write it."""
-    config = imitation.ImitationConfig(diffusion=diffusion.DiffusionConfig(hidden=8, blocks=1))
-    denoiser = diffusion.make_denoiser(obs_dim, ACT_DIM, config.policy)
+    shape = diffusion.DiffusionConfig(hidden=8, blocks=1)
+    config = imitation.ImitationConfig(diffusion=shape)
+    denoiser = diffusion.make_denoiser(obs_dim, ACT_DIM, shape)
     params = denoiser.init(jax.random.key(0))
-    policy = diffusion.make_policy(
-        config.policy, ACT_DIM, params, jnp.zeros(obs_dim), jnp.ones(obs_dim)
-    )
+    policy = diffusion.make_policy(shape, ACT_DIM, params, jnp.zeros(obs_dim), jnp.ones(obs_dim))
     directory.mkdir()
     imitation.save(directory, policy, config, task)
 
@@ -376,7 +376,7 @@ def test_help_of_training_lists_every_key_config_and_preset(capsys):
     assert "sac.gamma (number 0 to 1, default 0.97)" in text
     squeezed = " ".join(text.split())
     assert all(option.doc in squeezed for option in fields.describe())
-    assert all(name in text for name in [*configs.known_configs(), *presets.PRESETS])
+    assert all(name in text for name in [*configs.known_configs(), *PRESETS])
 
 
 @pytest.mark.parametrize("arguments", [["train", "--help"], ["imitate", "--help"], ["--version"]])

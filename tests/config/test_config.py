@@ -1,6 +1,7 @@
-"""Configs: facts of the method, files that come back unchanged, and mistakes told in one line."""
+"""Configs: the method's values, files read back unchanged, mistakes reported in one line."""
 
 import dataclasses
+from typing import Annotated
 
 import pytest
 
@@ -109,7 +110,10 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path):
         ("=1", r"--set '=1' has no value"),
         ("seed=[1", r"--set 'seed=\[1': cannot read the value"),
         ("sac.log_std_min=3", r"sac.log_std_min=3.0 must be below sac.log_std_max=2.0"),
-        ("sac.final_penalty=0.1", r"sac.final_penalty=0.1 is what .*: set sac.penalty_half_life"),
+        (
+            "sac.final_penalty=0.1",
+            r"sac.final_penalty=0.1 is the .*; also set sac.penalty_half_life",
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line(tmp_path, override, message):
@@ -175,6 +179,29 @@ def test_a_description_says_type_range_and_meaning():
     assert option.doc == "Discount per decision."
 
 
+def test_a_number_is_declared_sweepable_by_its_field():
+    @dataclasses.dataclass(frozen=True)
+    class Inner:
+        tau: Annotated[schema.Share, fields.Sweepable(is_switch=True)] = 0.5
+        size: schema.Count = 3
+
+    @dataclasses.dataclass(frozen=True)
+    class Outer:
+        inner: Inner = Inner()
+        seed: Annotated[int, fields.Sweepable()] = 0
+
+    marks = schema.marked(Outer, fields.Sweepable)
+    assert marks == {"inner.tau": fields.Sweepable(True), "seed": fields.Sweepable()}
+    assert not schema.marked(Inner, schema.Option)
+
+
+def test_sweepable_numbers_keep_their_range():
+    (tau,) = (option for option in fields.describe() if option.name == "sac.tau")
+    assert "sac.tau" in fields.SWEEPABLE and tau.expected() == "number 0 to 1"
+    assert "sac.hidden" not in fields.SWEEPABLE
+    assert fields.SWITCHES == ("decorator.residual_scale", "sac.smoothness_penalty")
+
+
 def test_ranges():
     assert 0 in schema.Range(0, 1)
     assert 1 in schema.Range(0, 1)
@@ -185,7 +212,7 @@ def test_ranges():
     assert -1e300 in schema.FINITE
 
 
-def test_a_file_may_start_from_a_config_that_comes_with_pdjax(tmp_path):
+def test_a_file_may_start_from_a_config_that_is_shipped_with_pdjax(tmp_path):
     config = load_text(tmp_path, "preset: hammer_fast\nsac: {gamma: 0.9}")
     assert (config.task.name, config.sac.gamma, config.sac.n_step) == ("AdroitHammer", 0.9, 5)
     assert config.sac.final_penalty == 0.2  # of what hammer_fast starts from

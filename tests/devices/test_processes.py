@@ -22,7 +22,8 @@ from tests.training.test_loop import records
 PROGRAM = """
 import sys
 import jax, numpy as np
-from pdjax import cli, runner
+from pdjax.commands import cli
+from pdjax.training import run as runner
 
 refine, path = runner.refine, sys.argv[1]
 
@@ -166,7 +167,10 @@ def test_processes_with_unequal_commands_are_refused(folder):
     assert codes(processes) == [2, 2]
     for index in range(2):
         line = said(folder, "unequal", index).splitlines()[-1]
-        assert line == "pdjax: process 1 has another config than process 0; give all the same"
+        assert line == (
+            "pdjax: process 1 has another config than process 0; start all processes with the same"
+            " command"
+        )
     assert not (folder / "unequal").exists()
 
 
@@ -182,7 +186,7 @@ def test_a_cluster_that_is_not_there(tmp_path):
     ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert "nothing tells which process this is; give --process INDEX/COUNT" in done.stderr
+    assert "nothing says which process this is; give --process INDEX/COUNT" in done.stderr
     assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
 
 

@@ -17,8 +17,8 @@ PROGRAM = """
 import dataclasses, json
 import jax, numpy as np
 from tests.training.test_epoch import build, small_config
-from pdjax import train
-from pdjax.sharding import copy_to_all, make_mesh
+from pdjax.training import epoch as train
+from pdjax.devices.sharding import copy_to_all, make_mesh
 
 config = small_config()
 results = {}

@@ -7,7 +7,7 @@ import pytest
 
 from pdjax.learner import decorator
 
-BASE = np.array([[-0.0, 0.0, 1.0, -1.0, 0.3, 1e-30]], np.float32)
+BASE = jnp.array([[-0.0, 0.0, 1.0, -1.0, 0.3, 1e-30]], jnp.float32)
 
 
 def bits(x):
@@ -20,7 +20,7 @@ def bits(x):
 )
 def test_no_change_is_the_base_action_bitwise(residual, scale, jit):
     decorate = jax.jit(decorator.decorate) if jit else decorator.decorate
-    result = decorate(BASE, np.full_like(BASE, residual), np.float32(scale))
+    result = decorate(BASE, jnp.full_like(BASE, residual), jnp.float32(scale))
     np.testing.assert_array_equal(bits(result), bits(BASE))
 
 
@@ -36,7 +36,8 @@ def test_change_is_at_most_the_scale():
     base, residual = rng.uniform(-1, 1, (2, 500, 8)).astype(np.float32)
     residual[:250] = np.sign(residual[:250])  # extremes
     for scale in (0.03, 0.3, 1.0):
-        change = np.asarray(decorator.decorate(base, residual, scale), float) - base
+        acted = decorator.decorate(jnp.asarray(base), jnp.asarray(residual), scale)
+        change = np.asarray(acted, float) - base
         # two numbers below 2 in size: one rounding of at most 2^-24 * 2
         assert np.max(np.abs(change)) <= scale + 2e-7
         assert np.max(np.abs(change)) > 0.99 * scale
@@ -143,7 +144,7 @@ def test_the_uncertain_gate_opens_where_draws_differ_most_in_the_right_share(key
 
 
 def test_hold_undoes_spread():
-    residual = np.random.default_rng(0).uniform(-1, 1, (5, 3)).astype(np.float32)
+    residual = jax.random.uniform(jax.random.key(0), (5, 3), minval=-1.0)
     np.testing.assert_allclose(decorator.hold(decorator.spread(residual, 12), 3), residual, 1e-6)
-    chunk = np.array([[1.0, 0.0, 3.0, 2.0]])  # two steps of two numbers
+    chunk = jnp.array([[1.0, 0.0, 3.0, 2.0]])  # two steps of two numbers
     np.testing.assert_allclose(decorator.hold(chunk, 2), [[2.0, 1.0]])

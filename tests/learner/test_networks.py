@@ -44,7 +44,7 @@ def test_heads_start_orthogonal_with_a_small_gain(policy_and_params):
 def test_log_std_stays_within_its_bounds(policy_and_params):
     policy, params = policy_and_params
     huge = jax.tree.map(lambda x: 1000 * x, params)
-    inputs = np.random.default_rng(0).normal(size=(50, 20)).astype(np.float32)
+    inputs = jax.random.normal(jax.random.key(0), (50, 20))
     _, log_std = policy.apply(huge, inputs)
     np.testing.assert_allclose([log_std.min(), log_std.max()], [-5.0, 1.0], atol=1e-5)
     _, log_std = policy.apply(params, inputs)

@@ -1,4 +1,4 @@
-"""The replay ring: data that carries its own index, hand numbers, brute force."""
+"""The replay ring, checked with rows that carry their own index, hand numbers, brute force."""
 
 import functools
 
@@ -12,18 +12,19 @@ from pdjax.types import Transition
 
 
 def make_rows(first, last, num_envs=3, **flags):
-    """Rows whose every number says row + env / 10; chunk_dim 2, obs_dim 1."""
+    """Makes rows in which every number is row + env / 10; chunk_dim 2, obs_dim 1."""
     row, env = np.meshgrid(np.arange(first, last), np.arange(num_envs), indexing="ij")
-    index = (row + env / 10).astype(np.float32)
-    none = np.zeros(index.shape, bool)
+    index = jnp.asarray(row + env / 10, jnp.float32)
+    none = jnp.zeros(index.shape, bool)
+    given = jax.tree.map(jnp.asarray, flags)
     return Transition(
         obs=index[..., None],
-        base_action=np.stack([index, index + 0.01], axis=-1),
-        residual_action=np.stack([-index, -index - 0.01], axis=-1),
-        reward=flags.get("reward", index),
-        terminated=flags.get("terminated", none),
-        truncated=flags.get("truncated", none),
-        is_reset=flags.get("is_reset", none),
+        base_action=jnp.stack([index, index + 0.01], axis=-1),
+        residual_action=jnp.stack([-index, -index - 0.01], axis=-1),
+        reward=given.get("reward", index),
+        terminated=given.get("terminated", none),
+        truncated=given.get("truncated", none),
+        is_reset=given.get("is_reset", none),
     )
 
 
@@ -39,7 +40,7 @@ def draw(replay, state, *args):
 
 @functools.cache
 def jitted(function):
-    """One jitted function for all rings, so that equal shapes compile once."""
+    """Returns one jitted function for all rings, so that equal shapes compile once."""
     return jax.jit(function, static_argnums=(2, 3) if function is sample else ())
 
 
@@ -90,6 +91,7 @@ def test_add_takes_no_memory_for_the_ring(dtype):
     add = jax.jit(lambda state, rows: replay.add(state, packing.pack(rows)), donate_argnums=0)
     memory = add.lower(state, make_rows(0, 2)).compile().memory_analysis()
     ring_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    assert memory is not None
     assert memory.alias_size_in_bytes >= ring_bytes
     assert memory.temp_size_in_bytes < ring_bytes / 100
 
@@ -107,6 +109,7 @@ def test_sample_takes_no_memory_for_the_ring(dtype, key):
     state = jax.eval_shape(make_replay(4096, 3, example).init)
     draw = jax.jit(lambda state, key: packing.unpack(sample(state, key, 4, 2, 0.9, 0.0)))
     memory = draw.lower(state, key).compile().memory_analysis()
+    assert memory is not None
     assert memory.temp_size_in_bytes < 4096
 
 
@@ -171,7 +174,7 @@ def test_n_step_stops_at_an_end_hand_numbers(key, end):
 
 
 def episode_stream(rng, num_rows, num_envs):
-    """Rows as next-step autoreset makes them: after an end comes one reset row."""
+    """Makes rows as next-step autoreset does: one reset row follows each end."""
     terminated, truncated, is_reset = np.zeros((3, num_rows, num_envs), bool)
     for env in range(num_envs):
         ended = False
@@ -212,7 +215,8 @@ def test_random_streams_equal_brute_force(n_step):
         batch = draw(replay, state, jax.random.key(seed), 400, n_step, jnp.float32(0.9), -0.5)
         start = np.round(batch.obs[:, 0] * 10).astype(int)  # row * 10 + env
         assert np.all((start // 10 >= 18) & (start // 10 < 30 - n_step))
-        walked = [brute_force(stream, *divmod(index, 10), n_step, 0.9, -0.5) for index in start]
+        places = zip(start // 10, start % 10, strict=True)
+        walked = [brute_force(stream, row, env, n_step, 0.9, -0.5) for row, env in places]
         total, discount, next_row = np.array(walked).T
         np.testing.assert_allclose(batch.reward, total, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(batch.discount, discount, rtol=1e-5)
@@ -256,7 +260,9 @@ def test_bfloat16_stays_within_its_bound_and_samples_float32(key):
     rows = make_rows(0, 40)
     noise = np.random.default_rng(0).uniform(-1, 1, (3, 40, 3, 2)).astype(np.float32)
     rows = rows._replace(
-        obs=3 + 0.1 * noise[0, ..., :1], base_action=noise[1], residual_action=noise[2]
+        obs=3 + jnp.asarray(0.1 * noise[0, ..., :1]),
+        base_action=jnp.asarray(noise[1]),
+        residual_action=jnp.asarray(noise[2]),
     )
     drawn = {}
     for dtype in ("float32", "bfloat16"):

@@ -1,4 +1,4 @@
-"""The learner: against the NumPy reference, against hand numbers, and on a bandit."""
+"""The learner, compared with the NumPy reference and hand numbers, and trained on a bandit."""
 
 import dataclasses
 import functools
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdjax.config.fields import Config, DecoratorConfig, SACConfig
+from pdjax.config.fields import SWEEPABLE, Config, DecoratorConfig, SACConfig
 from pdjax.learner import losses, sac
 from pdjax.learner.replay import make_replay
 from pdjax.types import Batch, Transition
@@ -31,22 +31,22 @@ SHALLOW = dataclasses.replace(SMALL, hidden=(8,))
 
 def random_batch(rng, batch=BATCH):
     def uniform(*shape):
-        return rng.uniform(-1, 1, shape).astype(np.float32)
+        return jnp.asarray(rng.uniform(-1, 1, shape), jnp.float32)
 
     return Batch(
         obs=uniform(batch, OBS_DIM),
         base_action=uniform(batch, CHUNK_DIM),
         residual_action=uniform(batch, CHUNK_DIM),
         reward=uniform(batch),
-        discount=rng.choice(np.array([0, 0.97], np.float32), batch),
+        discount=jnp.asarray(rng.choice(np.array([0, 0.97], np.float32), batch)),
         next_obs=uniform(batch, OBS_DIM),
         next_base_action=uniform(batch, CHUNK_DIM),
-        weight=np.where(np.arange(batch) % 4 == 1, 0, 1).astype(np.float32),
+        weight=jnp.where(jnp.arange(batch) % 4 == 1, 0.0, 1.0),
     )
 
 
 def random_state(rng, learner):
-    """A state with no special values in it: every parameter random, targets unlike critics."""
+    """Draws a state without special values: random parameters, targets unlike the critics."""
     shapes = jax.eval_shape(learner.init, jax.random.key(0))
     state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
@@ -58,7 +58,7 @@ def random_state(rng, learner):
 
 
 def make(config=SMALL, decorator=DECORATOR):
-    """Learner, hyperparameters and jitted update; the same objects for the same configs."""
+    """Returns learner, hyperparameters and jitted update; equal configs give the same objects."""
     return make_once(config, decorator)
 
 
@@ -121,7 +121,7 @@ def test_updates_equal_reference_with_every_penalty_limit_and_a_subset_of_critic
 
 
 def compare_with_reference(config, decorator, settings):
-    """Three updates of `pdjax.sac` and of the NumPy reference, from the same state and noise."""
+    """Takes three updates with `sac` and the NumPy reference, from the same state and noise."""
     learner, hyperparams, update = make(config, decorator)
     rng = np.random.default_rng(0)
     state = random_state(rng, learner)
@@ -149,9 +149,12 @@ def compare_with_reference(config, decorator, settings):
             num, chosen = config.num_critics, (config.min_of,)
             subset = jax.random.choice(subset_key, num, chosen, replace=False)
             assert len(set(subset.tolist())) == config.min_of
-        noises = [np.asarray(jax.random.normal(k, (BATCH, CHUNK_DIM)), float) for k in draws]
+        noise_next, noise_actor = (
+            np.asarray(jax.random.normal(k, (BATCH, CHUNK_DIM)), float) for k in draws
+        )
         state, metrics = update(state, batch, hyperparams, jax.random.key(step))
-        expected_metrics = expected.update(jax.tree.map(np.float64, batch), *noises, subset)
+        rows = jax.tree.map(lambda leaf: np.asarray(leaf, float), batch)
+        expected_metrics = expected.update(rows, noise_next, noise_actor, subset)
         assert metrics.keys() == expected_metrics.keys()
         for name, value in expected_metrics.items():
             np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
@@ -188,10 +191,9 @@ def test_target_of_an_episode_hand_numbers(key):
     flags = np.zeros((3, 10, 1), bool)
     terminated, truncated, is_reset = flags
     truncated[2], is_reset[3], terminated[5], is_reset[6] = True, True, True, True
-    row = np.arange(10.0, dtype=np.float32)[:, None, None]
-    rows = Transition(
-        row, row, row, np.array(rewards, np.float32)[:, None], terminated, truncated, is_reset
-    )
+    row = jnp.arange(10.0)[:, None, None]
+    ends = map(jnp.asarray, (terminated, truncated, is_reset))
+    rows = Transition(row, row, row, jnp.array(rewards)[:, None], *ends)
     replay = make_replay(10, 1, jax.tree.map(lambda x: x[0, 0], rows))
     sample = jax.jit(lambda k: replay.sample(replay.add(replay.init(), rows), k, 200, 3, 0.5, 0.0))
     batch = sample(key)
@@ -238,6 +240,22 @@ def test_target_entropy_is_the_same_for_every_critic_input(critic_input):
         decorator=DecoratorConfig(critic_input=critic_input),
     )
     assert sac.make_hyperparams(config, residual_dim=28).target_entropy == -14.0
+
+
+def test_hyperparameters_are_the_sweepable_numbers_of_the_config():
+    config = Config()
+    hyperparams = sac.make_hyperparams(config, residual_dim=4)._asdict()
+    names = [name.split(".") for name in SWEEPABLE if name != "seed"]
+    computed = {"target_entropy_scale": "target_entropy"}
+    expected = {computed.get(key, key) for _, key in names} | {"exploration_limit"}
+    assert hyperparams.keys() == expected
+    for section, key in names:
+        if key not in ("target_entropy_scale", "penalty_half_life"):
+            value = np.float32(getattr(getattr(config, section), key))
+            assert hyperparams[key] == value and hyperparams[key].dtype == jnp.float32
+    assert hyperparams["target_entropy"] == -4 and hyperparams["penalty_half_life"] == np.inf
+    half = Config(sac=SACConfig(penalty_half_life=8.0))
+    assert sac.make_hyperparams(half, residual_dim=4).penalty_half_life == 8
 
 
 def test_the_actor_may_move_less_often_than_the_critics():
@@ -380,8 +398,8 @@ def test_learns_to_correct_the_base_action(key):
     rng = np.random.default_rng(0)
     start = random_state(rng, learner)._replace(log_temperature=jnp.log(0.01))
     state, _ = train(start, key)
-    base = rng.uniform(-0.2, 0.2, (BATCH, CHUNK_DIM)).astype(np.float32)
-    obs = np.zeros((BATCH, OBS_DIM), np.float32)
+    base = jnp.asarray(rng.uniform(-0.2, 0.2, (BATCH, CHUNK_DIM)), jnp.float32)
+    obs = jnp.zeros((BATCH, OBS_DIM))
 
     def error(actor):
         return np.abs(base + 0.5 * learner.act_deterministic(actor, obs, base) - best).mean()

@@ -79,7 +79,7 @@ def test_a_tracker_that_fails_is_told_once_and_ends_nothing(track, tmp_path, cap
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://mlflow")
     write_run(tmp_path / "run")
     said = capsys.readouterr().err
-    assert said.count("the run goes on without it") == 1 and "mlflow failed (" in said
+    assert said.count("the run continues without it") == 1 and "mlflow failed (" in said
     assert len(records.read_metrics(tmp_path / "run", "eval")) == 3
 
 

@@ -47,7 +47,7 @@ def test_a_recording_replays_exactly_disturbed_or_not(tmp_path, noise):
     assert summary["task"] == "Point"
     assert [row["max_drift"] for row in summary["replay"]] == [0] * 5
     assert all(row["replayed_success"] for row in summary["replay"])
-    assert "the replay is the recording; 5 of 5 replays succeed" in summary["verdict"]
+    assert "the replay equals the recording; 5 of 5 replays succeed" in summary["verdict"]
 
 
 def test_without_the_executed_actions_a_disturbed_recording_drifts_by_what_it_lost(tmp_path):
@@ -62,7 +62,7 @@ def test_without_the_executed_actions_a_disturbed_recording_drifts_by_what_it_lo
         assert row["max_drift"] == pytest.approx(lost.max(), abs=1e-6)
         assert row["mean_drift"] == pytest.approx(lost.sum() / full.obs.size, abs=1e-6)
         assert row["max_drift_part"] == "position"
-    assert "replays stray up to" in summary["verdict"]
+    assert "replays drift by up to" in summary["verdict"]
 
 
 def test_without_an_initial_state_the_seed_gives_it(tmp_path):

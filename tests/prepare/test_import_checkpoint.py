@@ -421,7 +421,7 @@ def changed_state(path, change):
         (
             reference_unet,
             lambda state: state.update(extra=torch.zeros(1)),
-            "best.pt holds extra, which this architecture has no place for",
+            "best.pt holds extra, which this architecture does not use",
         ),
         (
             reference_unet,
@@ -473,10 +473,12 @@ class Malicious:
 def test_files_that_are_no_checkpoints(point, capsys):
     refuse(capsys, "none.pt", "no checkpoint at none.pt")
     Path("junk.pt").write_bytes(b"junk")
-    refuse(capsys, "junk.pt", "junk.pt is no file of torch.save and is not read; save")
+    refuse(capsys, "junk.pt", "junk.pt is not a torch.save file, so pdjax does not read it; write")
     path = reference_unet(Path("run"))
     torch.save({"ema_agent": Malicious()}, path)
-    refuse(capsys, path, "best.pt holds exec, which could run code and is not read; save")
+    refuse(
+        capsys, path, "best.pt holds exec, which could run code, so pdjax does not read it; write"
+    )
     assert not Path("was_here").exists()
     torch.save({"actor": {}}, path)
     refuse(capsys, path, "best.pt holds actor, expected ema_agent or agent")
@@ -489,15 +491,17 @@ def test_settings_that_do_not_fit(point, capsys):
     Path("run/args.json").write_text(json.dumps({k: v for k, v in ARGS.items() if k != "n_groups"}))
     refuse(capsys, path, "args.json lacks n_groups")
     Path("run/args.json").write_text(json.dumps(ARGS | {"obs_horizon": 4}))
-    refuse(capsys, path, "reads 6 observed numbers besides the step's 8, expected a multiple of")
+    refuse(
+        capsys, path, "reads 6 observed numbers in addition to the 8 of the noise level, expected a"
+    )
     Path("run/args.json").unlink()
     refuse(capsys, path, "args.json: expected the args.json of")
     bet = reference_bet(Path("bet"))
     refuse(capsys, bet, "--ddim-steps got 4, but", "--ddim-steps", "4")
     other = reference_unet(Path("other"), make_unet(obs_dim=5))
-    refuse(capsys, other, "its observation has 5 numbers, expected 3 of Point; give the --task")
+    refuse(capsys, other, "its observation has 5 numbers, expected 3 for Point; give the --task")
     other = reference_unet(Path("another"), make_unet(act_dim=2))
-    refuse(capsys, other, "its action has 2 numbers, expected 1 of Point")
+    refuse(capsys, other, "its action has 2 numbers, expected 1 for Point")
 
 
 def change_json(path, **changes):
@@ -553,7 +557,7 @@ def test_a_step_that_is_more_than_normalisation_is_refused(point, capsys):
     folder = lerobot_diffusion(Path("run"))
     steps = [{"registry_name": "relative_actions_processor"}]
     (folder / "policy_preprocessor.json").write_text(json.dumps({"steps": steps}))
-    refuse(capsys, folder, "the step relative_actions_processor is not known to pdjax")
+    refuse(capsys, folder, "the processing step relative_actions_processor cannot be imported")
 
 
 def test_without_torch_one_line_says_what_to_install(point, capsys, monkeypatch):

@@ -79,7 +79,7 @@ def test_the_verdict_by_hand():
     assert screen.judge(1, [1] * 6, 30)[0] == screen.REFINE
     # 30 %, but never under a random residual
     verdict, reasons = screen.judge(60, [0] * 6, 200)
-    assert verdict == screen.IMPROVE and "under no random residual" in reasons[0]
+    assert verdict == screen.IMPROVE and "never with random residuals" in reasons[0]
 
 
 def test_the_recommendation_by_hand():

@@ -80,7 +80,7 @@ def test_a_profile_names_every_phase_and_its_share(here, capsys):
 
 def test_a_part_of_an_epoch_is_scaled_up(here, monkeypatch):
     run = build(configs.load("peg_fast", TINY))
-    state = prepare(run)[0].init()
+    state = prepare(run)[0].init(0)
     whole = {phase.name: phase for phase in phases.make_phases(run, state)}
     monkeypatch.setattr(phases, "DECISIONS", 4)
     monkeypatch.setattr(phases, "UPDATES", 8)
@@ -119,13 +119,13 @@ def test_advice_rests_on_what_was_measured(monkeypatch):
     found = advice.suggest(config, timings, {"evaluation": 1.0}, epoch_s=1.28)
     envs, updates, batch, evaluation = found
     # 10 ms of playing and 10 of learning become 2.5 and 10.
-    assert envs.startswith("train.num_envs=16: a decision is played in 2.50 ms instead of 10.00")
+    assert envs.startswith("train.num_envs=16: playing a decision takes 2.50 ms instead of 10.00")
     assert "1.60x" in envs
     # 0.64 of 2.28 s; half of it away leaves 1.96: 1.16x.
     assert updates.startswith("train.updates_per_decision=0.125: updates take 28%")
     assert "1.16x" in updates
     assert batch.startswith("sac.batch_size=64") and "1.25x" in batch
-    assert evaluation.startswith("eval.interim_every=32768: halves the 44%")
+    assert evaluation.startswith("eval.interim_every=32768: the evaluation takes 44% of the time")
     assert advice.suggest(config, {"updates": Timing(0.0)}, {}, epoch_s=1.28)[1:] == []
 
 

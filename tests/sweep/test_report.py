@@ -161,7 +161,7 @@ def test_importance_names_what_matters(tmp_path):
     out = tmp_path / "sweep"
     space = {"sac.tau": [0.01, 0.02, 0.03], "sac.gamma": [0.9, 0.95], "seed": [0, 1]}
     spec = write_sweep(out, config="peg_fast", space=space)
-    for number, values in enumerate(sweep_spec.trials(spec)):
+    for number, values in enumerate(sweep_spec.trials(spec) or []):
         end = {0.9: 0.2, 0.95: 0.9}[values["sac.gamma"]] + 0.001 * number
         write_trial(out, spec, f"t_{number}", values, [[0.1, end]], refined=[end])
     pytest.importorskip("optuna", reason="importance needs pdjax[sweep]")

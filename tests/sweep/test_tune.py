@@ -49,6 +49,7 @@ def test_every_value_of_a_grid_is_a_trial(tmp_path):
         )
     )
     trials = sweep_spec.trials(spec)
+    assert trials is not None
     assert len(trials) == 12 and len({json.dumps(trial) for trial in trials}) == 12
     assert trials[0] == {"config": "peg_fast", "sac.gamma": 0.9, "sac.actor_lr": 1e-4}
     (member,) = sweep_spec.make_members(spec, trials[-1])
@@ -125,7 +126,7 @@ def test_what_cannot_be_swept_is_refused_before_anything_starts(
         (["nowhere.yaml"], "cannot read sweep nowhere.yaml"),
         (["report"], "sweep got report and no directory, expected SPEC.yaml alone, or"),
         (["report", "."], "is no sweep"),
-        (["none.yaml"], "base policy '' of peg_fast is not there; make it, or name another"),
+        (["none.yaml"], "base policy '' of peg_fast does not exist; make it, or name another"),
         (["s.yaml", "--address", "127.0.0.1:1"], "cannot reach a Ray cluster at 127.0.0.1:1"),
         (["s.yaml", "--address", "here"], "--address got 'here', expected HOST:PORT"),
         (["many.yaml"], "a trial asks for 1000 CPUs, but no machine of the cluster has more than"),
@@ -190,7 +191,7 @@ def test_a_sweep_whose_worker_is_killed_ends_with_all_trials(tmp_path):
     found = json.loads(stdout.splitlines()[-1])
     assert [row["status"] for row in found["trials"]] == ["finished"] * 6
     assert {row["trial"]: row["starts"] for row in found["trials"]}[killed.name] == 2
-    assert f"trial {killed.name} was lost and goes on" in said
+    assert f"trial {killed.name} was lost and continues" in said
     assert "starts" in said and "resumed after" in (killed / "log.txt").read_text()
     for row in found["trials"]:
         assert row["decisions"] == 256 and len(row["runs"]) == 1

@@ -1,4 +1,4 @@
-"""Demonstrations as a ring: decisions cut by hand, and learned from."""
+"""Demonstrations as a ring: compared with decisions cut by hand, and used for learning."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Training: one jitted epoch that learns, leaves the base alone and compiles once."""
+"""Training: one jitted epoch learns, leaves the base policy unchanged and compiles once."""
 
 import dataclasses
 import functools
@@ -59,13 +59,13 @@ def build(config, velocity=0.2, episode_steps=12, base=None, mesh=None):
 
 @functools.cache
 def built():
-    """`build` of the usual config, and its epoch: compiled once for several tests."""
+    """Builds the usual config and its epoch once, so that several tests share one compilation."""
     rollout, sac, frozen, trainer, state = build(small_config())
     return rollout, sac, frozen, jax.jit(trainer.train_epoch), state
 
 
 def fresh(state):
-    """A copy whose key is not used up."""
+    """Copies a state with a fresh clone of its key, so that it can be consumed again."""
     return state._replace(key=jax.random.clone(state.key))
 
 

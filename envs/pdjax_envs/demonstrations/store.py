@@ -93,7 +93,7 @@ def _describe(task: Task, trajectories: list[Trajectory]) -> dict[str, Any]:
 
 
 def read(path: Path, task: Task) -> list[Trajectory]:
-    """Reads demonstrations of a task from a file of any layout that `importers` knows.
+    """Reads demonstrations of a task from a file of any layout that `layouts` knows.
 
     Raises:
       DataError: see `layouts.load` and `judge`.

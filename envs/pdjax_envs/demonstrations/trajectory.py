@@ -32,7 +32,7 @@ class Trajectory:
       rewards: (T,) float32, or None.
       init_state: the state that the episode starts from, in the names of the task's `get_state`, as
         its `make_start` takes them; None where unknown.
-      clipped: how many numbers of the actions were beyond [-1, 1] in the file, see `importers`.
+      clipped: how many numbers of the actions were beyond [-1, 1] in the file, see `layouts`.
     """
 
     obs: np.ndarray

@@ -19,7 +19,7 @@ Device = Literal["cpu", "cuda"]
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """Describes a policy that pdjax did not train: its kind and the sizes of its inputs and outputs."""
+    """Describes a policy that pdjax did not train: its kind, task and sizes."""
 
     kind: Literal["export", "torchscript", "python"]
     """What the directory contains: a jax.export artefact, a TorchScript file or Python code."""

@@ -1,8 +1,8 @@
 """ACT: a conditional VAE of action chunks, made of transformers.
 
 In training, a style encoder reads the demonstrated chunk and outputs z, so that the decoder need
-not average over styles; in a rollout, z is 0. With temporal ensembling, the policy predicts at every
-control step and executes the weighted mean of all predictions for that step.
+not average over styles; in a rollout, z is 0. With temporal ensembling, the policy predicts at
+every control step and executes the weighted mean of all predictions for that step.
 
 The layers are those of DETR: they normalise after each part, and add positions to queries and keys.
 Two things differ from the original: observations are numbers instead of images, with one token for

@@ -1,8 +1,10 @@
 """A Behavior Transformer: picks a cluster of actions, then corrects the cluster's centre.
 
 A causal transformer (minGPT: normalisation before each part, learned positions, GELU) reads the
-latest observations. For each of them, it predicts which cluster ("bin") contains the demonstrator's
-action, and for every bin the offset from its centre. This keeps modes apart that a mean would blend.
+latest observations. For each of them, it predicts which cluster ("bin") contains the
+demonstrator's action, and for every bin the offset from its centre. This keeps modes apart that a
+mean would blend.
+
 The bins are fitted to the demonstrations once and never trained. They cluster single actions or,
 with `act_horizon` above 1, flattened chunks of actions (arXiv:2403.03181 also predicts chunks).
 

@@ -39,7 +39,7 @@ def conv(x: Array, kernel: Array, stride: int = 1) -> Array:
 
 
 def transposed_conv(x: Array, kernel: Array) -> Array:
-    """Doubles the length of (n, length, in) with a kernel (4, in, out), as ConvTranspose1d(4, 2, 1).
+    """Doubles the length of (n, length, in) with a kernel (4, in, out): ConvTranspose1d(4, 2, 1).
 
     y[2i - 1 + tap] sums x[i] kernel[tap], so even positions use taps 1 and 3, odd ones 2 and 0.
     """

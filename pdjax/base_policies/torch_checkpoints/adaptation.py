@@ -1,6 +1,6 @@
-"""What stands between a policy that was trained elsewhere and pdjax: actions, statistics.
+"""Adapts the actions and statistics of a policy that was trained elsewhere to pdjax.
 
-Kept apart because a policy of pdjax's own needs none of it. Holds no state.
+Kept apart because policies that pdjax trained do not need it. Holds no state.
 """
 
 import dataclasses
@@ -16,20 +16,20 @@ from pdjax.types import BasePolicy
 
 @dataclasses.dataclass(frozen=True)
 class Adaptation:
-    """Numbers that an imported policy is surrounded with; the policy has its own statistics."""
+    """How an imported policy is adapted. The policy itself normalises by its own statistics."""
 
     obs_mean: tuple[float, ...]
-    """Mean of each number observed, for the learner."""
+    """Mean of each observed number, for the residual policy."""
     obs_std: Annotated[tuple[float, ...], Range(0, above=True)]
-    """Their standard deviations."""
+    """Standard deviation of each observed number."""
     action_scale: tuple[float, ...] = (1.0,)
-    """What the policy's actions are multiplied by, one for all numbers of an action or each its
-    own."""
+    """Factor of the policy's actions: one number for the whole action, or one for each of its
+    numbers."""
     action_offset: tuple[float, ...] = (0.0,)
-    """What is added to them then; after that they are clipped to [-1, 1]."""
+    """Number added after that; then actions are clipped to [-1, 1]."""
 
     def validate(self, obs_dim: int, act_dim: int) -> None:
-        """Raises ConfigError at a value out of range or of the wrong size."""
+        """Raises ConfigError if a value is out of range or has the wrong size."""
         schema.check(self)
         sizes = {"obs_mean": (obs_dim,), "obs_std": (obs_dim,)}
         sizes |= {"action_scale": (1, act_dim), "action_offset": (1, act_dim)}
@@ -37,10 +37,10 @@ class Adaptation:
 
 
 def adapt(policy: BasePolicy, adaptation: Adaptation) -> BasePolicy:
-    """The policy with its actions brought to the task's and with statistics for the learner.
+    """Returns the policy with adapted actions and with statistics for the residual policy.
 
     Raises:
-      ConfigError: numbers out of range or of the wrong size.
+      ConfigError: a number is out of range or a vector has the wrong size.
     """
     adaptation.validate(policy.obs_dim, policy.act_dim)
     scale = np.array(adaptation.action_scale, np.float32)

@@ -1,6 +1,6 @@
-"""What the importers of PyTorch checkpoints share: their result, settings, the U-Net's names.
+"""Code that the importers of PyTorch checkpoints share: result, settings, names of the U-Net.
 
-`importers_reference` reads policy_decorator's, `importers_lerobot` LeRobot's. Holds no state.
+`policy_decorator` reads checkpoints of that project, `lerobot` those of LeRobot. Holds no state.
 """
 
 from pathlib import Path
@@ -14,23 +14,23 @@ from pdjax.config.schema import ConfigError
 from pdjax.types import Params
 
 Shape = TypeVar("Shape", bound=PolicyConfig)
-FINAL_GROUPS = 8  # of the U-Net's last block in both projects, whatever n_groups is
+FINAL_GROUPS = 8  # of the U-Net's last block; both projects use 8 for any n_groups
 
 
 class Imported(NamedTuple):
-    """A policy as a checkpoint holds it.
+    """A policy that was read from a checkpoint.
 
     Attributes:
-      kind: see `settings.KINDS`.
-      shape: its section.
-      params: as its kind's `make_policy` takes them; their `obs_mean` and `obs_std` are what the
-        policy itself normalises by.
+      kind: kind of policy, see `settings.KINDS`.
+      shape: the section of settings for that kind.
+      params: parameters for `make_policy` of that kind. The policy itself normalises by their
+        `obs_mean` and `obs_std`.
       act_dim: numbers in one action.
-      action_scale: what its actions are multiplied by, one for all numbers or each its own.
-      action_offset: what is added then.
-      statistics: mean and standard deviation (obs_dim,) of the data it was trained on, where the
-        checkpoint tells them.
-      origin: what it is, in words.
+      action_scale: factor of the actions, one number or (act_dim,).
+      action_offset: number added to the scaled actions, one or (act_dim,).
+      statistics: mean and standard deviation (obs_dim,) of the training data, or None if the
+        checkpoint lacks them.
+      origin: the project that the checkpoint comes from, for messages.
     """
 
     kind: str
@@ -46,17 +46,17 @@ class Imported(NamedTuple):
 def shape_from(
     cls: type[Shape], values: dict[str, Any], names: dict[str, str], path: Path, **more: Any
 ) -> Shape:
-    """A policy's section from someone else's settings.
+    """Builds a policy's section of settings from the settings of another project.
 
     Args:
-      cls: the section.
-      values: their settings.
-      names: of the section's fields -> of theirs.
-      path: where theirs come from.
-      **more: further fields.
+      cls: the section's class.
+      values: the other project's settings.
+      names: maps names of fields of the section to names of settings in `values`.
+      path: the file that `values` comes from, for messages.
+      **more: further fields of the section.
 
     Raises:
-      ConfigError: one is missing, or cannot be.
+      ConfigError: a setting is missing or invalid.
     """
     if lacking := [name for name in names.values() if name not in values]:
         raise ConfigError(f"{path} lacks {', '.join(lacking)}")
@@ -69,12 +69,12 @@ def shape_from(
 
 
 def unet_key(names: tuple[str, ...], blocks: tuple[str, str], resample: str) -> str:
-    """The torch name of a layer of `unet.UNet`; the last of `names` is the array.
+    """Returns the torch name of a layer of `unet.UNet`.
 
     Args:
-      names: within the U-Net.
-      blocks: names of a residual block's two convolution blocks.
-      resample: of the convolution that changes the length, behind its module's number.
+      names: path to the array within the U-Net; its last element names the array.
+      blocks: torch names of the two convolution blocks of a residual block.
+      resample: torch name of the convolution that changes the length, after its module's number.
     """
     stage, *inner = names[:-1]
     if stage in ("step_in", "step_out"):

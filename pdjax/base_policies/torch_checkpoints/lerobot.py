@@ -1,11 +1,12 @@
-"""Checkpoints of LeRobot: its diffusion policy and its ACT, of observations that are numbers.
+"""Reads LeRobot checkpoints of diffusion policies and ACT whose observations are numbers.
 
-A folder with `config.json` and `model.safetensors`; normalisation statistics lie among the weights
-(older versions) or in `policy_preprocessor_*` and `policy_postprocessor_*` beside them. An
-observation of the task is read as observation.state followed by observation.environment_state.
+A checkpoint is a folder with `config.json` and `model.safetensors`. The statistics are among the
+weights (older versions) or in `policy_preprocessor_*` and `policy_postprocessor_*`. The task's
+observation is observation.state followed by observation.environment_state.
 
-A number that never changed in training is read as its distance from there, less 1; LeRobot would
-blow a difference up by 1e8. ACT's style encoder, which no rollout uses, is left out.
+A number that was constant in training is normalised to its distance from that constant minus 1;
+LeRobot would multiply such a distance by 1e8. The style encoder of ACT, which no rollout uses, is
+left out.
 
 Source: huggingface/lerobot policies/diffusion, policies/act and processor/normalize_processor.py.
 This file is not pure: it reads files.
@@ -30,8 +31,8 @@ from pdjax.base_policies.torch_checkpoints.weights import Weights, fit, read_jso
 from pdjax.config.schema import ConfigError
 from pdjax.types import Params
 
-PARTS = ("observation.state", "observation.environment_state")  # in this order in an observation
-# What each mode of normalisation needs: two statistics, and whether they are ends of a range.
+PARTS = ("observation.state", "observation.environment_state")  # their order in an observation
+# The two statistics of each mode of normalisation, and whether they are the ends of a range.
 MODES = {
     "MEAN_STD": ("mean", "std", False),
     "MIN_MAX": ("min", "max", True),
@@ -46,18 +47,18 @@ STEPS = {
     "normalizer_processor",
     "unnormalizer_processor",
 }
-DDIM_STEPS = 10  # where the checkpoint samples by DDPM: the noise levels of Diffusion Policy's DDIM
+DDIM_STEPS = 10  # for checkpoints that sample with DDPM; Diffusion Policy uses 10 with DDIM
 
 
 class _Source(NamedTuple):
-    """What is read off a folder.
+    """The settings and statistics in a checkpoint's folder.
 
     Attributes:
-      path: config.json.
-      config: its content.
-      parts: names -> numbers of the observation's parts, in order.
+      path: path of config.json.
+      config: content of config.json.
+      parts: maps names of the observation's parts to their sizes, in order.
       act_dim: numbers in one action.
-      stats: `observation.state.mean` and the like.
+      stats: maps names such as `observation.state.mean` to statistics.
     """
 
     path: Path
@@ -67,10 +68,14 @@ class _Source(NamedTuple):
     stats: dict[str, np.ndarray]
 
     def normalisation(self, name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and width (count,) float32 of a feature: normalised = (raw - mean) / width.
+        """Returns mean and width (count,) float32: normalised = (raw - mean) / width.
+
+        Args:
+          name: a feature, such as `observation.state` or `action`.
+          count: numbers in the feature.
 
         Raises:
-          ConfigError: an unknown mode, or statistics that are missing or of another size.
+          ConfigError: the mode is unknown, or statistics are missing or have another size.
         """
         kind = {PARTS[0]: "STATE", PARTS[1]: "ENV"}.get(name, "ACTION")
         mode = str(self.config["normalization_mapping"].get(kind, "IDENTITY"))
@@ -99,7 +104,7 @@ class _Source(NamedTuple):
         return found.astype(np.float32)
 
     def learned_from(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Mean and standard deviation of the observations trained on, where they are there."""
+        """Returns mean and standard deviation (obs_dim,) of the training data, or None."""
         both = [
             [(f"{name}.{which}", count) for name, count in self.parts.items()]
             for which in ("mean", "std")
@@ -114,11 +119,12 @@ def read(folder: Path, ddim_steps: int = 0) -> Imported:
     """Reads a checkpoint.
 
     Args:
-      folder: with config.json and model.safetensors.
-      ddim_steps: of a diffusion policy; 0 = as it says where it samples by DDIM, else 10.
+      folder: a folder with config.json and model.safetensors.
+      ddim_steps: denoising steps of a diffusion policy; 0 = the checkpoint's number if it samples
+        with DDIM, else 10.
 
     Raises:
-      ConfigError: it cannot be read, reads images, or is not of these architectures.
+      ConfigError: the checkpoint cannot be read, reads images or has another architecture.
     """
     path = folder / "config.json"
     config = read_json(path, "the config.json of a LeRobot policy, beside its model.safetensors")
@@ -139,7 +145,7 @@ def read(folder: Path, ddim_steps: int = 0) -> Imported:
 
 
 def _features(path: Path, config: dict[str, Any]) -> tuple[dict[str, int], int]:
-    """The observation's parts and the action's size, checked."""
+    """Returns the sizes of the observation's parts and of the action, after checking them."""
     try:
         inputs = {
             str(k): (v["type"], list(v["shape"])) for k, v in config["input_features"].items()
@@ -147,8 +153,8 @@ def _features(path: Path, config: dict[str, Any]) -> tuple[dict[str, int], int]:
         outputs = {k: list(v["shape"]) for k, v in config["output_features"].items()}
     except (KeyError, TypeError, AttributeError):
         raise ConfigError(
-            f"{path} lacks input_features and output_features with type and shape; bring an older"
-            " checkpoint to LeRobot's present format first"
+            f"{path} lacks input_features and output_features with type and shape; convert an older"
+            " checkpoint to LeRobot's current format first"
         ) from None
     if images := [name for name, (kind, _) in inputs.items() if kind == "VISUAL"]:
         raise ConfigError(
@@ -169,7 +175,7 @@ def _features(path: Path, config: dict[str, Any]) -> tuple[dict[str, int], int]:
 
 
 def _statistics(folder: Path, weights: Weights) -> dict[str, np.ndarray]:
-    """Statistics by name, from among the weights, where they are taken off, and beside them."""
+    """Returns the statistics by name; removes those that are among the weights."""
     stats: dict[str, np.ndarray] = {}
     for key in [key for key in weights.arrays if key.startswith(BUFFERS)]:
         feature, _, which = key.partition("buffer_")[2].rpartition(".")
@@ -179,7 +185,7 @@ def _statistics(folder: Path, weights: Weights) -> dict[str, np.ndarray]:
         if (folder / description).exists():
             _check_steps(folder / description)
     files = folder.glob("policy_*processor_step_*normalizer_processor.safetensors")
-    for file in sorted(files, reverse=True):  # what undoes the actions' normalisation comes last
+    for file in sorted(files, reverse=True):  # the unnormalizer of actions comes last
         stats |= read_safetensors(file).arrays
     return stats
 
@@ -189,13 +195,13 @@ def _check_steps(path: Path) -> None:
     names = {str(step.get("registry_name")) for step in steps if isinstance(step, dict)}
     if unknown := names - STEPS:
         raise ConfigError(
-            f"{path}: the step {sorted(unknown)[0]} is not known to pdjax, which takes policies"
-            " with nothing but normalisation around them"
+            f"{path}: the processing step {sorted(unknown)[0]} cannot be imported; pdjax imports"
+            " policies whose only processing is normalisation"
         )
 
 
 def _expect(source: _Source, wanted: dict[str, Any]) -> None:
-    """Raises ConfigError where an option has another value than the one that is built here."""
+    """Raises ConfigError if a setting has another value than the one that pdjax implements."""
     for name, value in wanted.items():
         if source.config.get(name, value) != value:
             raise ConfigError(
@@ -290,7 +296,8 @@ def _act(source: _Source, weights: Weights, own: Params) -> Imported:
     _join_embeddings(source, weights, shape.width)
     _part_attention(weights, shape)
     params = fit(weights, {"act": like["act"]}, _act_key)
-    # its actions are normalised by mean and deviation, in which a clipped range would not hold
+    # ACT clips to [-1, 1] before any adaptation, but normalised actions can lie outside, so the
+    # output layer itself undoes the normalisation.
     offset, scale = source.normalisation("action", source.act_dim)
     out = params["act"]["out"]
     out["kernel"], out["bias"] = out["kernel"] * scale, out["bias"] * scale + offset
@@ -300,7 +307,7 @@ def _act(source: _Source, weights: Weights, own: Params) -> Imported:
 
 
 def _join_embeddings(source: _Source, weights: Weights, width: int) -> None:
-    """One layer from the whole observation to all its tokens, each of which sees its own part."""
+    """Joins the embeddings into one layer of the whole observation; each token sees one part."""
     names = {PARTS[0]: "robot_state", PARTS[1]: "env_state"}
     kernels, biases, seen = [], [], 0
     for part, count in source.parts.items():
@@ -315,7 +322,7 @@ def _join_embeddings(source: _Source, weights: Weights, width: int) -> None:
 
 
 def _part_attention(weights: Weights, shape: ActConfig) -> None:
-    """torch keeps the layers of query, key and value as one."""
+    """Splits the layers of query, key and value, which torch stores as one."""
     modules = [f"model.encoder.layers.{i}.self_attn" for i in range(shape.encoder_layers)]
     for which in ("self_attn", "multihead_attn"):
         modules += [f"model.decoder.layers.{i}.{which}" for i in range(shape.decoder_layers)]

@@ -1,8 +1,8 @@
-"""Checkpoints of policy_decorator's offline scripts: its Diffusion Policy and its BeT.
+"""Reads checkpoints of policy_decorator's offline scripts: Diffusion Policy and BeT.
 
-A file of `torch.save` with the state dicts `ema_agent` and `agent`, or `agent` alone, and beside it
-or one folder up the script's `args.json`. Both policies read observations as they are and give
-actions in [-1, 1].
+A checkpoint is a `torch.save` file with the state dicts `ema_agent` and `agent`, or `agent` alone.
+The script's `args.json` is beside it or one folder up. Both policies read raw observations and
+return actions in [-1, 1].
 
 Source: tongzhoumu/policy_decorator offline/diffusion_policy_unet_maniskill2.py,
 offline/bet_maniskill2.py, nets/ and online/pi_dec_*_maniskill2.py, which read such files.
@@ -33,7 +33,7 @@ from pdjax.base_policies.torch_checkpoints.weights import (
 from pdjax.config.schema import ConfigError
 from pdjax.types import Params
 
-STATES = ("ema_agent", "agent")  # in the order that the reference looks for them
+STATES = ("ema_agent", "agent")  # in the order in which the reference looks for them
 UNET, GPT = "noise_pred_net.", "net._gpt_model.transformer."
 
 
@@ -42,17 +42,17 @@ def read(path: Path, ddim_steps: int = 0) -> Imported:
 
     Args:
       path: the .pt file.
-      ddim_steps: of a diffusion policy; 0 = 4, as the reference refines it.
+      ddim_steps: denoising steps of a diffusion policy; 0 = 4, as in the reference's refinement.
 
     Raises:
-      ConfigError: it cannot be read, or is not of this architecture.
+      ConfigError: the checkpoint cannot be read or has another architecture.
     """
     states = read_torch(path)
     name = next((name for name in STATES if name in states), None)
     if name is None:
         raise ConfigError(
             f"{path} holds {', '.join(map(str, list(states)[:5]))}, expected {' or '.join(STATES)};"
-            " a checkpoint of policy_decorator's offline scripts is read"
+            " give a checkpoint of policy_decorator's offline scripts"
         )
     weights, args_path, args = from_torch(path, states[name]), *_read_args(path)
     if weights.has(UNET):
@@ -61,7 +61,7 @@ def read(path: Path, ddim_steps: int = 0) -> Imported:
         return _behavior_transformer(weights, args, args_path)
     raise ConfigError(
         f"{path}: {name} holds {next(iter(weights.arrays), 'nothing')}, expected {UNET} or"
-        f" {GPT}; Diffusion Policy and BeT are read"
+        f" {GPT}; pdjax imports Diffusion Policy and BeT"
     )
 
 
@@ -97,8 +97,9 @@ def _diffusion(weights: Weights, args: dict[str, Any], args_path: Path, steps: i
     act_dim = weights.shape_of(f"{UNET}final_conv.1.weight", 3)[0]
     if observed <= 0 or observed % shape.obs_horizon:
         raise ConfigError(
-            f"{weights.path}: {key} reads {observed} observed numbers besides the step's"
-            f" {shape.unet_step_dim}, expected a multiple of obs_horizon={shape.obs_horizon}"
+            f"{weights.path}: {key} reads {observed} observed numbers in addition to the"
+            f" {shape.unet_step_dim} of the noise level, expected a multiple of"
+            f" obs_horizon={shape.obs_horizon}"
         )
     obs_dim = observed // shape.obs_horizon
     kind = diffusion.make_trainable(shape, obs_dim, act_dim)
@@ -115,7 +116,7 @@ def _behavior_transformer(weights: Weights, args: dict[str, Any], args_path: Pat
     }
     readout = weights.shape_of("net._gpt_model.lm_head.weight", 2)[0]
     shape = shape_from(BehaviorTransformerConfig, args, names, args_path, readout=readout)
-    for layer in range(shape.layers):  # the causal mask is a buffer there
+    for layer in range(shape.layers):  # the causal mask, a buffer in torch
         weights.take(f"{GPT}h.{layer}.attn.bias", (1, 1, shape.obs_horizon, shape.obs_horizon))
     obs_dim = weights.shape_of(f"{GPT}wte.weight", 2)[1]
     act_dim = weights.shape_of("net._cluster_centers", 2)[1]
@@ -141,7 +142,7 @@ _OF_BET = {
 
 
 def _key(names: tuple[str, ...]) -> str:
-    """The torch name of what `names` lead to, in either policy's parameters."""
+    """Returns the torch name of the layer or array at `names` in either policy's parameters."""
     part, *inner = names
     if part == "denoiser":
         return UNET + unet_key(tuple(inner), ("blocks.0", "blocks.1"), ".conv")

@@ -1,8 +1,8 @@
-"""Files of PyTorch weights as NumPy arrays, and how they become parameter trees of pdjax.
+"""Reads files of PyTorch weights as NumPy arrays, and fits them into parameter trees of pdjax.
 
-Kept apart because every importer needs both, and because this is where a pickle that could run
-code is refused. A torch layer is (out, in, ...), one of pdjax (..., in, out). This file is not
-pure: it reads files.
+Kept apart because every importer needs it, and because this file refuses pickles that could run
+code. A torch layer is (out, in, ...), a pdjax layer (..., in, out). This file is not pure: it reads
+files.
 """
 
 import json
@@ -22,25 +22,25 @@ from pdjax.types import Params
 
 
 class Weights(NamedTuple):
-    """Arrays by the names that torch gave them.
+    """Arrays by their torch names.
 
     Attributes:
-      path: file that they come from, for messages.
-      arrays: what has not been taken yet.
+      path: the file that they come from, for messages.
+      arrays: the arrays that have not been taken yet.
     """
 
     path: Path
     arrays: dict[str, np.ndarray]
 
     def take(self, key: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Removes an array and gives it.
+        """Removes an array and returns it as float32.
 
         Args:
-          key: its name.
-          shape: that it must have.
+          key: the array's name.
+          shape: the shape that it must have.
 
         Raises:
-          ConfigError: it is missing, has another shape, or holds NaN or infinity.
+          ConfigError: the array is missing, has another shape, or holds NaN or infinity.
         """
         if key not in self.arrays:
             raise ConfigError(f"{self.path} lacks {key}; is it a checkpoint of this architecture?")
@@ -48,14 +48,14 @@ class Weights(NamedTuple):
         if array.shape != shape:
             raise ConfigError(f"{self.path}: {key} has shape {array.shape}, expected {shape}")
         if not np.isfinite(array).all():
-            raise ConfigError(f"{self.path}: {key} holds NaN or infinity; take another checkpoint")
+            raise ConfigError(f"{self.path}: {key} holds NaN or infinity; use another checkpoint")
         return array.astype(np.float32)
 
     def shape_of(self, key: str, dimensions: int) -> tuple[int, ...]:
-        """The shape of an array that stays.
+        """Returns the shape of an array without removing it.
 
         Raises:
-          ConfigError: it is missing or has another number of dimensions.
+          ConfigError: the array is missing or has another number of dimensions.
         """
         if key not in self.arrays:
             raise ConfigError(f"{self.path} lacks {key}; is it a checkpoint of this architecture?")
@@ -67,23 +67,23 @@ class Weights(NamedTuple):
         return shape
 
     def has(self, prefix: str) -> bool:
-        """Whether a name begins so."""
+        """Returns whether any array's name starts with `prefix`."""
         return any(name.startswith(prefix) for name in self.arrays)
 
     def finish(self) -> None:
-        """Raises ConfigError where an array has not been taken."""
+        """Raises ConfigError if an array has not been taken."""
         if left := sorted(self.arrays):
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""
             raise ConfigError(
-                f"{self.path} holds {left[0]}{more}, which this architecture has no place for"
+                f"{self.path} holds {left[0]}{more}, which this architecture does not use"
             )
 
 
 def read_torch(path: Path) -> dict[str, Any]:
-    """What `torch.save` wrote, read without running any code that it may hold.
+    """Reads a `torch.save` file without running any code that it may hold.
 
     Raises:
-      ConfigError: no such file, more than arrays in it, or torch is not installed.
+      ConfigError: the file is missing or holds more than arrays, or torch is not installed.
     """
     if not path.is_file():
         raise ConfigError(f"no checkpoint at {path}")
@@ -96,11 +96,11 @@ def read_torch(path: Path) -> dict[str, Any]:
 
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # many kinds, of which a pickle with more than arrays is one
+    except Exception as error:  # many types, one of them for pickles that hold more than arrays
         found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"holds {found[1]}, which could run code" if found else "is no file of torch.save"
+        what = f"holds {found[1]}, which could run code" if found else "is not a torch.save file"
         raise ConfigError(
-            f"{path} {what} and is not read; save model.state_dict() by torch.save"
+            f"{path} {what}, so pdjax does not read it; write model.state_dict() with torch.save"
         ) from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}, expected a dict of state dicts")
@@ -108,10 +108,10 @@ def read_torch(path: Path) -> dict[str, Any]:
 
 
 def from_torch(path: Path, state: Any) -> Weights:
-    """A state dict's tensors.
+    """Converts the tensors of a state dict to NumPy.
 
     Raises:
-      ConfigError: something else is in it.
+      ConfigError: the state dict holds something other than tensors.
     """
     if not isinstance(state, dict):
         raise ConfigError(f"{path} holds a {type(state).__name__}, expected a state dict")
@@ -124,19 +124,23 @@ def from_torch(path: Path, state: Any) -> Weights:
 
 
 def read_safetensors(path: Path) -> Weights:
-    """A .safetensors file, which cannot hold code.
+    """Reads a .safetensors file, which cannot hold code.
 
     Raises:
-      ConfigError: no such file, or not of that form.
+      ConfigError: the file is missing or is not a safetensors file.
     """
     return Weights(path, guard(lambda: load_file(path), f"reading {path} as safetensors"))
 
 
 def read_json(path: Path, wanted: str) -> dict[str, Any]:
-    """A JSON object.
+    """Reads a JSON object.
+
+    Args:
+      path: the file.
+      wanted: what the file should be, for the error message.
 
     Raises:
-      ConfigError: it cannot be read; `wanted` says what it should be.
+      ConfigError: the file cannot be read or holds something else.
     """
     try:
         values = json.loads(path.read_text())
@@ -148,16 +152,19 @@ def read_json(path: Path, wanted: str) -> dict[str, Any]:
 
 
 def fit(weights: Weights, like: Params, key_of: Callable[[tuple[str, ...]], str]) -> Params:
-    """Puts every array into its place.
+    """Builds a parameter tree of torch weights, and checks that every weight is used.
 
     Args:
-      weights: all taken, at the end.
-      like: parameters as `jax.ShapeDtypeStruct`.
-      key_of: names on the way to a leaf of `like` -> torch's name of its layer, or of the array
-        itself where the last name is not kernel, scale or bias.
+      weights: the weights; all of them are removed.
+      like: the parameter tree, with `jax.ShapeDtypeStruct` leaves.
+      key_of: maps the path of a leaf in `like` to the torch name of its layer, or of the array
+        itself if the path does not end in kernel, scale or bias.
+
+    Returns:
+      The parameters, with the structure of `like`.
 
     Raises:
-      ConfigError: an array is missing, left over, or of another shape.
+      ConfigError: an array is missing, left over or has another shape.
     """
 
     def place(path: Any, leaf: jax.ShapeDtypeStruct):
@@ -174,7 +181,7 @@ def fit(weights: Weights, like: Params, key_of: Callable[[tuple[str, ...]], str]
 
 
 def _axes(names: tuple[str, ...], dimensions: int) -> tuple[int, ...]:
-    """How torch's axes are to be ordered."""
+    """Returns the order of torch's axes in pdjax."""
     if names[-1] != "kernel":
         return tuple(range(dimensions))
     if "up" in names and names[-2] == "resample":

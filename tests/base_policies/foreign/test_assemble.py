@@ -187,7 +187,7 @@ def test_refining_works_with_every_kind_and_leaves_it_alone(
         "decorator.residual_scale=0.9",
     ]
     assert cli.main(["train", "peg_fast", "--out", "run", "--set", *small]) == 0
-    assert "us a call for 4 environments" in capsys.readouterr().err
+    assert "us per call for 4 environments" in capsys.readouterr().err
     result = json.loads(Path("run/result.json").read_text())
     assert result["gradient_steps"] > 0 and result["decision_steps"] == 256
     assert before == files(Path("base")) == files(Path("run/base_policy"))
@@ -391,11 +391,17 @@ def refuse(capsys, argv, words, out=Path("new")):
             "own_policy.py has no 'act'; name a function or object that it defines",
         ),
         ("def act(obs): return obs.nope", "failed on 2 observation histories (2, 1, 3): Attrib"),
-        ("def act(obs): return obs[:, 0, 0]", "gave an array of shape (2,) on 2 observation his"),
-        ("def act(obs): return obs[:1, :, :1]", "gave an array of shape (1, 1, 1) on 2 observat"),
-        ("def act(obs): return obs[:, :, :2]", "gives chunks (1, 2) (act_horizon, act_dim), exp"),
-        ("def act(obs): return obs[:, :, :1] + float('nan')", "gave NaN or infinite actions on"),
-        ("def act(obs): return obs[:, :, :1] / obs[:, :, :1].clip(0, 1)", "gave NaN or infinite"),
+        ("def act(obs): return obs[:, 0, 0]", "returned an array of shape (2,) on 2 observation"),
+        ("def act(obs): return obs[:1, :, :1]", "returned an array of shape (1, 1, 1) on 2 obs"),
+        ("def act(obs): return obs[:, :, :2]", "returns chunks (1, 2) (act_horizon, act_dim), e"),
+        (
+            "def act(obs): return obs[:, :, :1] + float('nan')",
+            "returned NaN or infinite actions on",
+        ),
+        (
+            "def act(obs): return obs[:, :, :1] / obs[:, :, :1].clip(0, 1)",
+            "returned NaN or infinite",
+        ),
         ("def act(): raise RuntimeError('no weights')", "failed with RuntimeError: no weights"),
         ("syntax error", "failed with SyntaxError"),
     ],
@@ -413,13 +419,13 @@ GOOD = ["--task", "Point", "--out", "new"]
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("junk.pt", "is no TorchScript file; a pickle (torch.save), which may run code"),
-        ("none.pt", "no TorchScript file at none.pt; save it by torch.jit"),
-        ("junk.jaxexport", "junk.jaxexport is no artefact of jax.export; write one with"),
+        ("junk.pt", "is not a TorchScript file, and pdjax does not read pickles (torch.save)"),
+        ("none.pt", "no TorchScript file at none.pt; save it with torch.jit"),
+        ("junk.jaxexport", "junk.jaxexport is not a jax.export artefact; write one with"),
         ("none.jaxexport", "no artefact at none.jaxexport: No such file"),
         ("none.py:act", "cannot read the policy's code none.py"),
         ("no_such_module:act", "importing no_such_module failed with ModuleNotFoundError"),
-        ("good", "good is no policy that can be wrapped; expected FILE.jaxexport, FILE.pt"),
+        ("good", "cannot wrap good; expected FILE.jaxexport, FILE.pt (TorchScript), FILE.py:NAME"),
     ],
 )
 def test_other_sources_that_cannot_be_wrapped(source, words, tmp_path, point, monkeypatch, capsys):
@@ -433,7 +439,7 @@ def test_torch_files_that_cannot_be_wrapped(tmp_path, point, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     torch, module = make_module()
     torch.save(module.state_dict(), "weights.pt")
-    refuse(capsys, ["wrap", "weights.pt", *GOOD], "is no TorchScript file; a pickle (torch.save)")
+    refuse(capsys, ["wrap", "weights.pt", *GOOD], "is not a TorchScript file, and")
     wrap_good = ["wrap", str(save_torchscript(tmp_path / "good.pt")), *GOOD]
     refuse(capsys, [*wrap_good, "--action-low", "1"], "action_low=[1.0] must lie below")
     refuse(capsys, [*wrap_good, "--task", "Pont"], "unknown task 'Pont'")
@@ -454,7 +460,7 @@ def test_artefacts_of_other_signatures(tmp_path, point, monkeypatch, capsys):
         return ["wrap", name, "--task", "Point", "--out", "new"]
 
     newest = lambda obs: obs[:, -1:, :1]  # noqa: E731
-    refuse(capsys, write("a.jaxexport", newest, shape(16, 2, 3)), "takes a batch of 16 only; exp")
+    refuse(capsys, write("a.jaxexport", newest, shape(16, 2, 3)), "only takes a batch of 16; exp")
     refuse(capsys, write("b.jaxexport", newest, shape(symbol, 2, 4)), "reads observation historie")
     refuse(
         capsys,
@@ -484,7 +490,7 @@ def test_a_policy_that_calls_python_cannot_be_exported(tmp_path):
         ({"obs_mean": None}, "policy.json lacks obs_mean; write the directory with `pdjax wrap`"),
         ({"act_dim": 0}, "policy.json: config key act_dim got 0, expected integer >= 1"),
         ({"obs_std": [1.0]}, "policy.json: obs_std has 1 numbers, expected 3"),
-        ({"act_horizon": 3}, "gives chunks (2, 1) (act_horizon, act_dim), expected (3, 1)"),
+        ({"act_horizon": 3}, "returns chunks (2, 1) (act_horizon, act_dim), expected (3, 1)"),
         ({"action_low": [0, 0]}, "action_low has 2 numbers, expected 1"),
     ],
 )
@@ -503,7 +509,7 @@ def test_a_carry_that_changes_its_shape_is_refused():
         init_carry = staticmethod(lambda key: jnp.zeros(1))
         apply = staticmethod(lambda p, carry, obs, key: (obs[:, :1], jnp.zeros(2)))
 
-    with pytest.raises(ConfigError, match="gives the carry"):
+    with pytest.raises(ConfigError, match="returns the carry"):
         assemble.adapt(Growing, (HORIZON, OBS))
 
 
@@ -512,5 +518,5 @@ def test_a_carry_of_the_host_that_changes_its_shape_is_refused():
         init_carry = staticmethod(lambda: np.zeros(1))
         act = staticmethod(lambda carry, obs, seed: (obs[:, :, :1], np.concatenate([carry] * 2, 1)))
 
-    with pytest.raises(ConfigError, match="gave a carry of"):
+    with pytest.raises(ConfigError, match="returned a carry of"):
         host.probe(Growing, (HORIZON, OBS))

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from pdjax.base_policies import load
 from pdjax.base_policies.foreign import assemble
-from pdjax.commands import cli, table
+from pdjax.commands import cli
 from pdjax.commands.policies import Wrap
 from pdjax.prepare import wrap
 from pdjax_envs import registry
@@ -45,6 +46,10 @@ def test_an_example_gives_chunks_for_the_task_it_names(command, here):
     assert all(path.exists() for path in files.values())
 
 
-def test_commands_on_the_page_exist():
-    named = set(re.findall(r"pdjax ([a-z]+)\b", PAGE))
-    assert {"wrap", "screen", "train"} <= named <= table.COMMANDS.keys()
+def test_the_policy_from_memory_is_one_in_the_program():
+    [code] = re.findall(r"```python\n(import jax.numpy.*?)```", PAGE, re.DOTALL)
+    names = {}
+    exec(code, names)
+    base = names["base"]
+    assert (base.obs_dim, base.act_dim, base.act_horizon) == (50, 7, 2)
+    assert not load.through_host(base)
