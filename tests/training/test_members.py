@@ -263,7 +263,7 @@ def test_members_of_a_file_and_of_a_number_of_seeds(tmp_path):
     assert {own.sac.tau for own in found} == {0.5}
     with pytest.raises(ConfigError, match="leave out --members"):
         configs.load_members(str(path), seeds=3)
-    with pytest.raises(ConfigError, match="only `pdjax train` takes"):
+    with pytest.raises(ConfigError, match="only `pdjax train` accepts"):
         configs.load(str(path))
     seeds = configs.load_members("peg_fast", ["seed=7"], seeds=3)
     assert [own.seed for own in seeds] == [7, 8, 9]
