@@ -79,7 +79,7 @@ class Controller:
     def apply(self, params, carry, obs_history, key):
         """Returns a chunk of two velocities in [-1, 1], and the carry."""
         del params, key
-        x, y = obs_history[-1, :2] / 10
+        y = obs_history[-1, 1] / 10
         error = carry - y
         ahead = jnp.where(jnp.abs(error) < 0.01, 1.0, 0.0)
         action = jnp.clip(jnp.stack([ahead, 20.0 * error]), -0.8, 0.8)
