@@ -13,7 +13,7 @@ from pdjax.learner.decorator import far_numbers
 from pdjax.output.paths import check_directory
 from pdjax.rollout.intervals import wilson
 from pdjax.rollout.playing import make_play, make_playing
-from pdjax.runs.deployed import HOW_TO, make_deployed
+from pdjax.runs.deployed import make_deployed
 from pdjax.runs.load import load_refined
 from pdjax.types import BasePolicy
 
@@ -87,3 +87,44 @@ def export_run(
         "trips": int(played.carry[0].sum()),
         "decisions": decisions,
     }
+
+
+HOW_TO = """\
+# {task}: a refined policy
+
+`policy.jaxexport` is the whole policy, base and residual. With `init_carry.jaxexport` it needs JAX
+and nothing else, written by version {version}; newer ones read it for at least six months.
+
+```python
+import jax
+import numpy as np
+from jax import export
+
+num_envs = 1  # any number of robots; all arrays begin with it
+rng = np.random.default_rng()
+
+
+def read(name):
+    with open(name, "rb") as file:
+        return jax.jit(export.deserialize(bytearray(file.read())).call)
+
+
+def draw():  # the policy's noise, fresh in each decision
+    return rng.integers(0, 2**32, (num_envs, 2), np.uint32)
+
+
+act, start = read("policy.jaxexport"), read("init_carry.jaxexport")
+carry = start(draw())  # at an episode's start
+obs_history = np.zeros((num_envs, {obs_horizon}, {obs_dim}), np.float32)  # oldest first
+chunk, carry = act((), carry, obs_history, draw())  # (num_envs, {act_horizon}, {act_dim})
+trips = carry[0]  # (num_envs,) decisions of the episode with the residual switched off
+```
+
+A chunk is {act_horizon} control step(s), in [-1, 1]. Observe after each; at an episode's start the
+first observation fills the history. `pdjax envs {task}` says what each number means.
+
+The residual is off where more than {drift_limit:.2%} of the newest observation's numbers are beyond
+10 standard deviations of the base policy's data, or one is not finite; such a one is replaced by
+its latest finite value.
+"""
+"""README.md of an exported policy; a test runs its code."""

@@ -1,7 +1,8 @@
 """Watches a run: decides what its numbers mean and what to do about them. Pure, no effects.
 
-Each rule looks at numbers that training computes anyway, and returns a `Verdict`. `run_in_progress`
-carries it out and writes it to `audit.jsonl`, with the numbers that caused it. The actions, from
+Each rule looks at numbers that training computes anyway, and returns a `Verdict`; `shrink` and
+`roll_back` change the training state accordingly. `run_in_progress` calls them and writes the
+verdict to `audit.jsonl`, with the numbers that caused it. The actions, from
 mild to severe:
 
 - note: only record the verdict;
@@ -26,7 +27,10 @@ import math
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+import jax
+
 from pdjax.config.fields import GuardConfig
+from pdjax.training.epoch import TrainState
 
 Action = Literal["note", "shrink", "roll_back", "stop"]
 ACTIONS: tuple[Action, ...] = ("note", "shrink", "roll_back", "stop")
@@ -44,6 +48,32 @@ class Verdict(NamedTuple):
     rule: str
     action: Action
     numbers: dict[str, float]
+
+
+def shrink(state: TrainState) -> TrainState:
+    """Carries out `shrink`: halves how often the residual acts while exploring."""
+    limit = 0.5 * state.hyperparams.exploration_limit
+    return state._replace(hyperparams=state.hyperparams._replace(exploration_limit=limit))
+
+
+def roll_back(now: TrainState, best: TrainState, rollbacks: int) -> TrainState:
+    """Carries out `roll_back`: the best state, with half the step sizes and other random numbers.
+
+    Args:
+      now: the state that went wrong.
+      best: the state to go back to.
+      rollbacks: number of rollbacks of the run, this one included.
+    """
+    halved = {
+        name: 0.5 * getattr(now.hyperparams, name)
+        for name in ("actor_lr", "critic_lr", "temperature_lr")
+    }
+    return best._replace(
+        key=jax.random.fold_in(best.key, rollbacks),  # what went wrong must not happen again
+        hyperparams=now.hyperparams._replace(**halved),
+        decision_steps=now.decision_steps,  # a budget counts everything that was spent
+        control_steps=now.control_steps,
+    )
 
 
 def check_base(config: GuardConfig, successes: int, episodes: int) -> list[Verdict]:

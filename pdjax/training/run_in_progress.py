@@ -271,9 +271,7 @@ class Refinement:
         for verdict in verdicts:
             self._audit(verdict, action)
         if action == "shrink":
-            before = progress.state.hyperparams
-            after = before._replace(exploration_limit=0.5 * before.exploration_limit)
-            self.progress = progress._replace(state=progress.state._replace(hyperparams=after))
+            self.progress = progress._replace(state=guard.shrink(progress.state))
         elif action == "roll_back":
             self._roll_back()
         else:
@@ -297,22 +295,12 @@ class Refinement:
 
         Where no evaluation was the best so far, it goes back to a new state.
         """
-        now = self.progress.state
         found = self._best.restore(self._steps.like)
         for line in self._best.set_aside(found.step, found.unreadable):
             terminal.say(f"{self._label}{line}; rolling back to {found.step:,} decisions")
         state = self._steps.init(self.index) if found.step < 0 else found.tree
-        halved = {
-            name: 0.5 * getattr(now.hyperparams, name)
-            for name in ("actor_lr", "critic_lr", "temperature_lr")
-        }
         rollbacks = np.int32(self.progress.rollbacks + 1)
-        state = state._replace(
-            key=jax.random.fold_in(state.key, rollbacks),  # what went wrong must not happen again
-            hyperparams=now.hyperparams._replace(**halved),
-            decision_steps=now.decision_steps,  # a budget counts everything that was spent
-            control_steps=now.control_steps,
-        )
+        state = guard.roll_back(self.progress.state, state, rollbacks)
         self.progress = self.progress._replace(state=state, rollbacks=rollbacks)
 
     def _write(self, group: str, values: dict[str, Any]) -> None:
