@@ -18,11 +18,9 @@ import pdjax_envs
 from pdjax.base_policies import settings
 from pdjax.base_policies.foreign.exported import export_policy
 from pdjax.base_policies.load import load_base
-from pdjax.config import fields, schema
 from pdjax.config import files as configs
-from pdjax.config.fields import BasePolicyConfig, Config
-from pdjax.config.presets import PRESETS
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
+from pdjax.config.schema import BasePolicyConfig, Config
 from pdjax.output import records, terminal
 from pdjax.prepare import imitate as imitation
 from pdjax.prepare import screen as screening
@@ -57,6 +55,7 @@ class SavedPolicy:
 
 AnyBase = BasePolicy | SavedPolicy | Path | str
 AnyTask = Task | str
+AnyRun = Run | Path | str
 
 
 def load_config(name: str | Path = "fast", /, **sections: Any) -> Config:
@@ -74,9 +73,7 @@ def load_config(name: str | Path = "fast", /, **sections: Any) -> Config:
     Raises:
       ConfigError: no such config, an unknown key, or a value of the wrong type or out of range.
     """
-    name = str(name)
-    config = configs.preset(name) if name in PRESETS else configs.load(name)
-    return _changed(config, sections)
+    return configs.change(configs.load(str(name)), sections)
 
 
 def imitate(
@@ -151,12 +148,8 @@ def wrap(
     Raises:
       ConfigError: the policy cannot be used, or the directory cannot be written.
     """
-    declared = {
-        "obs_horizon": obs_horizon,
-        "action_low": (action_low,),
-        "action_high": (action_high,),
-        "device": device,
-    }
+    declared = {"obs_horizon": obs_horizon, "device": device}
+    declared |= {"action_low": (action_low,), "action_high": (action_high,)}
     with _shown(progress):
         play = wrapping.Play(episodes, seed, physics)
         summary = wrapping.wrap(source, _name(task), Path(out), declared, play)
@@ -229,7 +222,7 @@ def train(
     """
     config = config if isinstance(config, Config) else load_config(config)
     if task is not None:
-        config = _changed(config, {"task": {"name": _name(task)}})
+        config = configs.change(config, {"task": {"name": _name(task)}})
     return _train(config, Path(out), base, on_epoch, memory_gib, progress, resume=False)
 
 
@@ -266,7 +259,7 @@ def resume(
 
 
 def evaluate(
-    run: Run | str | Path,
+    run: AnyRun,
     *,
     episodes: int = 200,
     seed: int = 20_000,
@@ -319,7 +312,7 @@ def compare(runs: Sequence[Run | str | Path], *, threshold: float = 0.9) -> comp
 
 
 def export(
-    run: Run | str | Path,
+    run: AnyRun,
     out: str | Path,
     *,
     episodes: int = 100,
@@ -366,7 +359,7 @@ def _train(
             held = _hold(base, config.task.name, Path(folder) / "base_policy")
             base = directory / "base_policy"
         if base is not None:
-            config = _changed(config, {"base_policy": {"path": _path(base)}})
+            config = configs.change(config, {"base_policy": {"path": _path(base)}})
         training.run(config, directory, resume, memory_gib, watch, held)
     only_here = held.policy if held is not None and held.files is None else None
     return load_run(directory, only_here)
@@ -385,13 +378,6 @@ def _hold(base: BasePolicy, task: str, files: Path) -> training.InMemory:
     return training.InMemory(load_base(BasePolicyConfig(str(files)), about), files)
 
 
-def _changed(config: Config, sections: dict[str, Any]) -> Config:
-    values = schema.merge(dataclasses.asdict(config), sections)
-    changed = schema.build(Config, values)
-    fields.validate(changed)
-    return changed
-
-
 def _name(task: AnyTask) -> str:
     """The name under which a task is known, once it is."""
     if isinstance(task, str):
@@ -404,9 +390,7 @@ def _path(base: SavedPolicy | Path | str) -> str:
     return str(base.directory if isinstance(base, SavedPolicy) else base)
 
 
-def _directory(
-    run: Run | str | Path, base: BasePolicy | None = None
-) -> tuple[Path, BasePolicy | None]:
+def _directory(run: AnyRun, base: BasePolicy | None = None) -> tuple[Path, BasePolicy | None]:
     """A run's directory, and its base policy if that exists in memory only."""
     if isinstance(run, Run):
         return run.directory, base if base is not None else run.base
