@@ -1,8 +1,7 @@
 """The Python library: what a notebook or a script calls. Objects go in, typed results come out.
 
 Each function does what the command of the same name does, through the same code, and writes the
-same records. It shows nothing unless `progress=True`. `pdjax` itself offers all of it lazily, so
-that `import pdjax` imports no JAX.
+same records. It shows nothing unless `progress=True`. `pdjax` offers all of it lazily.
 """
 
 import contextlib
@@ -374,8 +373,8 @@ def _hold(base: BasePolicy, task: str, files: Path) -> training.InMemory:
         export_policy(base, files, task)
     except ConfigError:  # it computes through the host, or JAX cannot write it down
         return training.InMemory(base)
-    about = registry.make_task(task)
-    return training.InMemory(load_base(BasePolicyConfig(str(files)), about), files)
+    policy = load_base(BasePolicyConfig(str(files)), registry.make_task(task))
+    return training.InMemory(policy, files)
 
 
 def _name(task: AnyTask) -> str:
