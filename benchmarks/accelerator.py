@@ -24,7 +24,7 @@ from harness import append_row, median
 from physics import begin, make_rollout
 
 from pdjax.config import files as configs
-from pdjax.config.fields import Config
+from pdjax.config.schema import Config
 from pdjax.devices.rates import timed
 from pdjax.profile.profile import profile
 from pdjax_envs import registry

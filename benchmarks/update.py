@@ -29,7 +29,7 @@ import numpy as np
 from harness import alternate, append_row, median, ratio
 
 from pdjax.config import files as configs
-from pdjax.config.fields import Config
+from pdjax.config.schema import Config
 from pdjax.devices import rates as roofline
 from pdjax.devices.rates import timed
 from pdjax.learner.gradient_step import SACState

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     )
     from pdjax.base_policies.foreign.exported import export_policy
     from pdjax.base_policies.load import from_memory as base_policy
-    from pdjax.config.fields import Config
-    from pdjax.config.schema import ConfigError
+    from pdjax.config.options import ConfigError
+    from pdjax.config.schema import Config
     from pdjax.prepare.screen import Screening
     from pdjax.rollout.evaluate import Evaluation
     from pdjax.rollout.paired import Paired
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 _HOMES = {  # public name -> module, or (module, name there)
     "BasePolicy": "pdjax.types",
     "Comparison": "pdjax.runs.compare",
-    "Config": "pdjax.config.fields",
-    "ConfigError": "pdjax.config.schema",
+    "Config": "pdjax.config.schema",
+    "ConfigError": "pdjax.config.options",
     "Epoch": "pdjax.training.loop",
     "Evaluation": "pdjax.rollout.evaluate",
     "Paired": "pdjax.rollout.paired",

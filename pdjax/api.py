@@ -1,8 +1,7 @@
 """The Python library: what a notebook or a script calls. Objects go in, typed results come out.
 
 Each function does what the command of the same name does, through the same code, and writes the
-same records. It shows nothing unless `progress=True`. `pdjax` itself offers all of it lazily, so
-that `import pdjax` imports no JAX.
+same records. It shows nothing unless `progress=True`. `pdjax` offers all of it lazily.
 """
 
 import contextlib
@@ -18,11 +17,9 @@ import pdjax_envs
 from pdjax.base_policies import settings
 from pdjax.base_policies.foreign.exported import export_policy
 from pdjax.base_policies.load import load_base
-from pdjax.config import fields, schema
 from pdjax.config import files as configs
-from pdjax.config.fields import BasePolicyConfig, Config
-from pdjax.config.presets import PRESETS
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
+from pdjax.config.schema import BasePolicyConfig, Config
 from pdjax.output import records, terminal
 from pdjax.prepare import imitate as imitation
 from pdjax.prepare import screen as screening
@@ -57,6 +54,7 @@ class SavedPolicy:
 
 AnyBase = BasePolicy | SavedPolicy | Path | str
 AnyTask = Task | str
+AnyRun = Run | Path | str
 
 
 def load_config(name: str | Path = "fast", /, **sections: Any) -> Config:
@@ -74,9 +72,7 @@ def load_config(name: str | Path = "fast", /, **sections: Any) -> Config:
     Raises:
       ConfigError: no such config, an unknown key, or a value of the wrong type or out of range.
     """
-    name = str(name)
-    config = configs.preset(name) if name in PRESETS else configs.load(name)
-    return _changed(config, sections)
+    return configs.change(configs.load(str(name)), sections)
 
 
 def imitate(
@@ -151,12 +147,8 @@ def wrap(
     Raises:
       ConfigError: the policy cannot be used, or the directory cannot be written.
     """
-    declared = {
-        "obs_horizon": obs_horizon,
-        "action_low": (action_low,),
-        "action_high": (action_high,),
-        "device": device,
-    }
+    declared = {"obs_horizon": obs_horizon, "device": device}
+    declared |= {"action_low": (action_low,), "action_high": (action_high,)}
     with _shown(progress):
         play = wrapping.Play(episodes, seed, physics)
         summary = wrapping.wrap(source, _name(task), Path(out), declared, play)
@@ -229,7 +221,7 @@ def train(
     """
     config = config if isinstance(config, Config) else load_config(config)
     if task is not None:
-        config = _changed(config, {"task": {"name": _name(task)}})
+        config = configs.change(config, {"task": {"name": _name(task)}})
     return _train(config, Path(out), base, on_epoch, memory_gib, progress, resume=False)
 
 
@@ -266,7 +258,7 @@ def resume(
 
 
 def evaluate(
-    run: Run | str | Path,
+    run: AnyRun,
     *,
     episodes: int = 200,
     seed: int = 20_000,
@@ -319,7 +311,7 @@ def compare(runs: Sequence[Run | str | Path], *, threshold: float = 0.9) -> comp
 
 
 def export(
-    run: Run | str | Path,
+    run: AnyRun,
     out: str | Path,
     *,
     episodes: int = 100,
@@ -366,7 +358,7 @@ def _train(
             held = _hold(base, config.task.name, Path(folder) / "base_policy")
             base = directory / "base_policy"
         if base is not None:
-            config = _changed(config, {"base_policy": {"path": _path(base)}})
+            config = configs.change(config, {"base_policy": {"path": _path(base)}})
         training.run(config, directory, resume, memory_gib, watch, held)
     only_here = held.policy if held is not None and held.files is None else None
     return load_run(directory, only_here)
@@ -381,15 +373,8 @@ def _hold(base: BasePolicy, task: str, files: Path) -> training.InMemory:
         export_policy(base, files, task)
     except ConfigError:  # it computes through the host, or JAX cannot write it down
         return training.InMemory(base)
-    about = registry.make_task(task)
-    return training.InMemory(load_base(BasePolicyConfig(str(files)), about), files)
-
-
-def _changed(config: Config, sections: dict[str, Any]) -> Config:
-    values = schema.merge(dataclasses.asdict(config), sections)
-    changed = schema.build(Config, values)
-    fields.validate(changed)
-    return changed
+    policy = load_base(BasePolicyConfig(str(files)), registry.make_task(task))
+    return training.InMemory(policy, files)
 
 
 def _name(task: AnyTask) -> str:
@@ -404,9 +389,7 @@ def _path(base: SavedPolicy | Path | str) -> str:
     return str(base.directory if isinstance(base, SavedPolicy) else base)
 
 
-def _directory(
-    run: Run | str | Path, base: BasePolicy | None = None
-) -> tuple[Path, BasePolicy | None]:
+def _directory(run: AnyRun, base: BasePolicy | None = None) -> tuple[Path, BasePolicy | None]:
     """A run's directory, and its base policy if that exists in memory only."""
     if isinstance(run, Run):
         return run.directory, base if base is not None else run.base

@@ -16,8 +16,8 @@ import yaml
 import pdjax
 from pdjax.commands import cli, table
 from pdjax.commands.runs import Profile, Train
-from pdjax.config import fields, schema
 from pdjax.config import files as configs
+from pdjax.config import options, schema
 from pdjax.sweep import spec as sweep_spec
 from pdjax.training.epoch import make_schedule
 from pdjax_envs import registry
@@ -99,14 +99,14 @@ def unknown_flags(line):
     _, name, *rest = shlex.split(line)
     if name not in table.COMMANDS:
         return [name]
-    flags = {f"--{option.name}" for option in schema.describe(table.COMMANDS[name])}
+    flags = {f"--{option.name}" for option in options.describe(table.COMMANDS[name])}
     flags = {flag.replace("_", "-") for flag in flags} | {"--help", "--json"}
     return [word for word in rest if word.startswith("--") and word not in flags]
 
 
 def unknown_keys(command):
     """Keys of `--set` that no config has."""
-    known = {option.name for option in fields.describe()}
+    known = {option.name for option in schema.describe()}
     return {pair.split("=")[0] for pair in command.set} - known
 
 

@@ -21,7 +21,7 @@ from pdjax.base_policies.kinds import act, behavior_transformer, diffusion, mlp
 from pdjax.base_policies.kinds.trainable import TrainablePolicy, Windows, abstract_params
 from pdjax.base_policies.settings import KINDS, ImitationConfig, PolicyConfig
 from pdjax.base_policies.torch_checkpoints.adaptation import Adaptation, adapt
-from pdjax.config import schema
+from pdjax.config import options
 from pdjax.config.seeds import shift_seed
 from pdjax.output import checkpoint
 from pdjax.types import Array, BasePolicy, Key, Params
@@ -293,11 +293,11 @@ def load(directory: Path, act_horizon: int = 0) -> tuple[BasePolicy, str]:
     try:
         description = json.loads((directory / "policy.json").read_text())
         name = description["kind"]
-        shape = schema.build(KINDS[name], description["imitation"]["policy"])
+        shape = options.build(KINDS[name], description["imitation"]["policy"])
         obs_dim, act_dim = int(description["obs_dim"]), int(description["act_dim"])
         task = str(description["task"])
         around = description.get("adaptation")
-        adaptation = schema.build(Adaptation, around) if around else None
+        adaptation = options.build(Adaptation, around) if around else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise checkpoint.CheckpointError(
             f"no usable base policy in {directory}: expected policy.json and params/ as written by"
@@ -317,7 +317,7 @@ def _with_act_horizon(name: str, shape: PolicyConfig, act_horizon: int) -> Polic
     if not act_horizon or act_horizon == shape.act_horizon:
         return shape
     if not hasattr(shape, "pred_horizon"):
-        raise schema.ConfigError(
+        raise options.ConfigError(
             f"act_horizon={act_horizon} is impossible: this {name} policy predicts exactly"
             f" {shape.act_horizon} control steps at once; train another policy or set act_horizon=0"
         )

@@ -18,8 +18,8 @@ from pdjax.base_policies import imitation
 from pdjax.base_policies.foreign import assemble, description
 from pdjax.base_policies.foreign.description import Description, Device
 from pdjax.base_policies.foreign.host import through_host
-from pdjax.config import schema
-from pdjax.config.fields import BasePolicyConfig, ConfigError
+from pdjax.config import options
+from pdjax.config.schema import BasePolicyConfig, ConfigError
 from pdjax.types import BasePolicy
 from pdjax_envs import registry
 from pdjax_envs.task import Task
@@ -141,7 +141,7 @@ def from_memory(
         "act_horizon": act_horizon,
     }
     said = {"kind": "python", "task": task, "device": device, "obs_mean": [0.0], "obs_std": [1.0]}
-    about = schema.build(Description, said | sizes)
+    about = options.build(Description, said | sizes)
     about = dataclasses.replace(
         about,
         obs_mean=_numbers("obs_mean", np.zeros(about.obs_dim) if obs_mean is None else obs_mean),

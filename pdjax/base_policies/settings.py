@@ -8,8 +8,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pdjax.config import schema
-from pdjax.config.schema import (
+from pdjax.config import options
+from pdjax.config.options import (
     ConfigError,
     Count,
     Natural,
@@ -67,7 +67,7 @@ class DiffusionConfig:
     def validate(self) -> None:
         """Raises ConfigError if a value is out of range or a prediction is shorter than what is
         executed of it."""
-        schema.check(self)
+        options.check(self)
         needed = self.obs_horizon - 1 + self.act_horizon
         if self.pred_horizon < needed:
             raise ConfigError(
@@ -119,7 +119,7 @@ class BehaviorTransformerConfig:
 
     def validate(self) -> None:
         """Raises ConfigError if a value cannot work."""
-        schema.check(self)
+        options.check(self)
         _multiple("width", self.width, self.heads, "heads")
 
 
@@ -164,7 +164,7 @@ class ActConfig:
 
     def validate(self) -> None:
         """Raises ConfigError if a value cannot work."""
-        schema.check(self)
+        options.check(self)
         _multiple("width", self.width, self.heads, "heads")
         _multiple("width", self.width, 2, "even")
         if self.temporal_ensemble and self.act_horizon != 1:
@@ -198,7 +198,7 @@ class MLPConfig:
 
     def validate(self) -> None:
         """Raises ConfigError if a value is out of range."""
-        schema.check(self)
+        options.check(self)
 
 
 PolicyConfig = DiffusionConfig | BehaviorTransformerConfig | ActConfig | MLPConfig
@@ -244,7 +244,7 @@ class ImitationConfig:
 
     def validate(self) -> None:
         """Raises ConfigError if a value is out of range or the shape cannot work."""
-        schema.check(self)
+        options.check(self)
         self.policy.validate()
         if self.stop_at and not self.eval_every:
             raise ConfigError(
@@ -286,8 +286,8 @@ def recipe(name: str, changes: Mapping[str, Any]) -> ImitationConfig:
       ConfigError: a key is unknown, a value has the wrong type or is out of range, or the shape
         cannot work.
     """
-    start = schema.merge(dataclasses.asdict(ImitationConfig()), RECIPES[name])
-    config = schema.build(ImitationConfig, schema.merge(start, changes))
+    start = options.merge(dataclasses.asdict(ImitationConfig()), RECIPES[name])
+    config = options.build(ImitationConfig, options.merge(start, changes))
     config.validate()
     return config
 

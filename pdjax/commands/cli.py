@@ -23,10 +23,11 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 import pdjax
 from pdjax.base_policies import settings
 from pdjax.commands.table import COMMANDS, GROUPS, Command
-from pdjax.config import fields, schema
 from pdjax.config import files as configs
+from pdjax.config import options as schema
+from pdjax.config import schema as fields
+from pdjax.config.options import ConfigError, Option
 from pdjax.config.presets import PRESETS
-from pdjax.config.schema import ConfigError, Option
 from pdjax.sweep import spec
 
 _DESCRIPTION = "Refine a frozen robot policy online with a bounded residual policy, trained in JAX."

@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pdjax.config.fields import Physics
-from pdjax.config.schema import Count, Natural, Range, Seed
+from pdjax.config.options import Count, Natural, Range, Seed
+from pdjax.config.schema import Physics
 
 NOISE_LIMIT = 1.0  # larger noise would always reach the ends of the actions' range
 

@@ -7,10 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pdjax.base_policies import settings
 from pdjax.base_policies.foreign.description import Device
 from pdjax.base_policies.settings import NOISE_STEPS
-from pdjax.config import schema
-from pdjax.config.fields import Physics
+from pdjax.config import options
 from pdjax.config.files import parse_override
-from pdjax.config.schema import Count, Natural, Range, Seed
+from pdjax.config.options import Count, Natural, Range, Seed
+from pdjax.config.schema import Physics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Imitate:
         flags = {"steps": self.steps, "seed": self.seed, "eval_every": self.eval_every}
         changes = {name: value for name, value in flags.items() if value}
         for text in self.set:
-            changes = schema.merge(changes, parse_override(text))
+            changes = options.merge(changes, parse_override(text))
         config = settings.recipe(self.policy, changes)
         return imitate.train_base_policy(
             self.demos, self.task, self.out, config, self.eval_episodes, self.physics, self.resume

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pdjax.config.fields import Physics
-from pdjax.config.schema import ConfigError, Count, Natural, NonNegative, Seed, Share
+from pdjax.config.options import ConfigError, Count, Natural, NonNegative, Seed, Share
+from pdjax.config.schema import Physics
 
 
 @dataclasses.dataclass(frozen=True)

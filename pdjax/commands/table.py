@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 from pdjax.commands.demonstrations import Data, Demos, Envs
 from pdjax.commands.policies import Export, Imitate, Import, Screen, Wrap
 from pdjax.commands.runs import Compare, Eval, Profile, Render, Sweep, Train
-from pdjax.config.schema import Seed
+from pdjax.config.options import Seed
 
 
 class Command(Protocol):

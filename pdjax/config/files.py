@@ -1,6 +1,6 @@
 """Run configs as files: presets, shipped configs, members, overrides, and a run's own copy.
 
-Reads YAML into the dataclasses of `fields` and writes them back.
+Reads YAML into the dataclasses of `schema` and writes them back.
 """
 
 import dataclasses
@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from pdjax.config import schema
-from pdjax.config.fields import Config, describe, validate
+from pdjax.config import options
+from pdjax.config.options import ConfigError
 from pdjax.config.presets import PRESETS
-from pdjax.config.schema import ConfigError
+from pdjax.config.schema import Config, describe, validate
 from pdjax.config.seeds import shift_seed
 
 
@@ -31,15 +31,15 @@ def preset(name: str) -> Config:
             f"unknown preset {name!r}; choose one of: {', '.join(PRESETS)}; or a"
             " config that is shipped with pdjax"
         )
-    return schema.build(Config, schema.merge(dataclasses.asdict(Config()), PRESETS[name]))
+    return options.build(Config, options.merge(dataclasses.asdict(Config()), PRESETS[name]))
 
 
 def load(name_or_path: str, overrides: typing.Sequence[str] = ()) -> Config:
     """Reads a run config and applies overrides.
 
     Args:
-      name_or_path: a YAML file, or the name of a config that is shipped with pdjax (`configs()`).
-        With `preset: NAME` it starts from a preset or from another shipped config.
+      name_or_path: a YAML file, a preset, or the name of a config that is shipped with pdjax
+        (`configs()`). With `preset: NAME` a file starts from a preset or from a shipped config.
       overrides: texts of the form `section.key=value`, with the value in YAML.
 
     Raises:
@@ -77,7 +77,7 @@ def load_members(
     given: Any = values.pop("members", None) or {}
     if not isinstance(given, dict):
         raise ConfigError(f"members got {given!r}, expected keys, each with a list of values")
-    lists: dict[str, Any] = schema.flatten(typing.cast("dict[str, Any]", given))
+    lists: dict[str, Any] = options.flatten(typing.cast("dict[str, Any]", given))
     config = _make(values)
     if seeds:
         if lists:
@@ -93,7 +93,7 @@ def load_members(
     for index in range(next(iter(lengths.values()))):
         changed = values
         for name, given in lists.items():
-            changed = schema.merge(changed, _nest(name, given[index]))
+            changed = options.merge(changed, _nest(name, given[index]))
         found.append(_make(changed))
     return found
 
@@ -101,25 +101,51 @@ def load_members(
 def _read(name_or_path: str, overrides: typing.Sequence[str]) -> dict[str, Any]:
     """Merges a preset, a file and overrides into nested plain values; does not check them."""
     path = Path(name_or_path)
-    if not path.is_file():
-        named = configs()
-        if name_or_path not in named:
-            hint = schema.suggest(name_or_path, named if "/" in name_or_path else known_configs())
-            raise ConfigError(f"no config {name_or_path!r}: neither a file nor a name; {hint}")
-        path = named[name_or_path]
-    data = schema.read_yaml(path, "config", "sections of keys")
-    start = str(data.pop("preset", "pd"))
-    if start not in PRESETS and start in configs():
-        merged = schema.merge(_read(start, ()), data)
+    if name_or_path in PRESETS and not path.is_file():
+        merged = dataclasses.asdict(preset(name_or_path))
     else:
-        merged = schema.merge(dataclasses.asdict(preset(start)), data)
+        merged = _read_file(path if path.is_file() else _find(name_or_path))
     for override in overrides:
-        merged = schema.merge(merged, parse_override(override))
+        merged = options.merge(merged, parse_override(override))
     return merged
 
 
+def _read_file(path: Path) -> dict[str, Any]:
+    """Merges a file into the preset or the shipped config that it starts from."""
+    data = options.read_yaml(path, "config", "sections of keys")
+    start = str(data.pop("preset", "pd"))
+    if start not in PRESETS and start in configs():
+        return options.merge(_read_file(configs()[start]), data)
+    return options.merge(dataclasses.asdict(preset(start)), data)
+
+
+def _find(name: str) -> Path:
+    """Returns the file of a shipped config."""
+    named = configs()
+    if name not in named:
+        known = named if "/" in name else [*known_configs(), *PRESETS]
+        raise ConfigError(
+            f"no config {name!r}: neither a file nor a name; {options.suggest(name, known)}"
+        )
+    return named[name]
+
+
+def change(config: Config, sections: typing.Mapping[str, Any]) -> Config:
+    """Returns a config with some values changed.
+
+    Args:
+      config: the config to start from.
+      sections: a mapping for each section to change, such as {"train": {"num_envs": 32}}, and
+        values of top-level keys, such as {"seed": 1}.
+
+    Raises:
+      ConfigError: an unknown key, or a value of the wrong type or out of range.
+    """
+    return _make(options.merge(dataclasses.asdict(config), sections))
+
+
 def _make(values: typing.Mapping[str, Any]) -> Config:
-    config = schema.build(Config, values)
+    config = options.build(Config, values)
     validate(config)
     return config
 

@@ -1,325 +1,325 @@
-"""Options as frozen dataclasses: one place for an option's type, range, default and help text.
+"""Every knob of a run: frozen dataclasses with type, range, default, unit and meaning.
 
-Both a run's config and the flags of the command line are such dataclasses, so files, flags, help
-texts and code cannot disagree. This module knows no particular option and imports no JAX.
+This is the one place that declares a knob. Help texts, files, overrides, checks and the list of
+numbers that a sweep may vary are all derived from it, so they cannot disagree. A config is plain
+data: pdjax validates it once, when it builds a run, and never changes it afterwards.
+
+To add a knob, add a field with its meaning below it. To let the members of one program differ in a
+number, also mark the field `Sweepable` and give `learner.gradient_step.Hyperparams` an attribute of
+the same name; the code reads the number from there.
 """
 
-import ast
 import dataclasses
-import difflib
-import inspect
-import math
-import textwrap
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from types import UnionType
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    NamedTuple,
-    TypeVar,
-    Union,
-    cast,
-    get_args,
-    get_origin,
-    get_type_hints,
+from typing import Annotated, Literal
+
+from pdjax.config import options
+from pdjax.config.options import (
+    ConfigError,
+    Count,
+    Natural,
+    NonNegative,
+    Positive,
+    Range,
+    Seed,
+    Share,
 )
 
-import yaml
-
-from pdjax.config.seeds import SEEDS
-
-T = TypeVar("T")
-
-UNIONS = (Union, UnionType)  # origins of `X | None`: the first for a Literal X, the second else
-
-
-class ConfigError(ValueError):
-    """A user's mistake. The message is one line: what was got, what was expected, what to do."""
+Physics = Literal["auto", "native", "mjx", "warp"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Range:
-    """Finite numbers from `low` to `high`, both included; with `above`, `low` itself is excluded.
+class Sweepable:
+    """Marks a number in which the members of one program may differ.
 
-    NaN and infinity are never in a range.
-    """
-
-    low: float
-    high: float = math.inf
-    above: bool = False
-
-    def __contains__(self, value: object) -> bool:
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            return False
-        return (self.low < value if self.above else self.low <= value) and value <= self.high
-
-    def __str__(self) -> str:
-        if math.isinf(self.low):
-            return "finite"
-        if math.isinf(self.high):
-            return f"{'>' if self.above else '>='} {self.low:.12g}"
-        return f"{self.low:.12g} to {self.high:.12g}"
-
-
-FINITE = Range(-math.inf)
-Count = Annotated[int, Range(1)]
-Natural = Annotated[int, Range(0)]
-Seed = Annotated[int, Range(0, SEEDS - 1)]
-Share = Annotated[float, Range(0, 1)]
-Positive = Annotated[float, Range(0, above=True)]
-NonNegative = Annotated[float, Range(0)]
-
-
-class Option(NamedTuple):
-    """One field of a dataclass.
+    A compiled program receives such a number as an argument, in `Hyperparams`, and must not read it
+    from the config: the config would make it a constant that all members share.
 
     Attributes:
-      name: the field's name, with dots below the first level.
-      kind: the field's type without annotations.
-      range: allowed values of a number, or of each number of a tuple.
-      default: the default value, or `dataclasses.MISSING` if the user must give one.
-      doc: the docstring below the field, joined to one line.
+      is_switch: the value 0 leaves a term out of the program, so either all members have 0 or none.
     """
 
-    name: str
-    kind: Any
-    range: Range
-    default: Any
-    doc: str
-
-    def expected(self) -> str:
-        """Describes the allowed values in words."""
-        return _expected(self.kind, self.range)
+    is_switch: bool = False
 
 
-class _Field(NamedTuple):
-    """A field's name, type without annotations, annotations and default."""
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """The simulated task that the policy acts in."""
 
-    name: str
-    kind: Any
-    extras: tuple[Any, ...]
-    default: Any
-
-
-def describe(cls: type) -> list[Option]:
-    """Returns all options of a dataclass in order of definition, nested ones in place."""
-    docs = _docstrings(cls)
-    options: list[Option] = []
-    for name, kind, extras, default in _fields(cls):
-        if _is_dataclass(kind):
-            options += [o._replace(name=f"{name}.{o.name}") for o in describe(kind)]
-            continue
-        allowed = next((extra for extra in extras if isinstance(extra, Range)), FINITE)
-        options.append(Option(name, kind, allowed, default, docs.get(name, "")))
-    return options
+    name: str = "PegInsertionSide"
+    """Name of the task; `pdjax envs` lists all of them."""
+    physics: Physics = "auto"
+    """Physics engine. auto chooses native on a CPU, warp on an NVIDIA GPU if warp is installed, and
+    mjx otherwise."""
+    reward: Literal["success", "sparse", "dense"] = "success"
+    """Reward that training maximises. success gives 1 when the task is solved, else 0; sparse and
+    dense are the rewards of the task's original package, if it defines them."""
+    terminate_on_success: bool = True
+    """Whether success ends a training episode. Evaluation always plays to the time limit."""
+    shift: str = ""
+    """Perturbations of the task, drawn anew for each episode and joined by +: mass, friction, size,
+    held_out, sensor_noise, camera, action_delay. Empty means none. They apply in training and in
+    the evaluations during and after it."""
 
 
-def marked(cls: type, mark: type[T]) -> dict[str, T]:
-    """Finds the fields of a dataclass whose annotation contains an instance of a class.
+@dataclasses.dataclass(frozen=True)
+class BasePolicyConfig:
+    """The frozen policy that pdjax refines."""
 
-    Args:
-      cls: the dataclass; nested ones are searched too.
-      mark: the class to look for.
+    path: str = ""
+    """Directory of the base policy, as `pdjax imitate`, `pdjax import` or `pdjax wrap` writes
+    it."""
+    act_horizon: Natural = 0
+    """Control steps to execute of each chunk that the base policy predicts; 0 keeps the number that
+    the policy was trained with."""
 
-    Returns:
-      Dotted field name -> the instance, in order of definition.
+
+@dataclasses.dataclass(frozen=True)
+class DecoratorConfig:
+    """How the residual is added to the base action.
+
+    A decision is one call of the base policy and the chunk of control steps that it executes.
     """
-    found: dict[str, T] = {}
-    for name, kind, extras, _ in _fields(cls):
-        if _is_dataclass(kind):
-            found |= {f"{name}.{below}": value for below, value in marked(kind, mark).items()}
-        for extra in extras:
-            if isinstance(extra, mark):
-                found[name] = extra
-    return found
+
+    residual_scale: Annotated[Share, Sweepable(is_switch=True)] = 0.1
+    """Largest change of an action by the residual, as a share of the action range [-1, 1]; the
+    paper calls it alpha. Larger values let the residual correct more, but make exploration riskier;
+    `pdjax screen` suggests one."""
+    exploration_steps: Annotated[Natural, Sweepable()] = 30_000
+    """Number of decisions over which the gate opens: the share of decisions that apply the residual
+    grows linearly from 0 to 1. The paper calls it H; 0 opens the gate at once."""
+    actor_input: Literal["obs", "obs_base_action"] = "obs"
+    """Input of the residual policy: the observation, or the observation and the base action."""
+    gate: Literal["random", "uncertain"] = "random"
+    """How the gate chooses the environments that apply the residual. random draws them; uncertain
+    takes the same share of environments, but those where two draws of the base policy differ most
+    (this costs a second call of the base policy and only helps a stochastic one)."""
+    residual_limits: Annotated[tuple[float, ...], Range(0, 1)] = ()
+    """Share of residual_scale that each number of an action may use; empty means all of it."""
+    residual_per: Literal["chunk", "control_step"] = "chunk"
+    """How often the residual policy is called. chunk calls it once per chunk. control_step calls it
+    at every control step, which then counts as one decision; the base policy is also called at
+    every control step."""
+    critic_input: Literal["sum", "res", "concat"] = "sum"
+    """Action that the critics read: sum is base action + scaled residual (not clipped), res is the
+    residual, concat is both side by side."""
+    hold_residual: bool = False
+    """Whether one residual applies to all control steps of a chunk. Otherwise the residual policy
+    outputs one residual for each control step."""
+    task_features: bool = False
+    """Whether the learner also reads the task's features, if it has any: relations between objects,
+    computed from the same observation and scaled to the distances that matter (see
+    `Task.features`)."""
+    normalize_obs: bool = False
+    """Whether to whiten the learner's observations with the mean and standard deviation of the base
+    policy's training data."""
 
 
-def _fields(cls: type) -> Iterator[_Field]:
-    hints = get_type_hints(cls, include_extras=True)
-    for field in dataclasses.fields(cls):
-        kind, extras = hints[field.name], ()
-        if get_origin(kind) is Annotated:
-            kind, *extras = get_args(kind)
-        yield _Field(field.name, kind, tuple(extras), field.default)
+@dataclasses.dataclass(frozen=True)
+class SACConfig:
+    """The learner: soft actor-critic (SAC) for the residual policy."""
+
+    gamma: Annotated[Share, Sweepable()] = 0.97
+    """Discount per decision."""
+    tau: Annotated[Share, Sweepable()] = 0.01
+    """Share by which the target critics move towards the critics in each gradient step."""
+    batch_size: Count = 1024
+    """Transitions per gradient step."""
+    actor_lr: Annotated[Positive, Sweepable()] = 1e-4
+    """Adam step size of the residual policy."""
+    critic_lr: Annotated[Positive, Sweepable()] = 1e-4
+    """Adam step size of the critics."""
+    temperature_lr: Annotated[Positive, Sweepable()] = 1e-4
+    """Adam step size of the logarithm of the temperature."""
+    max_grad_norm: Positive = 50.0
+    """Largest global norm of a gradient; a larger gradient is scaled down to it."""
+    hidden: Annotated[tuple[int, ...], Range(1)] = (256, 256, 256)
+    """Widths of the hidden layers of the residual policy and of each critic."""
+    num_critics: Count = 2
+    """Number of critics in the ensemble."""
+    min_of: Natural = 0
+    """Number of target critics, drawn anew for each gradient step, whose least value is the target;
+    0 means all. With fewer than all, the residual policy follows the mean of all critics (REDQ,
+    arXiv:2101.05982)."""
+    actor_every: Count = 1
+    """Gradient steps of the critics for each one of residual policy and temperature (TD3,
+    arXiv:1802.09477)."""
+    actor_average: Annotated[Share, Sweepable()] = 0.0
+    """Decay per gradient step of the moving average of the residual policy. pdjax evaluates and
+    saves this average; 0 means the latest policy. Successive policies wander between equally good
+    ones, and their average succeeds more steadily."""
+    head_gain: NonNegative = 0.01
+    """Gain of the orthogonal initialisation of the residual policy's last layers; with 0 its mean
+    starts at no residual."""
+    critic_layer_norm: bool = False
+    """Whether each hidden layer of the critics is followed by LayerNorm."""
+    initial_temperature: Annotated[Positive, Sweepable()] = 1.0
+    """Temperature at the start; SAC calls it alpha. A higher one explores more."""
+    entropy_backup: bool = True
+    """Whether the critics' targets include the entropy bonus. Without it, Q is the plain return."""
+    target_entropy_scale: Annotated[float, Sweepable()] = 1.0
+    """Target entropy, as a factor: the temperature steers the policy's entropy to minus this factor
+    times the count of numbers in one residual action, for every critic_input."""
+    log_std_min: float = -20.0
+    """Lower bound of the logarithm of the residual policy's standard deviation. A tanh keeps the
+    network's output within the two bounds."""
+    log_std_max: float = 2.0
+    """Upper bound of the same logarithm."""
+    residual_penalty: Annotated[float, Sweepable()] = 0.0
+    """Weight of the mean squared residual in the residual policy's loss. It keeps the residual
+    small wherever the critics see no gain."""
+    penalty_half_life: Annotated[NonNegative, Sweepable()] = 0.0
+    """Gradient steps after which the penalty is halfway from residual_penalty to final_penalty. The
+    critics become more reliable over time, so the penalty may fall; 0 keeps it constant."""
+    final_penalty: Annotated[NonNegative, Sweepable()] = 0.0
+    """Penalty that residual_penalty tends to; needs penalty_half_life."""
+    smoothness_penalty: Annotated[float, Sweepable(is_switch=True)] = 0.0
+    """Weight of the mean squared change of the residual over a transition, which spans n_step
+    decisions, in the residual policy's loss."""
+    n_step: Count = 1
+    """Decisions of reward that a target sums before it continues with the critics' value."""
+    reward_offset: Annotated[float, Sweepable()] = -1.0
+    """Number added to the reward of each decision; -1 makes every decision before success cost
+    1."""
 
 
-def _is_dataclass(kind: Any) -> bool:
-    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The training loop. All budgets count decisions, summed over all environments."""
+
+    num_envs: Count = 16
+    """Number of environments that step in parallel."""
+    devices: Natural = 0
+    """Number of devices that share environments, replay and batches; 0 takes all that JAX finds."""
+    total_decisions: Count = 1_000_000
+    """Decisions of the whole run."""
+    decisions_per_epoch: Count = 4_096
+    """Decisions of one epoch. An epoch is one call of a compiled program, after which pdjax reads
+    the metrics."""
+    decisions_per_round: Count = 64
+    """Decisions to collect between two rounds of gradient steps."""
+    halve_at: Annotated[tuple[int, ...], Range(1)] = ()
+    """For several members in one program: numbers of decisions at which the worse half of the
+    members stops. The interim evaluation at that point, or the next one, decides; empty trains all
+    members to the end."""
+    learning_starts: Natural = 8_000
+    """Decisions to collect before the first gradient step."""
+    prefill: Literal["uniform", "base", "policy"] = "uniform"
+    """Residuals before learning starts: uniform draws them from [-1, 1], base uses none, policy
+    draws them from the untrained residual policy. The gate applies to all of them."""
+    updates_per_decision: Positive = 0.25
+    """Gradient steps per decision."""
+    replay_capacity: Count = 1_000_000
+    """Decisions that the replay holds; `pdjax train --plan` prints how much memory they need."""
+    replay_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of observations and actions in the replay. bfloat16 halves their memory and
+    rounds actions and whitened observations to one part in 256; see `replay.make_packing`."""
+    demos: str = ""
+    """Demonstrations to learn from in addition to the replay, in the same form as for
+    `pdjax imitate`. Read only if demo_share is above 0."""
+    demo_share: Annotated[float, Range(0, 0.9)] = 0.0
+    """Share of each batch that comes from the demonstrations, together with the action that the
+    base policy would have chosen there. The residual is their difference and may exceed the
+    bounds."""
 
 
-def _docstrings(cls: type) -> dict[str, str]:
-    """Reads the string literal below each field, which Python itself discards."""
-    definition = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    assert isinstance(definition, ast.ClassDef)
-    docs: dict[str, str] = {}
-    for field, below in zip(definition.body, definition.body[1:], strict=False):
-        match field, below:
-            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
-                docs[name] = " ".join(text.split())
-            case _:
-                pass
-    return docs
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation: fixed seeds, one episode per environment, never mixed with training."""
+
+    episodes: Count = 200
+    """Episodes of the final evaluation; base and refined policy play the same seeds."""
+    interim_episodes: Natural = 64
+    """Episodes of each evaluation during training; 0 turns these evaluations off."""
+    interim_every: Count = 16_384
+    """Decisions between two evaluations during training."""
+    seed: Seed = 10_000
+    """Seed of the evaluation episodes."""
 
 
-def _expected(kind: Any, allowed: Range) -> str:
-    if kind in (int, float):
-        noun = "integer" if kind is int else "number"
-        return noun if allowed == FINITE else f"{noun} {allowed}"
-    if get_origin(kind) is Literal:
-        return " | ".join(map(str, get_args(kind)))
-    if get_origin(kind) is tuple:
-        return f"[{_expected(get_args(kind)[0], allowed)}, ...]"
-    if get_origin(kind) in UNIONS:
-        return _expected(get_args(kind)[0], allowed)
-    return {bool: "true | false", str: "text", Path: "path"}[kind]
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints of everything that a run depends on, so that it can be resumed."""
+
+    every: Count = 16_384
+    """Decisions between two checkpoints; the last state is always saved."""
+    keep: Count = 2
+    """Number of checkpoints to keep; older ones are deleted."""
 
 
-def convert(option: Option, value: Any, source: str) -> Any:
-    """Converts a plain value to an option's type.
+@dataclasses.dataclass(frozen=True)
+class GuardConfig:
+    """When the guard rolls a run back or stops it; `pdjax/training/guard.py` lists its rules."""
 
-    Args:
-      option: the option, with its type and range.
-      value: a value from YAML, or the text of a flag.
-      source: name of the value in the error message.
+    enabled: bool = True
+    """Whether the guard acts on its verdicts; otherwise it only writes them to audit.jsonl."""
+    q_factor: Positive = 10.0
+    """Largest value that the critics may claim, as a multiple of the largest return that the
+    rewards, and the entropy if it counts, allow."""
+    below_base_margin: Share = 0.05
+    """How far below zero the whole 95 % interval of the gain over the base policy must lie before
+    the guard acts."""
+    saturation: Share = 0.5
+    """Largest acceptable share of residual numbers with a size above 0.95."""
+    anomalies: Share = 0.01
+    """Largest acceptable share of control steps with an anomaly: a joint faster than 200 rad/s or
+    m/s (hard contacts cause this), a joint more than 0.5 rad or m beyond its limit, or a number
+    that is not finite."""
+    drift: Share = 0.05
+    """Largest acceptable growth of the share of observed numbers that lie more than 10 standard
+    deviations from the mean of the base policy's data."""
+    hopeless_decisions: Natural = 50_000
+    """Decisions without any success after which the run stops, if the base policy had none
+    either."""
+    max_rollbacks: Count = 3
+    """Number of rollbacks after which the run stops."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    task: TaskConfig = TaskConfig()
+    base_policy: BasePolicyConfig = BasePolicyConfig()
+    decorator: DecoratorConfig = DecoratorConfig()
+    sac: SACConfig = SACConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
+    seed: Annotated[Seed, Sweepable()] = 0
+    """Seed of everything random in training."""
+
+
+_MARKS = options.marked(Config, Sweepable)
+SWEEPABLE: tuple[str, ...] = tuple(_MARKS)
+"""Dotted keys of the numbers in which the members of one program may differ."""
+SWITCHES: tuple[str, ...] = tuple(name for name, mark in _MARKS.items() if mark.is_switch)
+"""Those of them for which 0 compiles another program than any other value."""
+
+
+def describe() -> list[options.Option]:
+    """Returns every key of a config with its type, range, default and meaning."""
+    return options.describe(Config)
+
+
+def validate(config: Config) -> None:
+    """Checks ranges and the relations between values.
 
     Raises:
-      ConfigError: the value has the wrong type or is out of range.
+      ConfigError: a value cannot work; names the first one.
     """
-    try:
-        found = _convert(option.kind, option.range, value)
-        if found == () != option.default:
-            raise ValueError  # an empty list is allowed only if it is the default
-        return found
-    except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"{source} got {value!r}, expected {option.expected()}") from None
-
-
-def _convert(kind: Any, allowed: Range, value: Any) -> Any:
-    if get_origin(kind) is tuple:
-        if not isinstance(value, list | tuple):
-            raise TypeError
-        items = cast("Iterable[Any]", value)
-        return tuple(_convert(get_args(kind)[0], allowed, item) for item in items)
-    if get_origin(kind) in UNIONS:
-        return _convert(get_args(kind)[0], allowed, value)
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise ValueError
-        return value
-    if kind is Path:
-        return Path(value)
-    if kind in (int, float) and not isinstance(value, bool):
-        # YAML 1.1 reads 1e6 as text and 1 as an integer
-        number = float(value) if isinstance(value, str) or kind is float else value
-        if kind is int:
-            number = int(number) if number == int(number) else math.nan
-        if number not in allowed:
-            raise ValueError
-        return number
-    if not isinstance(value, kind) or kind in (int, float):
-        raise TypeError
-    return value
-
-
-def build(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Builds a dataclass from nested plain values; absent keys keep their defaults.
-
-    Raises:
-      ConfigError: a key is unknown, or a value has the wrong type or is out of range.
-    """
-    return _build(cls, values, {option.name: option for option in describe(cls)}, "")
-
-
-def _build(cls: Any, values: Mapping[str, Any], options: dict[str, Option], prefix: str) -> Any:
-    known = {field.name: field for field in dataclasses.fields(cls)}
-    built: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if key not in known:
-            hint = suggest(name, [f"{prefix}{k}" for k in known])
-            raise ConfigError(f"unknown config key {name!r}; {hint}")
-        if name in options:
-            built[key] = convert(options[name], value, f"config key {name}")
-        elif _is_tree(value):
-            built[key] = _build(known[key].type, value, options, f"{name}.")
-        else:
-            raise ConfigError(f"config key {name} got {value!r}, expected a section of keys")
-    return cls(**built)
-
-
-def check(instance: Any) -> None:
-    """Checks the values of a dataclass that code built directly.
-
-    Raises:
-      ConfigError: a value has the wrong type or is out of range; names the first one.
-    """
-    build(cast("type[Any]", type(instance)), dataclasses.asdict(instance))
-
-
-def check_lengths(instance: Any, allowed: Mapping[str, tuple[int, ...]]) -> None:
-    """Checks the lengths of tuples.
-
-    Args:
-      instance: a dataclass.
-      allowed: field name -> the lengths that the field may have.
-
-    Raises:
-      ConfigError: a field has another length; names the first one.
-    """
-    for name, lengths in allowed.items():
-        if (count := len(getattr(instance, name))) not in lengths:
-            raise ConfigError(
-                f"{name} has {count} numbers, expected {' or '.join(map(str, lengths))}"
-            )
-
-
-def read_yaml(path: Path, name: str, expected: str) -> dict[str, Any]:
-    """Reads a YAML file that holds a mapping.
-
-    Args:
-      path: the file.
-      name: what the file is, for the error message.
-      expected: what the mapping should contain, for the error message.
-
-    Raises:
-      ConfigError: the file does not exist, is not YAML, or holds something else.
-    """
-    try:
-        data = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(f"cannot read {name} {path}: {first}; expected a YAML file") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{name} {path} holds {type(data).__name__}, expected {expected}")
-    return cast("dict[str, Any]", data)
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Returns a hint for an unknown name: the closest known name, else all known names."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
-
-
-def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns nested plain values with changes applied; `build` later rejects unknown keys."""
-    merged = dict(base)
-    for key, value in changes.items():
-        below: Any = base.get(key)
-        merged[key] = merge(below, value) if _is_tree(value) and _is_tree(below) else value
-    return merged
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns nested plain values as a flat dict with dotted keys."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        found |= flatten(value, f"{key}.") if _is_tree(value) else {key: value}
-    return found
-
-
-def _is_tree(value: Any) -> bool:
-    return isinstance(value, Mapping)
+    options.check(config)
+    if config.sac.log_std_min >= config.sac.log_std_max:
+        raise ConfigError(
+            f"sac.log_std_min={config.sac.log_std_min} must be below"
+            f" sac.log_std_max={config.sac.log_std_max}"
+        )
+    if config.sac.min_of > config.sac.num_critics:
+        raise ConfigError(
+            f"sac.min_of={config.sac.min_of} must be <= sac.num_critics={config.sac.num_critics}"
+        )
+    if config.sac.final_penalty and not config.sac.penalty_half_life:
+        raise ConfigError(
+            f"sac.final_penalty={config.sac.final_penalty} is the value that sac.residual_penalty"
+            " tends to; also set sac.penalty_half_life, the gradient steps to get halfway there"
+        )

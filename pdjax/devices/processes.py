@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
 
 T = TypeVar("T")
 

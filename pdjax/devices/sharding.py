@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pdjax.config.fields import Config, ConfigError
+from pdjax.config.schema import Config, ConfigError
 
 AXIS = "envs"
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float, Int
 
-from pdjax.config.fields import SACConfig
+from pdjax.config.schema import SACConfig
 from pdjax.learner.losses import (
     actor_loss,
     critic_loss,

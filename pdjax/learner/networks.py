@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float
 
-from pdjax.config.fields import SACConfig
+from pdjax.config.schema import SACConfig
 from pdjax.modules import functional
 from pdjax.types import Array, Key, Params
 

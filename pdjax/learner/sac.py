@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float
 
-from pdjax.config.fields import SWEEPABLE, Config, ConfigError, DecoratorConfig, SACConfig
+from pdjax.config.schema import SWEEPABLE, Config, ConfigError, DecoratorConfig, SACConfig
 from pdjax.learner.decorator import actor_input, critic_action, spread
 from pdjax.learner.gradient_step import Hyperparams, Parts, SACState, update
 from pdjax.learner.networks import make_critics, make_residual_policy

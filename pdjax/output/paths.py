@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
 
 
 def check_directory(directory: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from pdjax.config.schema import ConfigError, flatten
+from pdjax.config.options import ConfigError, flatten
 
 PROJECT = "pdjax"  # name of W&B's project and MLflow's experiment, unless one is set
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
 from pdjax.output import terminal
 from pdjax.output.paths import check_file
 from pdjax_envs import registry

@@ -19,7 +19,7 @@ import numpy as np
 
 from pdjax.base_policies import imitation
 from pdjax.base_policies.settings import ImitationConfig
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
 from pdjax.output import checkpoint
 from pdjax.output.checkpoint import Checkpoints
 from pdjax.types import BasePolicy, Params

@@ -15,7 +15,7 @@ from pdjax.base_policies import imitation
 from pdjax.base_policies.torch_checkpoints import lerobot, policy_decorator
 from pdjax.base_policies.torch_checkpoints.adaptation import Adaptation, adapt
 from pdjax.base_policies.torch_checkpoints.imported import Imported
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
 from pdjax.output import tables, terminal
 from pdjax.output.paths import check_directory, new_directory
 from pdjax.prepare.wrap import Play, try_aloud

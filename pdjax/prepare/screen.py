@@ -32,7 +32,7 @@ import numpy as np
 
 from pdjax.base_policies.load import load_base
 from pdjax.config import files as configs
-from pdjax.config.fields import BasePolicyConfig
+from pdjax.config.schema import BasePolicyConfig
 from pdjax.learner.decorator import clip_action, decorate
 from pdjax.output import plots, terminal
 from pdjax.output.paths import check_file

@@ -14,7 +14,7 @@ from pdjax.base_policies import load
 from pdjax.base_policies.foreign import assemble, description, exported, sources
 from pdjax.base_policies.foreign.description import Description
 from pdjax.base_policies.imitation import STD_FLOOR
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
 from pdjax.output import tables, terminal
 from pdjax.output.paths import check_directory, new_directory
 from pdjax.rollout import intervals

@@ -7,7 +7,7 @@ import dataclasses
 from contextlib import suppress
 from typing import Any
 
-from pdjax.config.fields import Config, ConfigError
+from pdjax.config.schema import Config, ConfigError
 from pdjax.profile.phases import Timing, learner_phases, rollout_phases, time_phase
 from pdjax.training.build import build
 from pdjax.training.compiled import make_init

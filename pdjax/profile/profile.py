@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pdjax.config.fields import Config
+from pdjax.config.schema import Config
 from pdjax.devices import rates
 from pdjax.devices.rates import timed
 from pdjax.output import plots, records, terminal

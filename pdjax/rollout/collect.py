@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from pdjax.config.fields import DecoratorConfig
+from pdjax.config.schema import DecoratorConfig
 from pdjax.devices.sharding import AXIS, by_env
 from pdjax.learner.decorator import clip_action, decorate, far_numbers, normalize
 from pdjax.rollout.decision import Frozen, RolloutState, base_actions, play_decision, start_episode

@@ -16,8 +16,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pdjax.base_policies.chunking import step_by_step
 from pdjax.base_policies.load import load_base
-from pdjax.config import fields
-from pdjax.config.fields import Config
+from pdjax.config import schema
+from pdjax.config.schema import Config
 from pdjax.devices import processes
 from pdjax.devices.sharding import copy_to_all
 from pdjax.learner.sac import SAC, make_sac, residual_dim
@@ -101,7 +101,7 @@ def make_playing(
 
 def _load(config: Config, base: BasePolicy | None) -> tuple[Env, BasePolicy]:
     """The environment of a run and its base policy."""
-    fields.validate(config)
+    schema.validate(config)
     task = config.task
     env = registry.make(task.name, task.physics, task.reward, task.terminate_on_success, task.shift)
     if base is None:

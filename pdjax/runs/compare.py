@@ -14,8 +14,8 @@ import numpy as np
 
 from pdjax.base_policies import load
 from pdjax.config import files as configs
-from pdjax.config.fields import Config, ConfigError
 from pdjax.config.presets import PRESETS
+from pdjax.config.schema import Config, ConfigError
 from pdjax.output import plots, records, tables, terminal
 from pdjax.output.paths import check_file
 from pdjax.runs import curves

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from pdjax.base_policies import load
 from pdjax.base_policies.foreign import exported
-from pdjax.config.fields import BasePolicyConfig, ConfigError
+from pdjax.config.schema import BasePolicyConfig, ConfigError
 from pdjax.learner.decorator import far_numbers
 from pdjax.output.paths import check_directory
 from pdjax.rollout.intervals import wilson

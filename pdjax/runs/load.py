@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from pdjax.config import files as configs
-from pdjax.config.fields import Config
+from pdjax.config.schema import Config
 from pdjax.devices.sharding import make_playing_mesh
 from pdjax.output import checkpoint, records
 from pdjax.rollout.paired import EPISODES, Paired, read_paired

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pdjax.config import files as configs
-from pdjax.config.fields import SWEEPABLE, Config, ConfigError
+from pdjax.config.schema import SWEEPABLE, Config, ConfigError
 from pdjax.devices.rates import timed
 from pdjax.output import tables, terminal
 from pdjax.output.checkpoint import CheckpointError

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pdjax.config import files as configs
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
 from pdjax.output import plots, records, tables, terminal
 from pdjax.runs import compare, curves
 from pdjax.sweep import spec as sweep_spec

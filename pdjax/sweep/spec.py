@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pdjax.config import fields, schema
 from pdjax.config import files as configs
-from pdjax.config.fields import Config
-from pdjax.config.schema import ConfigError, Count, Natural, NonNegative, Range, Seed
+from pdjax.config import options, schema
+from pdjax.config.options import ConfigError, Count, Natural, NonNegative, Range, Seed
+from pdjax.config.schema import Config
 
 KINDS = {  # kind of a range -> its values
     "grid": "[value, ...], all are tried",
@@ -102,17 +102,19 @@ def read(path: Path) -> Spec:
       ConfigError: no such file, not YAML, an unknown key, a value that a config cannot have, an
         empty space, or a space that the search cannot take.
     """
-    data = schema.read_yaml(path, "sweep", "config and space")
+    data = options.read_yaml(path, "sweep", "config and space")
     known = [*(field.name for field in dataclasses.fields(Settings)), "space", "members"]
     for name in data:
         if name not in known:
-            raise ConfigError(f"unknown key {name!r} in {path}; {schema.suggest(str(name), known)}")
+            raise ConfigError(
+                f"unknown key {name!r} in {path}; {options.suggest(str(name), known)}"
+            )
     space, members = data.pop("space", None) or {}, data.pop("members", None) or 0
     for name in ("config", "set"):
         data[name] = [data[name]] if isinstance(data.get(name), str) else data.get(name, [])
     if not data["config"]:
         raise ConfigError(f"sweep {path} names no config; expected `config:`, a file or a name")
-    settings = schema.build(Settings, data)
+    settings = options.build(Settings, data)
     if not isinstance(space, Mapping):
         raise ConfigError(f"space got {space!r}, expected keys of a config with a range each")
     spec = Spec(settings, tuple(_dimension(*item) for item in space.items()), members)
@@ -185,9 +187,9 @@ def _dimension(key: Any, given: Any) -> Dimension:
     Raises:
       ConfigError: no such key, or not a range.
     """
-    known = {option.name: option for option in fields.describe()}
+    known = {option.name: option for option in schema.describe()}
     if key not in known:
-        raise ConfigError(f"unknown key {key!r} in space; {schema.suggest(str(key), known)}")
+        raise ConfigError(f"unknown key {key!r} in space; {options.suggest(str(key), known)}")
     if isinstance(given, list):
         given = {"grid": given}
     kinds = "; ".join(f"{kind}: {what}" for kind, what in KINDS.items())

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
 from pdjax.output import records, terminal, trackers
 from pdjax.output.paths import check_directory, new_directory
 from pdjax.sweep import report

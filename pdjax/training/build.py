@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
-from pdjax.config.fields import Config
+from pdjax.config.schema import Config
 from pdjax.devices import processes
 from pdjax.devices.sharding import copy_to_all, make_mesh
 from pdjax.learner.sac import SAC, residual_dim

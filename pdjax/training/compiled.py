@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pdjax.config.fields import Config
+from pdjax.config.schema import Config
 from pdjax.devices import processes
 from pdjax.devices.sharding import place
 from pdjax.learner.sac import make_hyperparams, residual_dim

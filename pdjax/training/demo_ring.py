@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pdjax.base_policies.chunking import training_windows
-from pdjax.config.fields import Config, ConfigError
+from pdjax.config.schema import Config, ConfigError
 from pdjax.learner.decorator import hold
 from pdjax.learner.replay import ReplayState, make_packing
 from pdjax.types import Array, BasePolicy, Key, Params, Transition

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pdjax.config.fields import Config, ConfigError
+from pdjax.config.schema import Config, ConfigError
 from pdjax.devices.sharding import AXIS, split
 from pdjax.learner import decorator
 from pdjax.learner.gradient_step import Hyperparams, SACState

@@ -28,8 +28,9 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import jax
+import numpy as np
 
-from pdjax.config.fields import GuardConfig
+from pdjax.config.schema import GuardConfig
 from pdjax.training.epoch import TrainState
 
 Action = Literal["note", "shrink", "roll_back", "stop"]
@@ -56,7 +57,7 @@ def shrink(state: TrainState) -> TrainState:
     return state._replace(hyperparams=state.hyperparams._replace(exploration_limit=limit))
 
 
-def roll_back(now: TrainState, best: TrainState, rollbacks: int) -> TrainState:
+def roll_back(now: TrainState, best: TrainState, rollbacks: int | np.int32) -> TrainState:
     """Carries out `roll_back`: the best state, with half the step sizes and other random numbers.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pdjax.config.fields import EvalConfig
+from pdjax.config.schema import EvalConfig
 from pdjax.config.seeds import shift_seed
 from pdjax.output import provenance, records, terminal
 from pdjax.output.checkpoint import CheckpointError

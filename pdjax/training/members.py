@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pdjax.config import files as configs
-from pdjax.config.fields import SWEEPABLE, SWITCHES, Config, ConfigError
+from pdjax.config.schema import SWEEPABLE, SWITCHES, Config, ConfigError
 from pdjax.rollout.evaluate import Evaluation
 from pdjax.training.epoch import TrainState
 from pdjax.types import Array

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from pdjax.config.fields import Config, ConfigError
+from pdjax.config.schema import Config, ConfigError
 from pdjax.devices import free_memory
 from pdjax.output import terminal
 from pdjax.rollout.decision import Frozen

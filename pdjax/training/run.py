@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from pdjax.base_policies import load
 from pdjax.config import files as configs
-from pdjax.config.fields import Config, ConfigError
+from pdjax.config.schema import Config, ConfigError
 from pdjax.devices import processes
 from pdjax.output import checkpoint, plots, records, terminal
 from pdjax.output.paths import check_directory, new_directory, write_json, write_result

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pdjax.config.fields import Config
+from pdjax.config.schema import Config
 from pdjax.output import records, terminal
 from pdjax.output.checkpoint import Checkpoints
 from pdjax.output.paths import plain

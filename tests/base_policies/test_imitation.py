@@ -18,7 +18,7 @@ from pdjax.base_policies.chunking import (
 from pdjax.base_policies.kinds import diffusion
 from pdjax.base_policies.kinds.diffusion import Denoiser
 from pdjax.base_policies.settings import DiffusionConfig, ImitationConfig
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
 from pdjax.output import checkpoint
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from pdjax.base_policies import load
 from pdjax.base_policies.foreign import exported
-from pdjax.config.fields import BasePolicyConfig
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
+from pdjax.config.schema import BasePolicyConfig
 from tests.probe import make_constant_policy, make_point_env
 
 OBS, ACT, HORIZON, CHUNK = 3, 1, 2, 2  # of the point on a line

@@ -18,8 +18,8 @@ import pytest
 from pdjax.base_policies import imitation, settings
 from pdjax.base_policies.kinds import diffusion
 from pdjax.commands import cli, demonstrations, table
-from pdjax.config import fields, schema
 from pdjax.config import files as configs
+from pdjax.config import options, schema
 from pdjax.config.presets import PRESETS
 from pdjax.output import checkpoint
 from pdjax.runs.video import RenderError
@@ -143,7 +143,7 @@ TRAIN = ["train", "peg_fast", "--out", "new/run", "--set", "base_policy.path=bas
             ["train", "nope"],
             "no config 'nope': neither a file nor a name; known: door_dawn, door_fast, door_pd,"
             " door_resfit, fast_long, hammer_fast, peg_fast, peg_long, relocate_fast,"
-            " fast/TASK_KIND, paper/TASK_KIND",
+            " fast/TASK_KIND, paper/TASK_KIND, pd, dawn, resfit, fast",
         ),
         (["train", "peg_fats"], "did you mean peg_fast?"),
         (["train", "demos.h5"], "cannot read config demos.h5"),
@@ -291,7 +291,7 @@ def overrides(monkeypatch):
 
     def load(name, values, seeds):
         seen.append((name, list(values)))
-        raise fields.ConfigError("seen")
+        raise schema.ConfigError("seen")
 
     monkeypatch.setattr(configs, "load_members", load)
     return seen
@@ -362,7 +362,7 @@ def test_the_version_is_that_of_the_package(capsys):
 @pytest.mark.parametrize("name", table.COMMANDS)
 def test_help_of_a_command_explains_every_flag(capsys, name):
     text = " ".join(help_of(capsys, name).split())
-    for option in schema.describe(table.COMMANDS[name]):
+    for option in options.describe(table.COMMANDS[name]):
         assert option.doc, f"{option.name} has no docstring"
         assert option.doc in text
         if isinstance(option.default, int | float) and not isinstance(option.default, bool):
@@ -377,12 +377,12 @@ def test_help_names_the_choices_of_a_flag(capsys, name):
 
 def test_help_of_training_lists_every_key_config_and_preset(capsys):
     text = help_of(capsys, "train")
-    for option in fields.describe():
+    for option in schema.describe():
         default = json.dumps(option.default)
         assert f"{option.name} ({option.expected()}, default {default})" in text
     assert "sac.gamma (number 0 to 1, default 0.97)" in text
     squeezed = " ".join(text.split())
-    assert all(option.doc in squeezed for option in fields.describe())
+    assert all(option.doc in squeezed for option in schema.describe())
     assert all(name in text for name in [*configs.known_configs(), *PRESETS])
 
 
@@ -399,7 +399,7 @@ def test_help_loads_neither_jax_nor_a_simulator(arguments):
 
 
 def test_the_policies_of_imitate_are_the_recipes():
-    (policy,) = (o for o in schema.describe(table.Imitate) if o.name == "policy")
+    (policy,) = (o for o in options.describe(table.Imitate) if o.name == "policy")
     assert list(typing.get_args(policy.kind)) == list(settings.RECIPES)
     for name in settings.RECIPES:
         assert settings.recipe(name, {"steps": 5}).steps == 5
@@ -407,7 +407,7 @@ def test_the_policies_of_imitate_are_the_recipes():
 
 def test_help_of_imitate_lists_every_key_and_recipe(capsys):
     text = " ".join(help_of(capsys, "imitate").split())
-    for option in schema.describe(settings.ImitationConfig):
+    for option in options.describe(settings.ImitationConfig):
         default = json.dumps(option.default)
         assert f"{option.name} ({option.expected()}, default {default}) {option.doc}" in text
     assert all(f"{name}: {{" in text for name in settings.RECIPES)

@@ -8,8 +8,8 @@ import pytest
 
 from pdjax.base_policies.settings import ImitationConfig
 from pdjax.commands import cli, quickstart, table
-from pdjax.config import fields, schema, seeds
 from pdjax.config import files as configs
+from pdjax.config import options, schema, seeds
 from pdjax.sweep import spec
 from pdjax.training import loop
 from pdjax_envs.demonstrations import record
@@ -20,12 +20,12 @@ SEEDS = [0, 1, 7919, LAST]
 SEEDED = [
     name
     for name, cls in table.COMMANDS.items()
-    if any(o.name == "seed" for o in schema.describe(cls))
+    if any(o.name == "seed" for o in options.describe(cls))
 ]
 KEYS = [
     (cls, option.name)
-    for cls in (fields.Config, ImitationConfig, spec.Settings)
-    for option in schema.describe(cls)
+    for cls in (schema.Config, ImitationConfig, spec.Settings)
+    for option in options.describe(cls)
     if option.name.split(".")[-1] == "seed"
 ]
 
@@ -39,7 +39,7 @@ def is_seed(number):
 def test_every_command_takes_any_seed(capsys, monkeypatch, name, seed):
     command = table.COMMANDS[name]
     monkeypatch.setattr(command, "run", lambda self: {"seed": self.seed})
-    required = [o.name for o in schema.describe(command) if o.default is dataclasses.MISSING]
+    required = [o.name for o in options.describe(command) if o.default is dataclasses.MISSING]
     words = [required.pop(0)] if required else []
     words += [word for flag in required for word in (f"--{flag.replace('_', '-')}", "x")]
     code = cli.main([name, *words, "--seed", str(seed), "--json"])
@@ -55,10 +55,10 @@ def test_the_commands_with_seeds_are_those_that_draw():
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("cls", "key"), KEYS, ids=lambda value: getattr(value, "__name__", value))
 def test_every_key_takes_any_seed(cls, key, seed):
-    (option,) = (o for o in schema.describe(cls) if o.name == key)
-    assert schema.convert(option, seed, key) == seed
-    with pytest.raises(schema.ConfigError, match="expected integer 0 to 2147483647"):
-        schema.convert(option, 2**31, key)
+    (option,) = (o for o in options.describe(cls) if o.name == key)
+    assert options.convert(option, seed, key) == seed
+    with pytest.raises(options.ConfigError, match="expected integer 0 to 2147483647"):
+        options.convert(option, 2**31, key)
 
 
 def test_a_shifted_seed_is_a_seed_and_small_ones_are_plain_sums():
@@ -77,7 +77,7 @@ def test_members_count_up_from_any_seed(seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_interim_evaluations_have_a_seed_of_their_own(seed):
-    found = loop._interim_seed(fields.EvalConfig(seed=seed))
+    found = loop._interim_seed(schema.EvalConfig(seed=seed))
     assert is_seed(found)
     assert found != seed
     assert found == seed + 1_000_000 or seed == LAST

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pdjax.commands import cli
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
 from pdjax.devices import processes as distributed
 from tests.commands.test_cli import make_base_policy
 from tests.sweep.test_tune import SHORT

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from pdjax.config.fields import ConfigError
+from pdjax.config.schema import ConfigError
 from pdjax.devices.sharding import make_mesh
 from tests.training.test_epoch import small_config
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdjax.config.fields import SACConfig
+from pdjax.config.schema import SACConfig
 from pdjax.learner.networks import make_critics, make_residual_policy, sample
 
 CONFIG = SACConfig(hidden=(64, 32), log_std_min=-5.0, log_std_max=1.0)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdjax.config.fields import SWEEPABLE, Config, DecoratorConfig, SACConfig
+from pdjax.config.schema import SWEEPABLE, Config, DecoratorConfig, SACConfig
 from pdjax.learner import losses, sac
 from pdjax.learner.replay import make_replay
 from pdjax.types import Batch, Transition

@@ -11,7 +11,7 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from pdjax import learner
-from pdjax.config.fields import DecoratorConfig, SACConfig
+from pdjax.config.schema import DecoratorConfig, SACConfig
 from pdjax.learner import decorator, losses, sac
 from pdjax.types import Batch
 

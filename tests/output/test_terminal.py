@@ -9,7 +9,7 @@ import pytest
 from matplotlib import image
 from rich.console import Console
 
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
 from pdjax.devices import processes
 from pdjax.output import paths, plots, records, terminal, trackers
 

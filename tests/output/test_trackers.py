@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pdjax.config import files as configs
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
 from pdjax.output import provenance, records, trackers
 
 

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from pdjax.base_policies import imitation, settings
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
 from pdjax.output import plots, records
 from pdjax.output.checkpoint import CheckpointError, TryAgainError
 from pdjax.prepare import imitate, imitation_directory

@@ -20,7 +20,7 @@ from pdjax.base_policies.torch_checkpoints import policy_decorator
 from pdjax.base_policies.torch_checkpoints.adaptation import Adaptation, adapt
 from pdjax.base_policies.torch_checkpoints.weights import read_safetensors
 from pdjax.commands import cli
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
 from pdjax.modules import functional
 from pdjax.prepare import import_checkpoint
 from tests.probe import make_point_task, registered

@@ -11,7 +11,7 @@ import pytest
 from pdjax.base_policies.foreign import exported
 from pdjax.commands import cli
 from pdjax.config import files as configs
-from pdjax.config.fields import ConfigError
+from pdjax.config.schema import ConfigError
 from pdjax.profile import advice, phases
 from pdjax.profile.phases import Phase, Timing, time_phase
 from pdjax.training.build import build

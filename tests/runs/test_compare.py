@@ -10,7 +10,7 @@ from matplotlib import image
 
 from pdjax.commands import cli
 from pdjax.config import files as configs
-from pdjax.config import schema
+from pdjax.config import options
 from pdjax.runs import compare as comparison
 
 # success_once of the interim evaluations, one every 100 decisions; the base policy's first
@@ -252,6 +252,6 @@ def test_mistakes(six, folder, capsys, argv, message):
 
 
 def test_runs_are_named_without_end():
-    (runs, *_) = schema.describe(cli.COMMANDS["compare"])
+    (runs, *_) = options.describe(cli.COMMANDS["compare"])
     command, _ = cli._parse(["compare", "a", "b", "c", "--threshold", "0.5"])
     assert runs.name == "runs" and command.runs == (Path("a"), Path("b"), Path("c"))

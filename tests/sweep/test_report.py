@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from pdjax.config import files as configs
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
 from pdjax.output import records, terminal
 from pdjax.output.paths import write_result
 from pdjax.sweep import report

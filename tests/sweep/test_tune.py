@@ -13,7 +13,7 @@ import yaml
 
 from pdjax.commands import cli
 from pdjax.config import files as configs
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
 from pdjax.sweep import report
 from pdjax.sweep import spec as sweep_spec
 from pdjax.sweep.spec import Dimension

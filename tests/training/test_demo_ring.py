@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdjax.config.fields import ConfigError
+from pdjax.config.schema import ConfigError
 from pdjax.learner.replay import make_packing, sample
 from pdjax.training.demo_ring import make_demo_replay
 from pdjax_envs.demonstrations.trajectory import Trajectory

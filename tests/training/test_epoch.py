@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdjax.config.fields import Config, ConfigError, DecoratorConfig
 from pdjax.config.files import preset
+from pdjax.config.schema import Config, ConfigError, DecoratorConfig
 from pdjax.learner.sac import make_hyperparams, make_sac, residual_dim
 from pdjax.rollout.collect import make_rollout
 from pdjax.rollout.decision import Frozen

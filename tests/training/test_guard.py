@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from pdjax.config.fields import GuardConfig
+from pdjax.config.schema import GuardConfig
 from pdjax.training import guard
 from pdjax.training.guard import Verdict
 

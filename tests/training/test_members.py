@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pdjax.config import files as configs
-from pdjax.config.fields import SWEEPABLE, ConfigError
+from pdjax.config.schema import SWEEPABLE, ConfigError
 from pdjax.output.checkpoint import CheckpointError
 from pdjax.training import loop, members
 from pdjax.training.run_in_progress import Member

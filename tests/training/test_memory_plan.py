@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdjax.config.fields import ConfigError
+from pdjax.config.schema import ConfigError
 from pdjax.devices.sharding import make_mesh
 from pdjax.learner.sac import make_hyperparams, make_sac, residual_dim
 from pdjax.rollout.collect import make_rollout

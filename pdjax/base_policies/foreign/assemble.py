@@ -20,7 +20,7 @@ import numpy as np
 from pdjax.base_policies.foreign import description, exported, functions, host
 from pdjax.base_policies.foreign.description import Description
 from pdjax.base_policies.foreign.sources import find, guard, read_torchscript
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
 from pdjax.types import BasePolicy, Params
 
 FILES = {"export": exported.POLICY, "torchscript": "policy.pt"}

@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pdjax.config import schema
-from pdjax.config.schema import ConfigError, Count, Range
+from pdjax.config import options
+from pdjax.config.options import ConfigError, Count, Range
 
 FILE = "policy.json"
 KINDS = ("export", "torchscript", "python")
@@ -49,10 +49,10 @@ class Description:
 
     def validate(self) -> None:
         """Raises ConfigError if a value is out of range or has the wrong size."""
-        schema.check(self)
+        options.check(self)
         sizes = {"obs_mean": (self.obs_dim,), "obs_std": (self.obs_dim,)}
         sizes |= {"action_low": (1, self.act_dim), "action_high": (1, self.act_dim)}
-        schema.check_lengths(self, sizes)
+        options.check_lengths(self, sizes)
         lows, highs = _paired(self.action_low, self.action_high)
         if not all(low < high for low, high in zip(lows, highs, strict=True)):
             raise ConfigError(
@@ -92,7 +92,7 @@ def read(directory: Path) -> Description:
             f"{path} lacks {', '.join(lacking)}; write the directory with `pdjax wrap`"
         )
     try:
-        description = schema.build(Description, values)
+        description = options.build(Description, values)
         description.validate()
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None

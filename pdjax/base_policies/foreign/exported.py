@@ -17,7 +17,7 @@ from jax.custom_batching import custom_vmap
 
 from pdjax.base_policies.foreign import description, host
 from pdjax.base_policies.foreign.description import Description
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
 from pdjax.output import checkpoint
 from pdjax.output.paths import new_directory
 from pdjax.types import BasePolicy, Params

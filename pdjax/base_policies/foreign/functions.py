@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
 from pdjax.types import Array, Key
 
 ADDRESS = re.compile(r"0x[0-9a-f]+")  # of a Python object; differs between two equal traces

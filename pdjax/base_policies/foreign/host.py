@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.buffer_callback import buffer_callback
 
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
 from pdjax.types import Array, BasePolicy, Key
 
 CALLBACK = re.compile(r"\b(pure|io|buffer|debug)_callback\[")  # as printed jaxprs show them

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
 
 
 def guard(function: Callable[..., Any], doing: str, *args: Any) -> Any:

@@ -9,8 +9,8 @@ from typing import Annotated
 import jax.numpy as jnp
 import numpy as np
 
-from pdjax.config import schema
-from pdjax.config.schema import Range
+from pdjax.config import options
+from pdjax.config.options import Range
 from pdjax.types import BasePolicy
 
 
@@ -30,10 +30,10 @@ class Adaptation:
 
     def validate(self, obs_dim: int, act_dim: int) -> None:
         """Raises ConfigError if a value is out of range or has the wrong size."""
-        schema.check(self)
+        options.check(self)
         sizes = {"obs_mean": (obs_dim,), "obs_std": (obs_dim,)}
         sizes |= {"action_scale": (1, act_dim), "action_offset": (1, act_dim)}
-        schema.check_lengths(self, sizes)
+        options.check_lengths(self, sizes)
 
 
 def adapt(policy: BasePolicy, adaptation: Adaptation) -> BasePolicy:

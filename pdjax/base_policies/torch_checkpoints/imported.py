@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from pdjax.base_policies.settings import PolicyConfig
-from pdjax.config import schema
-from pdjax.config.schema import ConfigError
+from pdjax.config import options
+from pdjax.config.options import ConfigError
 from pdjax.types import Params
 
 Shape = TypeVar("Shape", bound=PolicyConfig)
@@ -61,7 +61,7 @@ def shape_from(
     if lacking := [name for name in names.values() if name not in values]:
         raise ConfigError(f"{path} lacks {', '.join(lacking)}")
     try:
-        shape = schema.build(cls, {ours: values[name] for ours, name in names.items()} | more)
+        shape = options.build(cls, {ours: values[name] for ours, name in names.items()} | more)
         shape.validate()
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None

@@ -28,7 +28,7 @@ from pdjax.base_policies.torch_checkpoints.imported import (
     unet_key,
 )
 from pdjax.base_policies.torch_checkpoints.weights import Weights, fit, read_json, read_safetensors
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
 from pdjax.types import Params
 
 PARTS = ("observation.state", "observation.environment_state")  # their order in an observation

@@ -30,7 +30,7 @@ from pdjax.base_policies.torch_checkpoints.weights import (
     read_json,
     read_torch,
 )
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
 from pdjax.types import Params
 
 STATES = ("ema_agent", "agent")  # in the order in which the reference looks for them

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from pdjax.base_policies.foreign.sources import guard
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
 from pdjax.types import Params
 
 

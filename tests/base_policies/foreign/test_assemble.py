@@ -13,7 +13,7 @@ import pytest
 
 from pdjax.base_policies.foreign import assemble, description, exported, host, sources
 from pdjax.commands import cli
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
 from pdjax.rollout.collect import make_rollout
 from pdjax.rollout.decision import Frozen
 from tests.probe import (

@@ -10,7 +10,7 @@ import pytest
 from pdjax.base_policies.kinds import act
 from pdjax.base_policies.kinds.trainable import Windows
 from pdjax.base_policies.settings import ActConfig
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
 
 SMALL = ActConfig(
     pred_horizon=4, act_horizon=2, encoder_layers=1, heads=2, width=16, feedforward=32, latent_dim=4

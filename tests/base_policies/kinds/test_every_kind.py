@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pdjax.base_policies import imitation, settings
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
 from pdjax.rollout.collect import make_rollout
 from pdjax.rollout.decision import Frozen
 from tests.probe import SPEED, make_point_env

@@ -9,7 +9,7 @@ import pytest
 
 from pdjax.base_policies.kinds import diffusion, unet
 from pdjax.base_policies.settings import DiffusionConfig
-from pdjax.config.schema import ConfigError
+from pdjax.config.options import ConfigError
 
 PEG = {"denoiser": "unet", "pred_horizon": 16}  # 50 observed numbers, 7 of an action
 
