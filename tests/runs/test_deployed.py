@@ -143,7 +143,7 @@ NORMAL = np.array([[0.0, 0.5, 3.0], [0.02, 0.5, 4.0]], np.float32)
 @pytest.mark.parametrize("number", range(3))
 @pytest.mark.parametrize("value", [20.0, -20.0, np.nan, np.inf])
 def test_it_is_the_base_alone_where_an_observation_is_not_known(made, run, number, value):
-    base, key = run[0].base, jax.random.key(5)
+    base, key = run.playing.base, jax.random.key(5)
     policy, init_carry = read(made, "policy.jaxexport"), read(made, "init_carry.jaxexport")
     carry = init_carry.call(key_words(jax.random.clone(key)))
     _, carry = policy.call((), carry, NORMAL[None], key_words(jax.random.clone(key)))

@@ -54,5 +54,6 @@ def test_a_run_uses_no_key_twice_and_the_check_would_see_it_in_learning(monkeypa
     jax.eval_shape(trainer.train_epoch, frozen, state)  # tracing is what the check reads
     sample = epoch.sample
     monkeypatch.setattr(epoch, "sample", sample_twice)
+    _, _, frozen, trainer, state = build(small_config())
     with pytest.raises(jax.errors.KeyReuseError):
-        jax.eval_shape(lambda *given: trainer.train_epoch(*given), frozen, state)
+        jax.eval_shape(trainer.train_epoch, frozen, state)

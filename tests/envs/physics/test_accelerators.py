@@ -54,13 +54,15 @@ def findings(text):
     lines = [line for line in text.splitlines() if " stablehlo." in line]
     products = [line for line in lines if "stablehlo.dot_general" in line]
     text = "\n".join(line.split(" loc(")[0] for line in lines)
+    kernels = set(re.findall(r"custom_call @(\w+)", text))
     return {
         "callbacks": len(re.findall(r"custom_call @\w*(?:callback|python|host)", text)),
         "double": len(re.findall(r"[x<]f64", text)),
         "dynamic": len(re.findall(r"tensor<[^>]*\?", text)),
         "products": len(products),
         "exact": sum("precision = [HIGH" in line for line in products),
-        "kernels": sorted(set(re.findall(r"custom_call @(\w+)", text))),
+        # XLA itself allocates memory that is not initialised, which JAX 0.12 asks for in scans.
+        "kernels": sorted(kernels - {"AllocateBuffer"}),
     }
 
 
