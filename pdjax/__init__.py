@@ -1,8 +1,8 @@
 """pdjax refines frozen robot policies online.
 
-A policy that was trained by imitation stays as it is; pdjax adds a small bounded residual policy
-and trains that with SAC in simulation. Everything here is imported on first use: `import pdjax`
-alone imports no JAX.
+A policy that was trained by imitation stays as it is. pdjax adds a small bounded residual policy
+and trains it with SAC in simulation. Names are imported on first use: `import pdjax` alone imports
+no JAX.
 
     import pdjax
 

@@ -1,7 +1,8 @@
 """The Python library: what a notebook or a script calls. Objects go in, typed results come out.
 
 Each function does what the command of the same name does, through the same code, and writes the
-same records. It shows nothing unless `progress=True`. `pdjax` offers all of it lazily.
+same records. It prints nothing unless `progress=True`. `pdjax` imports each name on first use. Bad
+input raises a ValueError with a message of one line, most often a `ConfigError`.
 """
 
 import contextlib
@@ -18,13 +19,15 @@ from pdjax.base_policies import settings
 from pdjax.base_policies.foreign.exported import export_policy
 from pdjax.base_policies.load import load_base
 from pdjax.config import files as configs
-from pdjax.config.options import ConfigError
+from pdjax.config import options
+from pdjax.config.options import ConfigError, Count, Natural, NonNegative, Seed, Share
 from pdjax.config.schema import BasePolicyConfig, Config
 from pdjax.output import records, terminal
 from pdjax.prepare import imitate as imitation
 from pdjax.prepare import screen as screening
 from pdjax.prepare import wrap as wrapping
 from pdjax.rollout.paired import Paired
+from pdjax.rollout.playing import check_sizes
 from pdjax.runs import compare as comparing
 from pdjax.runs import evaluate as evaluation
 from pdjax.runs import export as exporting
@@ -38,13 +41,14 @@ from pdjax_envs.task import Task
 
 @dataclasses.dataclass(frozen=True)
 class SavedPolicy:
-    """A policy on disk, which may be a base policy.
+    """A policy on disk, which may serve as a base policy.
 
     Attributes:
-      directory: what `base=` and `base_policy.path` take.
-      summary: the numbers that the command reports, ready for JSON.
-      curve: for an imitated policy, its training as arrays (records,): `step`, `train_loss`,
-        `validation_loss` and, with evaluations on the way, `success_once`; otherwise empty.
+      directory: its directory, as `base=` and `base_policy.path` take it.
+      summary: what the command of the same name prints with `--json`; rates are in [0, 1].
+      curve: for an imitated policy, its training as arrays (records,): `step` (gradient steps),
+        `train_loss`, `validation_loss` and, with `eval_every`, `success_once` in [0, 1]; otherwise
+        empty.
     """
 
     directory: Path
@@ -55,6 +59,17 @@ class SavedPolicy:
 AnyBase = BasePolicy | SavedPolicy | Path | str
 AnyTask = Task | str
 AnyRun = Run | Path | str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Arguments:
+    """The numbers that several functions take, with their ranges, as the commands have them."""
+
+    episodes: Count = 1
+    eval_episodes: Natural = 0
+    seed: Seed = 0
+    threshold: Share = 0.0
+    memory_gib: NonNegative = 0.0
 
 
 def load_config(name: str | Path = "fast", /, **sections: Any) -> Config:
@@ -70,7 +85,8 @@ def load_config(name: str | Path = "fast", /, **sections: Any) -> Config:
       A validated config. `pdjax train --help` explains every key.
 
     Raises:
-      ConfigError: no such config, an unknown key, or a value of the wrong type or out of range.
+      ConfigError: there is no such config, a key is unknown, or a value has the wrong type or is
+        out of range.
     """
     return configs.change(configs.load(str(name)), sections)
 
@@ -95,17 +111,21 @@ def imitate(
       task: the task, by name or as an object.
       out: directory to write; new or empty, unless it is resumed.
       policy: `diffusion`, `diffusion_unet`, `bet`, `act` or `mlp`.
-      eval_episodes: episodes that evaluate the finished policy; 0 = none.
-      physics: engine of the evaluations.
-      resume: whether to go on with the training in `out`.
+      eval_episodes: number of episodes that evaluate the finished policy; 0 = none.
+      physics: physics engine of the evaluations.
+      resume: whether to continue the training in `out`.
       progress: whether to show progress on stderr.
       changes: settings of the training, such as `steps=3000`, `seed=1`, `eval_every=500` or
         `diffusion={"hidden": 512}`.
+
+    Returns:
+      The policy's directory, its summary and its learning curve.
 
     Raises:
       ConfigError: a setting is wrong, or the directory cannot be used.
       pdjax_envs.demonstrations.trajectory.DataError: the demonstrations cannot be used.
     """
+    _check(eval_episodes=eval_episodes)
     out = Path(out)
     config = settings.recipe(policy, changes)
     with _shown(progress):
@@ -129,24 +149,30 @@ def wrap(
     physics: str = "auto",
     progress: bool = False,
 ) -> SavedPolicy:
-    """Makes a base policy's directory from a policy that lies in a file.
+    """Makes a base policy's directory from a policy in a file or a Python module.
 
     Args:
       source: `FILE.jaxexport`, `FILE.pt` (TorchScript), `FILE.py:NAME` or `MODULE:NAME`.
-      task: the task it acts in, by name or as an object.
+      task: the policy's task, by name or as an object.
       out: directory to write, new or empty.
-      obs_horizon: latest observations that it reads; 0 = as it says itself, or 1.
-      action_low: the action that means -1.
-      action_high: the action that means 1.
-      device: where a torch policy computes.
-      episodes: episodes to try it on; the learner's observation statistics come from them.
-      seed: of these episodes.
-      physics: engine of the trial.
+      obs_horizon: number of latest observations that the policy reads; 0 = what the policy states,
+        or 1.
+      action_low: the policy's action number that pdjax scales to -1.
+      action_high: the policy's action number that pdjax scales to 1.
+      device: device of a torch policy.
+      episodes: number of episodes to try the policy on; the learner's observation statistics come
+        from them.
+      seed: seed of these episodes.
+      physics: physics engine of these episodes.
       progress: whether to show progress on stderr.
+
+    Returns:
+      The policy's directory and its summary.
 
     Raises:
       ConfigError: the policy cannot be used, or the directory cannot be written.
     """
+    _check(episodes=episodes, seed=seed)
     declared = {"obs_horizon": obs_horizon, "device": device}
     declared |= {"action_low": (action_low,), "action_high": (action_high,)}
     with _shown(progress):
@@ -168,10 +194,10 @@ def screen(
 
     Args:
       base: the policy, as an object or a directory.
-      task: its task, by name or as an object.
-      episodes: episodes for each of seven residual scales.
-      seed: of the episodes.
-      physics: engine.
+      task: the policy's task, by name or as an object.
+      episodes: number of episodes for each of seven residual scales.
+      seed: seed of the episodes.
+      physics: physics engine.
       progress: whether to show progress on stderr.
 
     Returns:
@@ -179,8 +205,9 @@ def screen(
       `residual_scale` and `exploration_steps`.
 
     Raises:
-      ConfigError: no such policy, or it is for another task.
+      ConfigError: there is no such policy, or the policy is for another task.
     """
+    _check(episodes=episodes, seed=seed)
     env = registry.make(_name(task), physics)
     if not isinstance(base, BasePolicy):
         base = load_base(BasePolicyConfig(_path(base)), env.task)
@@ -201,23 +228,24 @@ def train(
     """Refines a base policy and writes a run's directory.
 
     Args:
-      config: the run, or the name of a config, see `load_config`.
-      base: the frozen policy, as an object or a directory; None = `base_policy.path` of the
-        config. A policy that exists in memory is written into the run's directory if a file can
-        hold it; if not, `resume` and `evaluate` have to be given it again.
+      config: the run's config, or the name of one, see `load_config`.
+      base: the frozen base policy, as an object or a directory; None = `base_policy.path` of the
+        config. A policy in memory is written into the run's directory if a file can hold it; if
+        not, `resume`, `evaluate` and `export` need it again.
       task: the task, by name or as an object; None = `task.name` of the config.
-      out: directory of the run, new or empty.
-      on_epoch: called after each epoch with an `Epoch`: metrics, and an interim evaluation where
-        one was due. What it raises ends the training; `resume` goes on from the last checkpoint.
-      memory_gib: GiB of memory to plan for; 0 = what is free.
+      out: the run's directory, new or empty.
+      on_epoch: called after each epoch with an `Epoch`: its metrics, and the interim evaluation if
+        one was due. An exception that it raises ends the training; `resume` continues it from the
+        last checkpoint.
+      memory_gib: memory in GiB that the run must fit into; 0 = what is free on this machine.
       progress: whether to show progress on stderr. The records are complete either way.
 
     Returns:
-      The finished run: its curve as arrays, its final paired evaluation, its summary.
+      The finished run: its curve as arrays, its final paired evaluation and its summary.
 
     Raises:
       ConfigError: the config cannot work, or the directory cannot be written.
-      Stopped: SIGINT or SIGTERM came; the state is saved, and `resume` goes on.
+      Stopped: SIGINT or SIGTERM came; the state is saved, and `resume` continues the run.
     """
     config = config if isinstance(config, Config) else load_config(config)
     if task is not None:
@@ -234,21 +262,23 @@ def resume(
     memory_gib: float = 0.0,
     progress: bool = False,
 ) -> Run:
-    """Goes on with a run that was stopped; ends with the numbers of one that never was.
+    """Continues a run that was stopped; it ends with the numbers of a run that never stopped.
 
     Args:
-      directory: of the run.
-      base: the base policy, if it exists in memory only; the directory holds any other.
+      directory: the run's directory, which may have been moved. It holds the base policy; any
+        demonstrations are read again from `train.demos`.
+      base: the base policy, if it exists in memory only.
       task: the task, if it exists in memory only.
       on_epoch: see `train`.
       memory_gib: see `train`.
       progress: see `train`.
 
     Returns:
-      The finished run; at once, where it is finished already.
+      The finished run; immediately, if it is finished already.
 
     Raises:
-      ConfigError: the directory is no run, or its checkpoints cannot be read.
+      ConfigError: the directory is no run, or its base policy exists in memory only and is missing.
+      pdjax.output.checkpoint.CheckpointError: none of its checkpoints can be read.
       Stopped: see `train`.
     """
     if task is not None:
@@ -272,9 +302,9 @@ def evaluate(
 
     Args:
       run: the run, or its directory.
-      episodes: episodes, each played by both policies.
-      seed: of the episodes.
-      physics: engine; "" = as in the run's config.
+      episodes: number of episodes; both policies play each of them.
+      seed: seed of the episodes.
+      physics: physics engine; "" = as in the run's config.
       shift: perturbations joined by +, or `none`; "" = as in training.
       base: the base policy, if it exists in memory only and `run` is a directory.
       task: the task, if it exists in memory only and is not registered yet.
@@ -286,6 +316,7 @@ def evaluate(
     Raises:
       ConfigError: the run is not finished, or cannot be read.
     """
+    _check(episodes=episodes, seed=seed)
     if task is not None:
         _name(task)
     directory, base = _directory(run, base)
@@ -293,20 +324,21 @@ def evaluate(
         return evaluation.evaluate_run(directory, episodes, seed, physics, shift, base)[0]
 
 
-def compare(runs: Sequence[Run | str | Path], *, threshold: float = 0.9) -> comparing.Comparison:
+def compare(runs: Sequence[AnyRun], *, threshold: float = 0.9) -> comparing.Comparison:
     """Compares runs of one task; runs that differ by seed only form a group.
 
     Args:
-      runs: the runs, or their directories, finished or not.
-      threshold: success_once; the comparison says how long each group takes to reach it.
+      runs: the runs, or their directories; they may be unfinished.
+      threshold: success_once in [0, 1]; the comparison includes the time to reach it.
 
     Returns:
       A `Comparison`: groups with their figures and curves (interquartile means with 95 % bands).
 
     Raises:
-      ConfigError: a directory is no run, is named twice or has no evaluation yet, or the runs are
-        of several tasks.
+      ConfigError: no run is given, a directory is no run, is named twice or has no interim
+        evaluation yet, or the runs are of several tasks.
     """
+    _check(threshold=threshold)
     return comparing.compare([_directory(run)[0] for run in runs], threshold)
 
 
@@ -325,16 +357,20 @@ def export(
     Args:
       run: the run, or its directory.
       out: directory to write, new or empty.
-      episodes: episodes that set the limit of the fail-safe and try what was written.
-      seed: of these episodes.
-      physics: engine; "" = as in the run's config.
+      episodes: number of episodes that set the limit of the fail-safe and try what was written.
+      seed: seed of these episodes.
+      physics: physics engine; "" = as in the run's config.
       base: the base policy, if it exists in memory only and `run` is a directory.
       progress: whether to show progress on stderr.
+
+    Returns:
+      The policy's directory and a summary of how it played.
 
     Raises:
       ConfigError: the run is not finished, its base policy is called through the host, or the
         directory cannot be written.
     """
+    _check(episodes=episodes, seed=seed)
     directory, base = _directory(run, base)
     with _shown(progress):
         summary = exporting.export_run(directory, Path(out), episodes, seed, physics, base)
@@ -350,7 +386,8 @@ def _train(
     progress: bool,
     resume: bool,
 ) -> Run:
-    """Trains a run whose base policy may exist in memory only."""
+    """Trains a run; its base policy may exist in memory only."""
+    _check(memory_gib=memory_gib)
     watch = None if on_epoch is None else lambda epochs: on_epoch(epochs[0])
     with tempfile.TemporaryDirectory() as folder, _shown(progress):
         held = None
@@ -365,20 +402,21 @@ def _train(
 
 
 def _hold(base: BasePolicy, task: str, files: Path) -> training.InMemory:
-    """A policy in memory, with files that hold the same one if there can be any.
+    """Writes a policy in memory to files, if files can hold it.
 
-    What the files hold is what trains, so that a resumed run goes on with the same program.
+    The policy is then read back from the files, so that a resumed run uses the same program.
     """
+    check_sizes(base, registry.make_task(task))
     try:
         export_policy(base, files, task)
-    except ConfigError:  # it computes through the host, or JAX cannot write it down
+    except ConfigError:  # it computes through the host, or JAX cannot export it
         return training.InMemory(base)
     policy = load_base(BasePolicyConfig(str(files)), registry.make_task(task))
     return training.InMemory(policy, files)
 
 
 def _name(task: AnyTask) -> str:
-    """The name under which a task is known, once it is."""
+    """Returns a task's name; registers a task that is given as an object."""
     if isinstance(task, str):
         return task
     pdjax_envs.register(task)
@@ -390,10 +428,21 @@ def _path(base: SavedPolicy | Path | str) -> str:
 
 
 def _directory(run: AnyRun, base: BasePolicy | None = None) -> tuple[Path, BasePolicy | None]:
-    """A run's directory, and its base policy if that exists in memory only."""
+    """Returns a run's directory, and its base policy if that exists in memory only."""
     if isinstance(run, Run):
         return run.directory, base if base is not None else run.base
     return Path(run), base
+
+
+def _check(**values: Any) -> None:
+    """Checks arguments against the ranges of `_Arguments`.
+
+    Raises:
+      ConfigError: a value has the wrong type or is out of range.
+    """
+    for option in options.describe(_Arguments):
+        if option.name in values:
+            options.convert(option, values[option.name], option.name)
 
 
 def _shown(progress: bool) -> contextlib.AbstractContextManager[None]:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import pdjax
+from pdjax.commands import cli
 from tests.probe import make_constant_policy, make_point_task, registered
 
 ROOT = Path(__file__).parents[1]
@@ -149,6 +150,76 @@ def test_a_stopped_run_is_resumed_with_the_same_numbers(trained, config, base, t
     np.testing.assert_array_equal(resumed.curve["success_once"], run.curve["success_once"])
     np.testing.assert_array_equal(resumed.metrics["critic_loss"], run.metrics["critic_loss"])
     assert pdjax.resume(tmp_path / "run").summary == resumed.summary  # finished: at once
+
+
+def test_a_run_that_was_moved_is_resumed_with_its_own_copy_of_the_base_policy(
+    trained, config, base, tmp_path, monkeypatch
+):
+    """Wherever the run lies and whatever the working directory is, by each way of resuming."""
+    run, _ = trained
+
+    def stop(epoch):
+        if epoch.decision_steps == 256:
+            raise KeyboardInterrupt
+
+    (tmp_path / "first").mkdir()
+    monkeypatch.chdir(tmp_path / "first")
+    pdjax.export_policy(base, Path("base"), "Point")
+    with pytest.raises(KeyboardInterrupt):
+        pdjax.train(config, base="base", out="runs/stopped", on_epoch=stop)
+    stopped = tmp_path / "moved"
+    shutil.move("runs/stopped", stopped)
+    shutil.rmtree("base")
+    (tmp_path / "second").mkdir()
+    monkeypatch.chdir(tmp_path / "second")
+    for name in ("by_path", "with_another_base", "by_config"):
+        shutil.copytree(stopped, name)
+    resumed = pdjax.resume("../second/by_path")
+    assert resumed.directory == Path("../second/by_path")
+    other = base._replace(params={"velocity": jnp.float32(-1.0)})
+    kept = pdjax.resume("with_another_base", base=other)  # the run keeps the policy it began with
+    same = ["train", "by_config/config.yaml", "--out", "by_config", "--resume"]
+    assert cli.main(same) == 0
+    for found in (resumed, kept, pdjax.load_run("by_config")):
+        np.testing.assert_array_equal(found.curve["success_once"], run.curve["success_once"])
+        np.testing.assert_array_equal(found.metrics["critic_loss"], run.metrics["critic_loss"])
+        played = found.evaluation.refined.success_once
+        np.testing.assert_array_equal(played, run.evaluation.refined.success_once)
+    # A run with another base policy is another run.
+    another = [*same, "--set", "base_policy.path=elsewhere"]
+    assert cli.main(another) == 2
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda run: pdjax.evaluate(run, episodes=0), "episodes got 0, expected integer >= 1"),
+        (lambda run: pdjax.evaluate(run, seed=-1), "seed got -1, expected integer 0 to"),
+        (lambda run: pdjax.export(run, "out", episodes=0), "episodes got 0, expected integer >= 1"),
+        (lambda run: pdjax.screen("base", "Point", episodes=0), "episodes got 0, expected"),
+        (lambda run: pdjax.wrap("f.py:act", "Point", "out", episodes=0), "episodes got 0, expect"),
+        (lambda run: pdjax.imitate("d.h5", "Point", "out", eval_episodes=-1), "eval_episodes got"),
+        (lambda run: pdjax.imitate("d.h5", "Point", "out", "dif"), "unknown policy 'dif'; "),
+        (lambda run: pdjax.compare([run], threshold=90), "threshold got 90, expected number 0 to"),
+        (lambda run: pdjax.compare([]), "no runs to compare; give at least one run directory"),
+        (lambda run: pdjax.train("fast", out="out", memory_gib=-1), "memory_gib got -1, expected"),
+    ],
+)
+def test_arguments_are_checked_as_flags_are(trained, call, message):
+    with pytest.raises(pdjax.ConfigError, match=message):
+        call(trained[0])
+
+
+@pytest.mark.parametrize("in_program", [True, False])
+def test_a_policy_in_memory_of_other_sizes_is_refused_by_its_sizes(config, tmp_path, in_program):
+    zeros = (lambda obs: jnp.zeros(2)) if in_program else (lambda obs: np.zeros((len(obs), 2)))
+    base = pdjax.base_policy(zeros, obs_dim=5, act_dim=2, in_program=in_program)
+    message = "has obs_dim 5 and act_dim 2, but Point has obs_dim 3 and act_dim 1; change the"
+    with pytest.raises(pdjax.ConfigError, match=message):
+        pdjax.train(config, base=base, out=tmp_path / "run")
+    with pytest.raises(pdjax.ConfigError, match=message):
+        pdjax.screen(base, "Point", episodes=2)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_policy_that_no_file_can_hold_is_given_again(config, tmp_path):

@@ -283,9 +283,11 @@ def recipe(name: str, changes: Mapping[str, Any]) -> ImitationConfig:
       changes: the changed values, nested by section.
 
     Raises:
-      ConfigError: a key is unknown, a value has the wrong type or is out of range, or the shape
-        cannot work.
+      ConfigError: the recipe or a key is unknown, a value has the wrong type or is out of range,
+        or the shape cannot work.
     """
+    if name not in RECIPES:
+        raise ConfigError(f"unknown policy {name!r}; {options.suggest(name, RECIPES)}")
     start = options.merge(dataclasses.asdict(ImitationConfig()), RECIPES[name])
     config = options.build(ImitationConfig, options.merge(start, changes))
     config.validate()

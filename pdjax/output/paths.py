@@ -79,6 +79,12 @@ def write_result(directory: Path, summary: Mapping[str, Any]) -> None:
     write_json(directory / "result.json", summary)
 
 
+def read_result(directory: Path) -> dict[str, Any]:
+    """Reads `result.json`; returns an empty dict if there is none."""
+    path = directory / "result.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
 def write_json(path: Path, values: Any) -> None:
     """Writes a file of strict JSON."""
     path.write_text(json.dumps(plain(values), indent=2) + "\n")

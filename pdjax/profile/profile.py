@@ -136,7 +136,7 @@ def _between_epochs(run: Run, steps: Steps, state: TrainState, repeats: int) -> 
         return statistics.median(timed(function)[0] for _ in range(repeats))
 
     def evaluate() -> Any:
-        scale, evaluation = config.decorator.residual_scale, config.eval
+        scale, evaluation = state.hyperparams.residual_scale, config.eval
         return steps.play(evaluation.seed, evaluation.interim_episodes, actor, scale)
 
     between = {}

@@ -17,14 +17,14 @@ OUTCOMES = ("success_once", "success_at_end", "steps_to_success", "smoothness", 
 
 
 class Paired(NamedTuple):
-    """A paired evaluation: both policies played the same episodes.
+    """A paired evaluation: base and refined policy played the same episodes.
 
     Attributes:
-      task: its name.
-      physics: name of the engine that played.
-      seed: of the episodes.
-      base: the base policy's episodes.
-      refined: the refined policy's, in the same order.
+      task: name of the task.
+      physics: name of the physics engine.
+      seed: seed of the episodes.
+      base: the base policy's episodes, arrays (episodes,).
+      refined: the refined policy's episodes, in the same order.
     """
 
     task: str

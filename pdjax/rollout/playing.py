@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pdjax.base_policies.chunking import step_by_step
 from pdjax.base_policies.load import load_base
 from pdjax.config import schema
-from pdjax.config.schema import Config
+from pdjax.config.schema import Config, ConfigError
 from pdjax.devices import processes
 from pdjax.devices.sharding import copy_to_all
 from pdjax.learner.sac import SAC, make_sac, residual_dim
@@ -26,7 +26,7 @@ from pdjax.rollout.decision import Frozen
 from pdjax.rollout.evaluate import Evaluation
 from pdjax.types import Array, BasePolicy, Params
 from pdjax_envs import registry
-from pdjax_envs.task import Env
+from pdjax_envs.task import Env, Task
 
 DEFAULT = Config()
 
@@ -80,8 +80,10 @@ def make_playing(
       mesh: see `Playing`.
 
     Raises:
-      ConfigError: `decorator.residual_limits` does not fit the base policy's actions.
+      ConfigError: the base policy's sizes do not fit the task, or `decorator.residual_limits` does
+        not fit the base policy's actions.
     """
+    check_sizes(base, env.task)
     decorator = config.decorator
     rollout = make_rollout(env, base, decorator, mesh)
     chunk_dim, size = base.act_horizon * base.act_dim, residual_dim(decorator, base)
@@ -97,6 +99,20 @@ def make_playing(
         mesh=mesh,
         frozen=frozen if mesh is None else copy_to_all(mesh, frozen),
     )
+
+
+def check_sizes(base: BasePolicy, task: Task) -> None:
+    """Checks that a base policy, wherever it comes from, reads and acts as a task does.
+
+    Raises:
+      ConfigError: its observations or actions have other sizes than the task's.
+    """
+    if (base.obs_dim, base.act_dim) != (task.obs_dim, task.act_dim):
+        raise ConfigError(
+            f"the base policy has obs_dim {base.obs_dim} and act_dim {base.act_dim}, but"
+            f" {task.name} has obs_dim {task.obs_dim} and act_dim {task.act_dim}; change the policy"
+            " or the task"
+        )
 
 
 def _load(config: Config, base: BasePolicy | None) -> tuple[Env, BasePolicy]:

@@ -1,7 +1,8 @@
-"""This file is not pure: it reads runs, groups those that differ by their seeds only, shows them.
+"""Compares runs: reads their directories, groups runs that differ by seed only, and shows them.
 
-Only evaluation speaks: interim ones for curves, the final paired one for success and smoothness;
-never what was counted while exploring. `curves` has the numbers' definitions.
+All numbers come from evaluations: curves from the interim ones, success and smoothness from the
+final paired one; never from exploration. Separate from `curves`, which defines the numbers as pure
+functions.
 """
 
 import dataclasses
@@ -17,21 +18,22 @@ from pdjax.config import files as configs
 from pdjax.config.presets import PRESETS
 from pdjax.config.schema import Config, ConfigError
 from pdjax.output import plots, records, tables, terminal
-from pdjax.output.paths import check_file
+from pdjax.output.paths import check_file, read_result
 from pdjax.runs import curves
 
-SEEDLIKE = {"seed", "eval.seed", "base_policy.path", "train.demos"}  # do not make another group
-SPELLED_OUT = 3  # settings that a name lists; where groups differ in more, from a preset on
+SEEDLIKE = {"seed", "eval.seed", "base_policy.path", "train.demos"}  # may differ within a group
+SPELLED_OUT = 3  # settings that a group's name lists; if groups differ in more, it names a preset
 
 
 class Read(NamedTuple):
-    """A run as its directory tells it.
+    """What a comparison reads of a run.
 
     Attributes:
-      directory: of the run.
-      settings: its config key by key without `SEEDLIKE`, and the kind of its base policy.
-      curve: of its interim evaluations.
-      result: `result.json`; empty while the run is not finished.
+      directory: the run's directory.
+      settings: dotted key -> value of its config without `SEEDLIKE`, and the kind of its base
+        policy.
+      curve: its interim evaluations.
+      result: the content of `result.json`; empty while the run is not finished.
     """
 
     directory: Path
@@ -45,11 +47,24 @@ class Comparison:
     """Runs of one task, side by side.
 
     Attributes:
-      task: its name.
-      threshold: success_once that `figures` measures the time to.
-      groups: for each group of runs that differ by their seeds only, a dict with its `name`, its
-        `settings` where groups differ, and its `figures`.
-      curves: for each group, a dict with its `name` and its `bands`.
+      task: name of the task.
+      threshold: success_once, in [0, 1], up to which times are measured.
+      groups: one dict for each group of runs that differ by their seeds only:
+        - `name`; `settings`, dotted key -> value of the settings in which groups differ;
+        - `runs`, the directories; `finished`, the number of finished runs;
+        - `base_success`, `refined_success` (success_once, in [0, 1]), `base_smoothness`,
+          `refined_smoothness` (see `Evaluation`): interquartile means over the finished runs, None
+          if there are none;
+        - `refined_ci`: [low, high], 95 % interval of `refined_success` over runs; None if fewer
+          than two are finished;
+        - `decisions_to_threshold`, `minutes_to_threshold`: medians over all runs; None if a run has
+          not reached the threshold;
+        - `largest_fall`: largest fall of success_once below its best so far, in any run.
+      curves: one dict for each group, from the interim evaluations:
+        - `name`; `runs`, the number of runs; `base`, the interquartile mean of the base policies'
+          success_once;
+        - `decisions` and `minutes`: each a tuple of x (points,), the interquartile mean of
+          success_once (points,), and its 95 % interval, two arrays (points,); None with one run.
     """
 
     task: str
@@ -62,13 +77,15 @@ def compare(directories: Sequence[Path], threshold: float) -> Comparison:
     """Reads runs and groups those that differ by their seeds only.
 
     Args:
-      directories: of the runs, finished or not.
-      threshold: success_once; each group's figures say how long it took to reach it.
+      directories: the runs' directories; the runs may be unfinished.
+      threshold: success_once; each group's figures include the time to reach it.
 
     Raises:
-      ConfigError: a directory is no run, is named twice or has not been evaluated yet, or the runs
-        are of more than one task.
+      ConfigError: no directory is given, a directory is no run, is named twice or has no interim
+        evaluation yet, or the runs are of several tasks.
     """
+    if not directories:
+        raise ConfigError("no runs to compare; give at least one run directory")
     _refuse_twins(directories)
     runs = [read(directory) for directory in directories]
     task, first = runs[0].settings["task.name"], runs[0].directory
@@ -101,16 +118,16 @@ def show_comparison(directories: Sequence[Path], out: Path, threshold: float) ->
       threshold: see `compare`.
 
     Returns:
-      What was printed, for JSON.
+      What it printed, for JSON.
 
     Raises:
-      ConfigError: see `compare`; or the picture cannot be written.
+      ConfigError: the picture exists or cannot be written; or see `compare`.
     """
     check_file(out, (".png",))
     found = compare(directories, threshold)
     tables.show_groups(found.task, found.groups, threshold)
     plots.plot_comparison(out, found.task, found.curves)
-    terminal.say(f"written {out}")
+    terminal.say(f"wrote {out}")
     return {
         "task": found.task,
         "threshold": threshold,
@@ -120,7 +137,7 @@ def show_comparison(directories: Sequence[Path], out: Path, threshold: float) ->
 
 
 def _refuse_twins(directories: Sequence[Path]) -> None:
-    """A run that counts twice would narrow its group's interval."""
+    """Checks that no run is named twice, which would narrow its group's interval."""
     seen = set()
     for directory in directories:
         if (place := directory.resolve()) in seen:
@@ -129,10 +146,10 @@ def _refuse_twins(directories: Sequence[Path]) -> None:
 
 
 def read(directory: Path) -> Read:
-    """Reads a run.
+    """Reads what a comparison needs of a run.
 
     Raises:
-      ConfigError: no run, or one without an interim evaluation.
+      ConfigError: the directory is no run, or the run has no interim evaluation.
     """
     config = configs.load_of_run(directory)
     curve = curves.points(records.read_metrics(directory, "eval"))
@@ -143,20 +160,18 @@ def read(directory: Path) -> Read:
         )
     kind, act_horizon = load.kind_of(directory / "base_policy")
     found = {"base_policy": kind} | settings(config)
-    # A decision of another length is another setting, whoever chose it.
+    # The length of a decision is a setting, whether the config or the policy's directory sets it.
     found["base_policy.act_horizon"] = config.base_policy.act_horizon or act_horizon
-    path = directory / "result.json"
-    result = json.loads(path.read_text()) if path.is_file() else {}
-    return Read(directory, found, curve, result)
+    return Read(directory, found, curve, read_result(directory))
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """A config key by key, without what runs of one group may differ in."""
+    """Returns a config by dotted key, without the keys in which runs of a group may differ."""
     return {name: value for name, value in configs.flat(config).items() if name not in SEEDLIKE}
 
 
 def group(runs: Sequence[Read]) -> list[list[Read]]:
-    """Runs of equal settings together, in the order of the first of each."""
+    """Groups runs with equal settings; groups are in the order of their first runs."""
     groups: dict[tuple, list[Read]] = {}
     for run in runs:
         groups.setdefault(tuple(run.settings.items()), []).append(run)
@@ -164,20 +179,20 @@ def group(runs: Sequence[Read]) -> list[list[Read]]:
 
 
 def set_apart(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each group's settings those in which not all groups agree."""
+    """Returns for each group the settings in which not all groups agree."""
     keys = [key for key in groups[0] if any(one[key] != groups[0][key] for one in groups)]
     return [{key: one[key] for key in keys} for one in groups]
 
 
 def name_groups(groups: Sequence[dict[str, Any]]) -> list[str]:
-    """What sets each group apart from the others, as short as can be; no two names are equal.
+    """Names groups by what sets them apart, as briefly as possible; no two names are equal.
 
-    A few differing settings are spelled out. Of many the nearest preset is named, unless it is that
-    of all groups; what else was set is spelled out where that leaves a doubt, and counted where it
-    does not.
+    If groups differ in few settings, a name lists them. If they differ in many, a name gives the
+    nearest preset, unless all groups have the same one; it lists further settings if the preset
+    alone would be ambiguous, and otherwise counts them.
 
     Args:
-      groups: all settings of each.
+      groups: all settings of each group.
     """
     apart = set_apart(groups)
     if not apart[0]:
@@ -198,7 +213,7 @@ def name_groups(groups: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _nearest_preset(group: dict[str, Any]) -> str:
-    """The preset that agrees in most of all settings."""
+    """Returns the preset that agrees with a group in the most settings."""
 
     def changes(name: str) -> int:
         own = settings(configs.preset(name))
@@ -208,6 +223,7 @@ def _nearest_preset(group: dict[str, Any]) -> str:
 
 
 def _spell(values: dict[str, Any], most: int) -> str:
+    """Lists settings as text; counts those beyond `most`."""
     words = [f"{key}={_plain(value)}" for key, value in values.items()]
     rest = len(words) - most
     return " ".join(words[:most] + ([f"+{rest} more"] if rest > 0 else []))
@@ -218,12 +234,9 @@ def _plain(value: Any) -> str:
 
 
 def figures(runs: Sequence[Read], threshold: float) -> dict[str, Any]:
-    """A group's row: what is told of unfinished runs is their curve only.
+    """Returns a group's figures, as `Comparison.groups` lists them.
 
-    Returns:
-      Success and smoothness of base and refined, interquartile means over the finished runs (None
-      without any), and `refined_ci`, None of fewer than two; medians over all runs of decisions and
-      minutes to the threshold, None where a run has not reached it; `largest_fall` of any run.
+    Unfinished runs count only in the figures that come from curves.
     """
     finished = [run.result for run in runs if run.result]
     found: dict[str, Any] = {
@@ -244,15 +257,10 @@ def figures(runs: Sequence[Read], threshold: float) -> dict[str, Any]:
 
 
 def bands(found: Sequence[Sequence[curves.Point]]) -> dict[str, Any]:
-    """A group's curves as they are drawn.
+    """Returns a group's curves, as `Comparison.curves` lists them.
 
     Args:
-      found: curve of each run.
-
-    Returns:
-      base: interquartile mean of the base policies' success_once on the interim episodes;
-      decisions, minutes: each the grid (points,), the interquartile mean of success_once on it,
-      and the two ends of its interval, None of one run.
+      found: the curve of each run.
     """
     steps, seconds, scores = zip(*(np.array(curve, float).T for curve in found), strict=True)
     minutes = [s / 60 for s in seconds]

@@ -1,9 +1,9 @@
 """Learning curves in numbers: means over runs with intervals, falls, times to a threshold.
 
-Pure functions on the host. Kept apart from `comparison`, which reads runs, because recorded results
-are made with the same ones. The mean is the interquartile mean, the interval a bootstrap over runs,
-as recommended by Agarwal et al. 2021, "Deep RL at the Edge of the Statistical Precipice",
-arXiv:2108.13264. Of one task there is one stratum, so runs are drawn from all of them alike.
+Pure functions on the host. Separate from `compare`, which reads runs, because the recorded results
+use the same functions. Means are interquartile means and intervals are bootstraps over runs, as
+Agarwal et al. 2021 recommend ("Deep RL at the Edge of the Statistical Precipice",
+arXiv:2108.13264). With one task there is one stratum, so the bootstrap draws from all runs alike.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,14 +14,14 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 RESAMPLES = 9_999  # SciPy's default; the ends of the interval move by about 0.01 of its width
-CUT = 0.25  # share of the runs that is left out at either end, rounded down: none of three
+CUT = 0.25  # share of runs left out at either end; the number is rounded down, so 0 of 3 runs
 
 Point = tuple[int, float, float]
-"""Of an interim evaluation: decisions, seconds of training, success_once."""
+"""An interim evaluation: decisions so far, seconds of training so far, success_once."""
 
 
 def points(records: Iterable[Mapping[str, Any]]) -> list[Point]:
-    """The curve of a run from its `eval` records; the base policy's point comes first."""
+    """Returns a run's curve from its `eval` records; the first point is the base policy's."""
     return [
         (record["decision_steps"], round(record["wall_s"], 1), record["success_once"])
         for record in records
@@ -29,10 +29,10 @@ def points(records: Iterable[Mapping[str, Any]]) -> list[Point]:
 
 
 def iqm(values: ArrayLike) -> Any:
-    """Interquartile mean over the first axis: the quarters at both ends are left out.
+    """Returns the interquartile mean over runs, which leaves out a quarter at either end.
 
     Args:
-      values: (runs, ...). Of fewer than four runs none is left out.
+      values: (runs, ...). With fewer than four runs none is left out.
 
     Returns:
       (...), or a scalar.
@@ -41,13 +41,13 @@ def iqm(values: ArrayLike) -> Any:
 
 
 def interval(values: ArrayLike) -> tuple[np.ndarray, np.ndarray] | None:
-    """95 % interval of `iqm` over runs by the percentile bootstrap, at each point by itself.
+    """Returns the 95 % interval of `iqm` by a percentile bootstrap over runs, point by point.
 
     Args:
       values: (runs, ...).
 
     Returns:
-      Its two ends, each (...); None for one run, which says nothing of how runs differ.
+      The low and the high end, each (...); None for fewer than two runs.
     """
     values = np.asarray(values, float)
     if len(values) < 2:
@@ -66,27 +66,28 @@ def interval(values: ArrayLike) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def largest_fall(scores: Sequence[float]) -> float:
-    """Largest fall below the best score so far."""
+    """Returns the largest fall of a score below the best score so far."""
     return max((max(scores[: i + 1]) - score for i, score in enumerate(scores)), default=0.0)
 
 
 def first_reach(curve: Sequence[Point], threshold: float) -> tuple[int, float] | None:
-    """Decisions and seconds of the first evaluation at or above a threshold.
+    """Returns decisions and seconds of the first evaluation at or above a threshold.
 
-    Nothing is read in between two evaluations: a run counts from when it was seen to succeed.
+    It does not interpolate between evaluations.
 
     Returns:
-      None where none is.
+      (decisions, seconds), or None if no evaluation reaches the threshold.
     """
     reached = ((decisions, seconds) for decisions, seconds, score in curve if score >= threshold)
     return next(reached, None)
 
 
 def median_reach(curves: Sequence[Sequence[Point]], threshold: float) -> tuple[float, float] | None:
-    """Medians over runs of `first_reach`, of decisions and of seconds, each by itself.
+    """Returns the medians of `first_reach` over runs, separately for decisions and seconds.
 
     Returns:
-      None where a run did not reach it: a median over the others would praise luck.
+      (decisions, seconds), or None if a run did not reach the threshold: a median over the others
+      would be biased towards lucky runs.
     """
     reached = [first_reach(curve, threshold) for curve in curves]
     if not reached or None in reached:
@@ -98,14 +99,14 @@ def median_reach(curves: Sequence[Sequence[Point]], threshold: float) -> tuple[f
 def on_shared_grid(
     curves: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Curves on one grid, by linear interpolation; it ends where the shortest curve does.
+    """Interpolates curves linearly on one grid.
 
     Args:
-      curves: x (n,), ascending, and y (n,) of each, with an n of its own.
+      curves: for each curve, x (n,) in ascending order and y (n,); n may differ between curves.
 
     Returns:
-      The grid (points,), every x of any curve within the range that all of them cover; and y of
-      each curve on it (curves, points). Empty where they cover no common range.
+      The grid (points,), which is every x of any curve within the range that all curves cover; and
+      y of the curves on it (curves, points). Both are empty if no range is common to all.
     """
     xs = [x for x, _ in curves]
     grid = np.unique(np.concatenate(xs))

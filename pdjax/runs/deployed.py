@@ -1,9 +1,9 @@
-"""The refined policy as one policy to deploy: base plus residual, with a fail-safe that counts.
+"""Combines base and residual policy into one policy to deploy, with a fail-safe.
 
-In a decision where the fail-safe trips the residual is off and the base policy acts alone. It trips
-where the newest observation is not one that the residual was trained on, by the guard's measure of
-drift, or has numbers that are not finite; and where the residual itself is not finite. Kept apart
-because no training needs it. Pure functions; owns Carry.
+The fail-safe trips if the newest observation is far from what the residual was trained on (by the
+guard's measure of drift), if the observation has a number that is not finite, or if the residual
+has one. In that decision the residual is off and the base policy acts alone; the policy counts such
+decisions. Separate, because training does not need it. Pure functions.
 """
 
 from collections.abc import Callable
@@ -17,13 +17,13 @@ from pdjax.types import Array, BasePolicy, Key, Params
 
 
 class Carry(NamedTuple):
-    """What a deployed policy remembers of an episode. `trips` comes first in its file, too.
+    """What a deployed policy remembers during an episode. `trips` is the first leaf in its file.
 
     Attributes:
       trips: () int32, decisions of the episode so far in which the fail-safe tripped.
-      seen: (obs_dim,) the latest finite value of each number observed; at first the mean of the
-        base policy's data.
-      base: the base policy's own state.
+      seen: (obs_dim,) float32, the latest finite value of each observed number; at first the mean
+        of the base policy's data.
+      base: the base policy's own carry.
     """
 
     trips: Array
@@ -37,20 +37,22 @@ def make_deployed(
     residual_scale: float,
     drift_limit: float,
 ) -> BasePolicy:
-    """Base and residual as one policy, which may itself be a base policy.
+    """Builds one policy from base and residual; it may serve as a base policy again.
 
-    Where no fail-safe trips it acts as the refined policy of an evaluation does. Numbers observed
-    that are not finite are replaced by their latest finite value before the base policy reads them;
-    numbers of its action that are not finite are 0, as the simulator takes them.
+    While the fail-safe does not trip, the policy acts as the refined policy in an evaluation. It
+    replaces an observed number that is not finite by its latest finite value before the base policy
+    reads it, and a number of the base policy's action that is not finite by 0, as the simulator
+    does.
 
     Args:
       base: the base policy, written for one environment.
       choose: (obs (1, obs_dim), base_action (1, chunk_dim)) -> residual_action (1, residual_dim).
-      residual_scale: the largest change of an action.
-      drift_limit: share of the numbers observed that may be far; beyond it the fail-safe trips.
+      residual_scale: the largest change of each action number.
+      drift_limit: share of the observed numbers that may be far from the base policy's data; above
+        it the fail-safe trips.
 
     Returns:
-      A policy without parameters: all are constants of its program, so that a file of it is whole.
+      A policy without parameters: they are constants of its program, so its file is complete.
     """
 
     def init_carry(key: Key) -> Carry:
@@ -72,12 +74,13 @@ def make_deployed(
 
 
 def trips(base: BasePolicy, obs: Array, drift_limit: float) -> Array:
-    """Whether an observation (obs_dim,) alone makes the fail-safe trip: () bool."""
+    """Returns whether an observation (obs_dim,) alone makes the fail-safe trip: () bool."""
     share = jnp.mean(far_numbers(obs, base.obs_mean, base.obs_std))
     return (share > drift_limit) | ~jnp.all(jnp.isfinite(obs))
 
 
 def _hold(seen: Array, obs: Array) -> tuple[Array, Array]:
+    """Replaces numbers that are not finite by those seen last; as a step of a scan."""
     obs = _finite(obs, seen)
     return obs, obs
 

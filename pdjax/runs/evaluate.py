@@ -1,13 +1,18 @@
-"""Evaluates a finished run: base and refined policy on the same episodes, also under shifts."""
+"""Evaluates a finished run: base and refined policy on the same episodes, also under shifts.
+
+Separate from training, whose final evaluation it repeats on other episodes, engines and shifts.
+"""
 
 from pathlib import Path
 from typing import Any
 
+from pdjax.config import files as configs
 from pdjax.output import terminal
+from pdjax.output.paths import read_result
 from pdjax.rollout.paired import Paired, play_paired
-from pdjax.runs.load import load_refined, load_run
+from pdjax.runs.load import load_refined
 from pdjax.types import BasePolicy
-from pdjax_envs import shifts
+from pdjax_envs import registry, shifts
 
 
 def evaluate_run(
@@ -18,24 +23,27 @@ def evaluate_run(
     shift: str = "",
     base: BasePolicy | None = None,
 ) -> tuple[Paired, dict[str, Any]]:
-    """Plays both policies of a finished run on other episodes than its training saw.
+    """Plays base and refined policy of a finished run on the same episodes.
 
     Args:
-      directory: of the run.
-      episodes: played by both policies.
-      seed: of the episodes; the same with and without a shift.
-      physics: engine; "" = as in the run's config.
-      shift: see `registry.make`; "" = as in training.
-      base: see `load.Run`.
+      directory: the run's directory.
+      episodes: number of episodes; both policies play each of them.
+      seed: seed of the episodes; these are the same with and without a shift.
+      physics: physics engine; "" = as in the run's config.
+      shift: see `registry.make`; `none` = no shift, "" = as in training.
+      base: the base policy, if it exists in memory only; None = the copy in the directory.
 
     Returns:
       The episodes, and their summary for JSON, with the run, the seed and the shift.
+
+    Raises:
+      ConfigError, checkpoint.CheckpointError: see `load_refined`.
     """
-    trained_with = load_run(directory).summary.get("physics")
+    trained_with = read_result(directory).get("physics")
     refined = load_refined(directory, physics, shift, base)
     playing = refined.playing
     if trained_with not in (None, playing.env.engine):
-        terminal.say(f"trained with physics {trained_with}, played with {playing.env.engine}")
+        terminal.say(f"trained with physics {trained_with}, evaluated with {playing.env.engine}")
     (paired,) = play_paired(playing, [(refined.actor, refined.residual_scale)], episodes, seed)
     about = {"run": str(directory), "seed": seed, "shift": refined.config.task.shift}
     return paired, paired.summary | about
@@ -44,7 +52,14 @@ def evaluate_run(
 def evaluate_shifts(
     directory: Path, episodes: int, seed: int, physics: str = ""
 ) -> list[dict[str, Any]]:
-    """Summaries of `evaluate_run` without a shift and under each that the run's task has."""
-    task = load_refined(directory, physics).playing.env.task
+    """Returns summaries of `evaluate_run` without a shift and under each shift of the run's task.
+
+    Args:
+      directory: the run's directory.
+      episodes: see `evaluate_run`.
+      seed: see `evaluate_run`.
+      physics: see `evaluate_run`.
+    """
+    task = registry.make_task(configs.load_of_run(directory).task.name)
     names = [name for name in shifts.SHIFTS if not shifts.needed(name, task)]
     return [evaluate_run(directory, episodes, seed, physics, name)[1] for name in ["none", *names]]

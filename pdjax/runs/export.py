@@ -1,4 +1,7 @@
-"""Writes the refined policy of a finished run as a directory that needs no pdjax."""
+"""Writes the refined policy of a finished run as a directory that needs no pdjax.
+
+Separate from `deployed`, which builds that policy as pure functions.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -28,29 +31,33 @@ def export_run(
 ) -> dict[str, Any]:
     """Writes a run's refined policy as a directory that needs no pdjax, and tries what it wrote.
 
-    The fail-safe's limit is the largest share of far numbers in an observation of the base policy,
-    played alone, and `guard.drift` on top of it.
+    The fail-safe's limit is the largest share of far numbers in any observation of the base policy
+    that plays alone, plus `guard.drift`.
 
     Args:
-      directory: of the run.
-      out: directory to write, new or empty; also a base policy's.
-      episodes: played by the base policy for the limit, then by the refined policy and, on the same
-        seeds, by what was written.
-      seed: of the episodes.
-      physics: engine; "" = as in the run's config.
-      base: see `load.Run`.
+      directory: the run's directory.
+      out: directory to write, new or empty; it may serve as a base policy's directory.
+      episodes: number of episodes. The base policy plays them to set the limit; the refined policy
+        and the policy that was written play the same ones.
+      seed: seed of the episodes.
+      physics: physics engine; "" = as in the run's config.
+      base: the base policy, if it exists in memory only; None = the copy in the directory.
+
+    Returns:
+      What `pdjax export --json` prints: success_once of both (shares in [0, 1]), the 95 % interval,
+      the limit, and the decisions in which the fail-safe tripped.
 
     Raises:
-      ConfigError, checkpoint.CheckpointError: no finished run, its base policy is called through
-        the host, or the directory cannot be written.
+      ConfigError, checkpoint.CheckpointError: the run is not finished, its base policy is called
+        through the host, or the directory cannot be written.
     """
     check_directory(out)
     refined = load_refined(directory, physics, base=base)
     playing, env, base = refined.playing, refined.playing.env, refined.playing.base
     if load.through_host(base):
         raise ConfigError(
-            f"{directory} refines a policy that is called through the host (NumPy, torch); no file"
-            " of a program can hold it; refine one in JAX, see docs/base_policies.md"
+            f"{directory} refines a policy that is called through the host (NumPy, torch), which an"
+            " exported program cannot contain; refine a JAX policy, see docs/base_policies.md"
         )
     play = make_play(playing)
     seen = play(seed, episodes, record=True).obs
@@ -92,8 +99,8 @@ def export_run(
 HOW_TO = """\
 # {task}: a refined policy
 
-`policy.jaxexport` is the whole policy, base and residual. With `init_carry.jaxexport` it needs JAX
-and nothing else, written by version {version}; newer ones read it for at least six months.
+`policy.jaxexport` is the whole policy, base and residual. With `init_carry.jaxexport` it needs only
+JAX. JAX {version} wrote it; newer versions read it for at least six months.
 
 ```python
 import jax
@@ -120,11 +127,11 @@ chunk, carry = act((), carry, obs_history, draw())  # (num_envs, {act_horizon}, 
 trips = carry[0]  # (num_envs,) decisions of the episode with the residual switched off
 ```
 
-A chunk is {act_horizon} control step(s), in [-1, 1]. Observe after each; at an episode's start the
-first observation fills the history. `pdjax envs {task}` says what each number means.
+A chunk has {act_horizon} control step(s), with actions in [-1, 1]. Observe after each step; at an
+episode's start the first observation fills the history. `pdjax envs {task}` explains each number.
 
-The residual is off where more than {drift_limit:.2%} of the newest observation's numbers are beyond
-10 standard deviations of the base policy's data, or one is not finite; such a one is replaced by
-its latest finite value.
+The residual is switched off in a decision if more than {drift_limit:.2%} of the newest
+observation's numbers are more than 10 standard deviations from the mean of the base policy's data,
+or if one is not finite. A number that is not finite is replaced by its latest finite value.
 """
 """README.md of an exported policy; a test runs its code."""

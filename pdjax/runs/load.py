@@ -1,7 +1,9 @@
-"""Reads a run's directory back: what it holds as arrays, and what it takes to play its policies."""
+"""Reads a run's directory: its records as arrays, and its policies ready to play.
+
+Separate from `training.run`, which writes the directory, so that reading needs no trainer.
+"""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +15,7 @@ from pdjax.config import files as configs
 from pdjax.config.schema import Config
 from pdjax.devices.sharding import make_playing_mesh
 from pdjax.output import checkpoint, records
+from pdjax.output.paths import read_result
 from pdjax.rollout.paired import EPISODES, Paired, read_paired
 from pdjax.rollout.playing import Playing, load_playing
 from pdjax.types import BasePolicy, Params
@@ -23,17 +26,21 @@ class Run:
     """A run on disk, finished or not.
 
     Attributes:
-      directory: of the run.
+      directory: the run's directory.
       config: the run's config; `base_policy.path` is the run's own copy.
-      summary: the content of `result.json`; empty while the run is not finished.
-      curve: interim evaluations as arrays (evaluations,): `decision_steps`, `wall_s` (s),
-        `success_once`, `success_at_end`, `steps_to_success`, `smoothness`, `saturation`. The first
-        one is the base policy's, at 0 decisions.
+      summary: the content of `result.json`, such as `base_success`, `refined_success`, `gain`
+        (shares in [0, 1]), `gain_ci` (95 % interval), `decision_steps` and `wall_s` (s); empty
+        while the run is not finished.
+      curve: interim evaluations as arrays (evaluations,): `decision_steps`, `wall_s` (s of training
+        so far), and means over the episodes of `success_once`, `success_at_end`,
+        `steps_to_success` (control steps), `smoothness` and `saturation`, see `Evaluation`. The
+        first one is the base policy's, at 0 decisions. Empty without interim evaluations.
       metrics: what training recorded as arrays (epochs,): `decision_steps`, `control_steps`,
-        `gradient_steps`, `wall_s` (s), losses and counts.
+        `gradient_steps`, `wall_s` (s of training so far), losses, and rates and counts of the
+        epoch, such as `train_success`. Empty before the first epoch.
       evaluation: the final paired evaluation, episode by episode; None while the run is not
         finished.
-      base: the base policy, where it exists in memory only; None = the copy in the directory.
+      base: the base policy, if it exists in memory only; None = the copy in the directory.
     """
 
     directory: Path
@@ -49,10 +56,10 @@ class Refined(NamedTuple):
     """A finished run, ready to play.
 
     Attributes:
-      config: the run's, with what was overridden.
-      playing: environment, base policy and actor.
+      config: the run's config, with physics and shift as asked for.
+      playing: the environment and both policies as functions.
       actor: parameters of the residual policy.
-      residual_scale: by which its residual is scaled.
+      residual_scale: largest change of an action number by the residual, in [0, 1].
     """
 
     config: Config
@@ -61,20 +68,19 @@ class Refined(NamedTuple):
     residual_scale: float
 
 
-def load_run(directory: Path, base: BasePolicy | None = None) -> Run:
-    """Reads a run's directory; builds and plays nothing.
+def load_run(directory: Path | str, base: BasePolicy | None = None) -> Run:
+    """Reads a run's directory as arrays; builds and plays nothing.
 
     Args:
-      directory: of the run.
-      base: see `Run`.
+      directory: the run's directory.
+      base: the base policy, if it exists in memory only; `evaluate` and `export` then use it.
 
     Raises:
       ConfigError: the directory is no run.
     """
     directory = Path(directory)
     config = configs.load_of_run(directory)
-    path = directory / "result.json"
-    summary = json.loads(path.read_text()) if path.is_file() else {}
+    summary = read_result(directory)
     episodes = directory / EPISODES
     evaluation = read_paired(episodes, summary) if summary and episodes.is_file() else None
     curve, metrics = (
@@ -86,16 +92,16 @@ def load_run(directory: Path, base: BasePolicy | None = None) -> Run:
 def load_refined(
     directory: Path, physics: str = "", shift: str = "", base: BasePolicy | None = None
 ) -> Refined:
-    """Builds what plays a finished run's policies; no learner, replay or demonstrations.
+    """Builds what plays a finished run's policies, without trainer, replay and demonstrations.
 
     Args:
-      directory: of the run.
-      physics: another engine than in the run's config; "" = the same.
-      shift: other perturbations than in training, `none` for none; "" = the same.
-      base: see `Run`.
+      directory: the run's directory.
+      physics: physics engine; "" = as in the run's config.
+      shift: perturbations, joined by +; `none` = none, "" = as in training.
+      base: the base policy, if it exists in memory only; None = the copy in the directory.
 
     Raises:
-      ConfigError, checkpoint.CheckpointError: the directory is no finished run.
+      ConfigError, checkpoint.CheckpointError: the directory is no run, or the run is not finished.
     """
     overrides = [f"task.physics={physics}"] if physics else []
     overrides += [f"task.shift={'' if shift == 'none' else shift!r}"] if shift else []
@@ -109,7 +115,7 @@ def load_refined(
 
 
 def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Records as arrays, one for each number that all of them have; None becomes NaN."""
+    """Returns arrays (records,), one for each number that all records have; None becomes NaN."""
     names = [name for name in rows[0] if all(name in row for row in rows)] if rows else []
     return {
         name: np.asarray([np.nan if row[name] is None else row[name] for row in rows])

@@ -1,4 +1,7 @@
-"""Draws episodes of a finished run, base and refined side by side."""
+"""Renders episodes of a finished run, base and refined policy side by side.
+
+Separate from `video`, which draws recorded episodes and knows no policies.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -17,18 +20,21 @@ from pdjax.runs.load import load_refined
 def render_run(
     directory: Path, out: Path, episodes: int, seed: int, grid: tuple[int, int] = (1, 1)
 ) -> dict[str, Any]:
-    """Renders a run: base and refined policy side by side, or many episodes of the refined one.
+    """Renders a run: base and refined policy side by side, or a grid of the refined policy.
 
     Args:
-      directory: of the run.
-      out: the video.
-      episodes: shown side by side, where the grid is (1, 1).
-      seed: of the episodes.
-      grid: rows and columns of episodes of the refined policy.
+      directory: the run's directory.
+      out: the video to write, .mp4 or .gif.
+      episodes: number of episodes to show one after another, if `grid` is (1, 1).
+      seed: seed of the episodes.
+      grid: rows and columns; with more than one cell, each shows an episode of the refined policy.
+
+    Returns:
+      What `pdjax render --json` prints.
 
     Raises:
-      ConfigError, checkpoint.CheckpointError: no finished run, or the video exists already.
-      rendering.RenderError: nothing to draw with on this machine.
+      ConfigError, checkpoint.CheckpointError: the run is not finished, or the video exists already.
+      video.RenderError: this machine cannot draw.
     """
     check_file(out, (".mp4", ".gif"))
     refined = load_refined(directory)

@@ -1,7 +1,7 @@
-"""Draws recorded episodes side by side into a video, on a machine without a screen too.
+"""Draws recorded episodes side by side into a video, even on a machine without a screen.
 
-MuJoCo picks its OpenGL library when it is first imported, so the drawing runs in a process of its
-own, with EGL or else OSMesa: `python -m pdjax.runs.video EPISODES.npz VIDEO`.
+MuJoCo chooses its OpenGL library when it is first imported, so a separate process does the drawing,
+with EGL or else OSMesa: `python -m pdjax.runs.video EPISODES.npz VIDEO`.
 """
 
 import contextlib
@@ -19,21 +19,21 @@ import numpy as np
 
 BACKENDS = ("egl", "osmesa")
 WIDTH, HEIGHT = 480, 400  # pixels of one side
-LARGEST = 1280  # pixels; the pictures of a wide grid are smaller
+LARGEST = 1280  # pixels of a frame's width; a wide grid has smaller pictures
 LINGER = 12  # control steps shown after a success
 
 
 class RenderError(RuntimeError):
-    """Rendering is not possible here: one line that says what to install."""
+    """Rendering is not possible on this machine; the message says what to install."""
 
 
 class Side(NamedTuple):
     """One policy's episodes.
 
     Attributes:
-      label: shown above.
-      qpos: (control steps, episodes, nq) m and rad.
-      steps: (episodes,) control steps until success, or the time limit.
+      label: name shown in the picture.
+      qpos: (control steps, episodes, nq) positions, m and rad.
+      steps: (episodes,) int, control steps until success, or the time limit.
       success: (episodes,) bool.
     """
 
@@ -51,18 +51,18 @@ def render(
     grid: tuple[int, int] = (1, 1),
     progress: Callable[[int], None] = lambda frames: None,
 ) -> None:
-    """Draws episodes as pictures in rows and columns, the sides of each next to each other.
+    """Draws episodes in rows and columns, with the sides of an episode next to each other.
 
     Args:
-      task: task name.
-      overrides: model field -> (episodes, rows, ...) of the episodes.
-      sides: policies that played the same episodes.
-      path: video to write, .mp4 or .gif; appears only when it is complete.
-      grid: rows and columns of episodes shown at once; further ones follow.
-      progress: called with the number of frames drawn so far, of `count_frames`.
+      task: name of the task.
+      overrides: model field -> (episodes, rows, ...), the values in each episode.
+      sides: the policies, which played the same episodes.
+      path: video to write, .mp4 or .gif; it appears only when it is complete.
+      grid: rows and columns of episodes shown at once; further episodes follow.
+      progress: called with the number of frames drawn so far; the total is `count_frames`.
 
     Raises:
-      RenderError: no OpenGL library for drawing without a screen.
+      RenderError: there is no OpenGL library that draws without a screen.
     """
     arrays: dict[str, Any] = {"task": np.array(task), "grid": np.array(grid)}
     arrays |= {f"override/{name}": value for name, value in overrides.items()}
@@ -108,7 +108,7 @@ def _draw(backend: str, arguments: list[str], progress: Callable[[int], None]) -
 
 
 def count_frames(sides: Sequence[Side], grid: tuple[int, int] = (1, 1)) -> int:
-    """Frames of the video that `render` makes of these."""
+    """Returns the number of frames of the video that `render` makes."""
     limit, count = sides[0].qpos.shape[:2]
     last = np.max([np.minimum(side.steps + LINGER, limit) for side in sides], axis=0)
     at_once = grid[0] * grid[1]
@@ -116,7 +116,7 @@ def count_frames(sides: Sequence[Side], grid: tuple[int, int] = (1, 1)) -> int:
 
 
 def _main(episodes: Path, video: Path) -> None:
-    """The drawing process."""
+    """Draws the video, in a process of its own."""
     import imageio.v2 as imageio
     import mujoco
 
@@ -142,7 +142,10 @@ def _main(episodes: Path, video: Path) -> None:
     rows, columns = loaded["grid"]
     at_once, episodes_in_all = rows * columns, sides[0].qpos.shape[1]
     scale = min(1.0, LARGEST / (columns * len(sides) * WIDTH))
-    size = (round(scale * HEIGHT / 8) * 8, round(scale * WIDTH / 8) * 8)  # as video encoders want
+    size = (
+        round(scale * HEIGHT / 8) * 8,
+        round(scale * WIDTH / 8) * 8,
+    )  # encoders want multiples of 8
     drawn = 0
     with imageio.get_writer(video, **options) as writer:
         for first in range(0, episodes_in_all, at_once):
@@ -158,11 +161,11 @@ def _main(episodes: Path, video: Path) -> None:
                 for frame in _tiled(players, rows, columns):
                     writer.append_data(frame)
                     drawn += 1
-                    print(drawn, flush=True)  # for the process that waits
+                    print(drawn, flush=True)  # `_draw` reads it
 
 
 def _tiled(players: list[Iterator[np.ndarray]], rows: int, columns: int) -> Iterator[np.ndarray]:
-    """Frames of all players in rows and columns; one that has ended stands still."""
+    """Yields frames of all players in rows and columns; one that has ended stands still."""
     current: list[Any] = [None] * len(players)
     while True:
         new = [next(player, None) for player in players]
@@ -177,7 +180,7 @@ def _tiled(players: list[Iterator[np.ndarray]], rows: int, columns: int) -> Iter
 
 
 def _frames(model: Any, renderer: Any, sides: list[Side], episode: int) -> Iterator[np.ndarray]:
-    """Frames (height, sides * width, 3) uint8 of one episode; a finished side stands still."""
+    """Yields an episode's frames (height, sides * width, 3) uint8; a finished side stands still."""
     import mujoco
     from PIL import Image, ImageDraw, ImageFont
 

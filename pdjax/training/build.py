@@ -1,6 +1,6 @@
-"""From a config to a run that can train: what plays, with the learner and the data on top.
+"""Builds a run from its config: what plays, the training functions and the demonstrations.
 
-Binds functions and arrays; compiles nothing and writes nothing.
+Separate from `compiled`, because nothing is compiled here: tests and `profile` take the parts.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ class Run(NamedTuple):
 
     Attributes:
       config: the run's config.
-      playing: what plays; its `frozen` holds the demonstrations too, where there are any.
+      playing: what plays; its `frozen` also holds the demonstrations, if the run has any.
       trainer: the training functions.
       mesh: the devices that share environments, replay and batches.
     """
@@ -62,23 +62,25 @@ class Run(NamedTuple):
 
 
 def build(config: Config, base: BasePolicy | None = None) -> Run:
-    """Builds a run; compiles and trains nothing yet.
+    """Builds a run without compiling or training anything.
 
     Args:
       config: the run.
-      base: see `load_playing`.
+      base: the base policy, if it exists in memory; None = read it from `base_policy.path`.
 
     Raises:
-      ConfigError, checkpoint.CheckpointError, registry.UnknownName: the config cannot work; the
-        message says what to change.
+      ConfigError, checkpoint.CheckpointError, registry.UnknownName,
+        demonstrations.trajectory.DataError: the config cannot work; the message says what to
+        change.
     """
     mesh = make_mesh(config)
     playing = load_playing(config, mesh, base)
-    base, frozen, task = playing.base, playing.frozen, playing.env.task
+    base, task = playing.base, playing.env.task
     trainer = make_trainer(config, base, playing.rollout, playing.sac, mesh)
     size, share = residual_dim(config.decorator, base), config.train.demo_share
     demos = processes.agree(lambda: load_demos(config, task, base, size) if share else ())
     processes.check_same("base policy", (base.params, base.obs_mean, base.obs_std))
     processes.check_same("file of demonstrations", demos)
-    playing = playing._replace(frozen=frozen._replace(demos=copy_to_all(mesh, demos)))
+    frozen = playing.frozen._replace(demos=copy_to_all(mesh, demos))
+    playing = playing._replace(frozen=frozen)
     return Run(config, playing, trainer, mesh)

@@ -1,6 +1,6 @@
-"""What the training loop calls, compiled: the epoch, the start, evaluations, with a memory plan.
+"""Compiles the functions that the training loop calls, and plans their memory.
 
-Nothing here trains or writes.
+Separate from `loop`, because `pdjax train --plan` and `profile` need the functions but no loop.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,15 +25,18 @@ from pdjax.training.run_in_progress import Steps
 def prepare(
     built: Run, memory_gib: float = 0.0, members: Sequence[Config] = ()
 ) -> tuple[Steps, list[memory_plan.Plan]]:
-    """What the training loop calls, an epoch compiled; and what it takes of memory, shown.
+    """Compiles an epoch and prints the memory plan.
 
     Args:
-      built: the run, or the first member.
-      memory_gib: see `plan`.
-      members: of one program; by default the run alone.
+      built: the run, or the first of several members.
+      memory_gib: memory in GiB that the run must fit into; 0 = what is free on this machine.
+      members: configs of all members of one program; empty for a single run.
+
+    Returns:
+      The functions that the training loop calls, and the memory plans.
 
     Raises:
-      ConfigError: it does not fit.
+      ConfigError: the run does not fit into memory.
     """
     config, frozen, count = built.config, built.frozen, len(members) or 1
     stacked = count > 1
@@ -46,9 +49,9 @@ def prepare(
     state, evaluation = jax.eval_shape(init), _evaluation(built)
     like = _with_places(state, placement(built.mesh))
     if stacked:
-        state, evaluation = (_several(count, shapes) for shapes in (state, evaluation))
+        state, evaluation = (_stacked(count, shapes) for shapes in (state, evaluation))
     planned = partial(memory_plan.make_plans, state, frozen, evaluation, built.mesh, memory_gib)
-    # where arrays alone are too many there is nothing to compile
+    # If the arrays alone do not fit, compiling would be a waste.
     processes.agree(lambda: memory_plan.check(planned(), config))
     terminal.say("compiling an epoch")
     programs = {state.decision_steps.shape: epoch.lower(frozen, state).compile()}
@@ -57,8 +60,8 @@ def prepare(
     memory_plan.show(plans)
 
     def advance(state: TrainState):
-        state = place(state, there)  # a stack's rows, a rolled back one
-        # of fewer members the program is compiled where they have become so few
+        state = place(state, there)  # rows of a stack or a rolled-back state may lie elsewhere
+        # jit compiles another program if fewer members are left.
         return programs.get(state.decision_steps.shape, epoch)(frozen, state)
 
     play = make_play(built.playing)
@@ -67,7 +70,7 @@ def prepare(
 
 
 def _with_places(state: TrainState, there: TrainState) -> TrainState:
-    """Shapes of a training state that also say where each array lives."""
+    """Returns the shapes of a training state, with the sharding of each array."""
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         state,
@@ -75,27 +78,36 @@ def _with_places(state: TrainState, there: TrainState) -> TrainState:
     )
 
 
-def _several(count: int, shapes: Any) -> Any:
-    """Shapes of so many of a tree, stacked."""
+def _stacked(count: int, shapes: Any) -> Any:
+    """Returns the shapes of a tree's leaves with a leading axis of `count`."""
     stack = lambda tree: jax.tree.map(lambda leaf: jnp.stack([leaf] * count), tree)  # noqa: E731
     return jax.eval_shape(stack, shapes)
 
 
 def make_init(built: Run, members: Sequence[Config] = ()) -> Callable[..., TrainState]:
-    """(member = 0) -> its training state at the beginning, on its devices; compiled once."""
+    """Builds the function that makes a training state at the beginning; it compiles once.
+
+    Args:
+      built: the run, or the first of several members.
+      members: configs of all members; empty for a single run.
+
+    Returns:
+      (index of a member = 0) -> TrainState, on the run's devices.
+    """
     size = residual_dim(built.config.decorator, built.base)
-    init = jax.jit(built.trainer.init, out_shardings=placement(built.mesh))
-    of_each = members or [built.config]
+    jitted = jax.jit(built.trainer.init, out_shardings=placement(built.mesh))
+    configs = members or [built.config]
 
-    def of(member: int = 0) -> TrainState:
-        config = of_each[member]
-        return init(built.frozen, make_hyperparams(config, size), jax.random.key(config.seed))
+    def init(member: int = 0) -> TrainState:
+        config = configs[member]
+        return jitted(built.frozen, make_hyperparams(config, size), jax.random.key(config.seed))
 
-    return of
+    return init
 
 
 def _evaluation(built: Run) -> Any:
-    """Shapes of what an evaluation holds: environments twice, as a scan does, and the actions."""
+    """Returns the shapes of an evaluation's arrays: its environments, twice for the scan, and its
+    actions."""
     task, evaluation = built.env.task, built.config.eval
     episodes = max(evaluation.episodes, evaluation.interim_episodes)
     begin = partial(built.rollout.init, num_envs=episodes)

@@ -1,4 +1,6 @@
-"""Demonstrations as a replay ring, with the action that the base policy would have chosen.
+"""Turns demonstrations into a replay ring that holds the base policy's actions, too.
+
+Separate from the replay, which knows no files and no demonstrations.
 
 Source: RLPD (arXiv:2302.02948) draws a share of every batch from demonstrations; ResFiT
 (arXiv:2509.19301) stores the base policy's action with them, to which the residual is added.
@@ -63,9 +65,9 @@ def make_demo_replay(
 
     Returns:
       A full ring of one environment, episode after episode. Its `residual_action` is the
-      difference between demonstrated and base action. It is not divided by residual_scale, which
-      members of one program may differ in: `epoch` divides by `Hyperparams.residual_scale` when it
-      draws a batch.
+      difference between demonstrated and base action. It is not divided by residual_scale, because
+      the members of one program share the ring and may differ in that: `epoch` divides by
+      `Hyperparams.residual_scale` when it draws a batch.
 
     Raises:
       ConfigError: an episode has no success flags.

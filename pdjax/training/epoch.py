@@ -2,7 +2,7 @@
 
 `Trainer.init` makes the whole training state; `Trainer.train_epoch` advances it. Both are pure. An
 epoch is a scan of rounds. A round collects a few decisions in all environments and then takes the
-gradient steps that the update ratio owes.
+gradient steps that `train.updates_per_decision` asks for. Separate from `loop`, which has effects.
 """
 
 from collections.abc import Callable
@@ -150,7 +150,7 @@ def make_trainer(
     )
     replay = make_replay(_replay_rows(config, schedule), config.train.num_envs, row)
     parts = _Parts(config, schedule, base.obs_dim, rollout, sac, replay, packing, mesh)
-    # jit, so that `_learn_if_ready`, which first asks for its shapes, traces it only once
+    # `_learn_if_ready` first asks for the shapes of its results; with jit it is traced only once.
     learn = partial(_learn_if_ready, parts, jax.jit(partial(_learn, parts)))
     return Trainer(
         init=partial(_init, parts),
@@ -211,9 +211,9 @@ def _train_members(
 ) -> tuple[TrainState, Metrics]:
     """Plays and learns for one epoch of several runs; `learn` as in `_train_epoch`."""
     if jax.default_backend() == "cpu":
-        # Members learn in turns here: on a CPU, XLA's products of stacked small matrices take half
-        # as long again as one product after another. A single run does without this rule, because
-        # JAX's check for keys that are used twice cannot see through it.
+        # On a CPU members learn in turns: XLA multiplies stacked small matrices 1.5 times slower
+        # than one after another. A single run does not use `sequential_vmap`, because JAX's check
+        # for reused keys cannot see through it.
         learn = jax.custom_batching.sequential_vmap(learn)
     return jax.vmap(partial(_train_epoch, parts, learn), (None, 0))(frozen, states)
 
@@ -321,7 +321,7 @@ def _draw_batch(parts: _Parts, frozen: Frozen, state: TrainState, key: Key) -> B
 
 
 def _draw_stored(parts: _Parts, frozen: Frozen, state: TrainState, key: Key) -> Batch:
-    """Draws a batch from the replay, and its share from the demonstrations, as they are kept."""
+    """Draws a batch in the replay's packed format, with its share of demonstrations."""
     sac = parts.config.sac
     draw = partial(
         sample,

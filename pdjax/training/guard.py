@@ -1,8 +1,8 @@
-"""Watches a run: decides what its numbers mean and what to do about them. Pure, no effects.
+"""Watches a run: decides what its numbers mean and what to do about them.
 
 Each rule looks at numbers that training computes anyway, and returns a `Verdict`; `shrink` and
-`roll_back` change the training state accordingly. `run_in_progress` calls them and writes the
-verdict to `audit.jsonl`, with the numbers that caused it. The actions, from
+`roll_back` change the training state accordingly. All functions are pure: `run_in_progress` calls
+them and writes each verdict to `audit.jsonl`, with the numbers that caused it. The actions, from
 mild to severe:
 
 - note: only record the verdict;
@@ -70,9 +70,9 @@ def roll_back(now: TrainState, best: TrainState, rollbacks: int | np.int32) -> T
         for name in ("actor_lr", "critic_lr", "temperature_lr")
     }
     return best._replace(
-        key=jax.random.fold_in(best.key, rollbacks),  # what went wrong must not happen again
+        key=jax.random.fold_in(best.key, rollbacks),  # so that the failure does not repeat itself
         hyperparams=now.hyperparams._replace(**halved),
-        decision_steps=now.decision_steps,  # a budget counts everything that was spent
+        decision_steps=now.decision_steps,  # the budget counts discarded decisions, too
         control_steps=now.control_steps,
     )
 
@@ -182,7 +182,7 @@ def largest_bonus(metrics: Mapping[str, float], target_entropy: float, gamma: fl
 
     Args:
       metrics: metrics of an epoch.
-      target_entropy: nats; the entropy that training steers to, where the policy's own may be more.
+      target_entropy: nats; the entropy that training steers to.
       gamma: discount per decision.
     """
     entropy = max(abs(metrics["entropy"]), abs(target_entropy))

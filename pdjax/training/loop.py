@@ -1,8 +1,8 @@
-"""Not pure: drives runs from epoch to epoch, so that nothing of them is ever lost.
+"""Drives one run, or the members of one program, from epoch to epoch without losing any work.
 
-It drives one run, or the members of one program. Between two jitted epochs it reads the metrics
-once, plays interim evaluations, lets each run judge its own results (`run_in_progress`), and stops
-on request. It knows the training state only as a whole; `epoch` knows what is in it.
+Between two jitted epochs the loop reads the metrics once, plays interim evaluations, lets each run
+judge its own results (`run_in_progress`), and stops on request. Separate from `epoch`, which is
+pure: the loop has effects, and knows the training state only as a whole.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,13 +24,14 @@ from pdjax.training.stopping import Stopped, stop_asked
 
 
 class Epoch(NamedTuple):
-    """What a run did in one epoch.
+    """What a run did in one epoch; `on_epoch` receives it.
 
     Attributes:
       member: number of the run in its program; 0 for a single run.
-      decision_steps: decisions of the run so far.
-      metrics: name -> value, as `metrics.jsonl` records them.
-      evaluation: the interim evaluation after the epoch, where one was due.
+      decision_steps: decisions of the run so far, over all environments.
+      metrics: name -> value, as the group `train` of `metrics.jsonl` records them.
+      evaluation: the interim evaluation after the epoch, with arrays (episodes,); None if none was
+        due.
     """
 
     member: int
@@ -46,7 +47,7 @@ INTERIM_SEED_OFFSET = 1_000_000  # interim and final evaluations never share epi
 def refine(
     members: Sequence[Member], steps: Steps, on_epoch: OnEpoch | None = None
 ) -> list[Progress]:
-    """Trains to the end, from the newest checkpoints in the directories if there are any.
+    """Trains runs to their end, from the newest checkpoints in their directories if there are any.
 
     A run that was stopped in any way and then resumed ends with the same numbers as one that was
     never stopped: everything after the checkpoint is trained again, and its records are dropped.
@@ -54,7 +55,7 @@ def refine(
     Args:
       members: a single run, or several that one program advances together (`members.check`).
       steps: the functions to call.
-      on_epoch: called after each epoch with the results of every run that still trains.
+      on_epoch: called after each epoch with an `Epoch` for every run that has trained in it.
 
     Returns:
       The last progress of each member; without interim evaluations the last actor is the best. A
@@ -199,7 +200,7 @@ def _note(training: Sequence[Refinement], metrics: Mapping[int, Any], count: int
     score = np.mean([run.score for run in training])
     words += [] if np.isnan(score) else [f"evaluated {score:.0%}"]
     words += [f"exploring {exploring:.0%}"]
-    # these must not go unnoticed
+    # These two must not go unnoticed.
     words += [f"{overflows:,.0f} control steps overflowed the engine's buffers!"] * bool(overflows)
     words += [f"{bad:,.0f} control steps had a bad base action!"] * bool(bad)
     return ", ".join(words)

@@ -1,8 +1,8 @@
 """Members: runs that differ only in numbers, advanced together by one program.
 
 Their training states are stacked, with leaves (members, ...), and `jax.vmap` makes one program for
-all of them. Otherwise each member is a run of its own, with its own directory. This file knows
-configs and stacks, but not how a run is driven.
+all of them. Apart from that, each member is a run with its own directory. Separate from `loop`,
+because this file knows configs and stacks, but not how a run is driven.
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ from pdjax.types import Array
 
 
 class Stack:
-    """The training states of the members that still train; that of a single run is not stacked.
+    """The training states of the members that still train; a single run's state is not stacked.
 
     Args:
-      states: member -> training state; their arrays are deleted.
+      states: member -> training state; of several states the arrays are deleted.
       count: number of all members, including those that no longer train.
 
     Attributes:
-      state: leaves (members, ...); without that axis for a single run.
+      state: TrainState with leaves (members, ...), or without that axis for a single run.
       members: the member that each row belongs to.
     """
 
@@ -51,10 +51,13 @@ class Stack:
             self.state = _with_row(self.state, self.members.index(member), state)
 
     def rows(self, values: Any) -> dict[int, Any]:
-        """Splits results of a program over the stack by member.
+        """Splits what a program returned for the stack.
 
         Args:
           values: leaves (members, ...), on the host.
+
+        Returns:
+          Member -> its values.
         """
         if self._is_single:
             return {0: values}
@@ -66,10 +69,11 @@ class Stack:
     def keep(self, members: Sequence[int]) -> None:
         """Drops the rows of all other members once they are half of the stack or more.
 
-        Until then they train on without effect: a smaller stack is another program to compile.
+        Until then those members train on without effect, because a smaller stack is another program
+        to compile.
 
         Args:
-          members: those that still train.
+          members: the members that still train.
         """
         if self._is_single or 2 * len(members) > len(self.members):
             return
@@ -79,22 +83,22 @@ class Stack:
 
 
 def check(members: Sequence[Config]) -> None:
-    """Checks that members differ, and only in numbers that one program can hold.
+    """Checks that all members differ, but only in numbers that one program can take as arrays.
 
     Raises:
-      ConfigError: two members are the same run, or differ in something else.
+      ConfigError: two members are the same run, or members differ in anything else.
     """
     for number, member in enumerate(members):
         for name, (first, own) in configs.differences(members[0], member).items():
             if name not in SWEEPABLE:
                 raise ConfigError(
-                    f"members differ in {name} ({first!r} and {own!r}), which is another program;"
-                    f" they may differ in {', '.join(SWEEPABLE)}; train such runs one by one"
+                    f"members differ in {name} ({first!r} and {own!r}), which one program cannot"
+                    f" hold; they may differ in {', '.join(SWEEPABLE)}; train such runs one by one"
                 )
             if name in SWITCHES and bool(first) != bool(own):
                 raise ConfigError(
-                    f"members differ in whether {name} is 0 ({first!r} and {own!r}), which is"
-                    " another program; give every member a value above 0, or none of them"
+                    f"members differ in whether {name} is 0 ({first!r} and {own!r}), which one"
+                    " program cannot hold; give every member a value above 0, or every member 0"
                 )
         for other in range(number):
             if members[other] == member:
@@ -105,7 +109,7 @@ def check(members: Sequence[Config]) -> None:
 
 
 def varied(members: Sequence[Config]) -> list[dict[str, Any]]:
-    """Returns the values in which members differ, for each member: dotted key -> value."""
+    """Returns for each member the values in which members differ: dotted key -> value."""
     names = [name for member in members for name in configs.differences(members[0], member)]
     values = [configs.flat(member) for member in members]
     return [{name: own[name] for name in dict.fromkeys(names)} for own in values]
@@ -114,7 +118,7 @@ def varied(members: Sequence[Config]) -> list[dict[str, Any]]:
 def lost(
     halve_at: Sequence[int], done: int, count: int, results: dict[int, Evaluation]
 ) -> set[int]:
-    """Returns the members that end at an evaluation: the worst ones, so that enough are halved.
+    """Returns the worst members, which end at this evaluation so that enough halvings are done.
 
     Args:
       halve_at: decisions at which half of the members end.
@@ -123,7 +127,8 @@ def lost(
       results: interim evaluations of the members that still train.
 
     Returns:
-      The members with the fewest successes; among equals, those that took longer to succeed.
+      The members with the fewest successes; among equals, those that take longer to succeed, then
+      those with the larger number.
     """
     halvings = sum(done >= at for at in halve_at)
     left = -(-count // 2**halvings)
@@ -161,4 +166,5 @@ def _rows(stack: TrainState, rows: Array | int) -> TrainState:
 
 @partial(jax.jit, donate_argnums=0)
 def _with_row(stack: TrainState, row: int, state: TrainState) -> TrainState:
+    """Returns the stack with one row replaced."""
     return jax.tree.map(lambda leaf, new: leaf.at[row].set(new), stack, state)

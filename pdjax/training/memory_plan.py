@@ -1,8 +1,9 @@
-"""What a run will take of memory, told before it takes any, and refused where that is not there.
+"""Plans a run's memory before the run allocates any, and refuses a run that does not fit.
 
-Counted are the very arrays that training will hold, by their shapes alone, what XLA says of the
-compiled epoch, and bounds of the rest (docs/decisions/training.md, 40). Pure but for `make_plans`,
-which asks how much is free, and `show`.
+A plan counts the arrays that training will hold, by their shapes alone, the working memory that XLA
+states for the compiled epoch, and upper bounds of the rest (docs/decisions/training.md, 40).
+Separate, so that the plan can be made for another machine. All functions are pure except
+`make_plans`, which asks how much memory is free, and `show`.
 """
 
 import math
@@ -18,8 +19,8 @@ from pdjax.rollout.decision import Frozen
 from pdjax.training.epoch import TrainState, placement
 
 PROGRAMS = 32 * 2**20  # bytes of OTHERS
-WRITERS = 2  # checkpoints that may be under way at once: the newest and the best
-WIDTHS = {"float32": 4, "bfloat16": 2}  # bytes of a number in each replay_dtype
+WRITERS = 2  # checkpoints that may be written at the same time: the newest and the best
+WIDTHS = {"float32": 4, "bfloat16": 2}  # replay_dtype -> bytes of one number
 MOMENTS = ("actor_opt", "critic_opt", "temperature_opt")
 NUMBERS = {  # fields of the replay in replay_dtype -> parts of the plan
     "obs": "replay: observations",
@@ -27,19 +28,20 @@ NUMBERS = {  # fields of the replay in replay_dtype -> parts of the plan
     "residual_action": "replay: residual actions",
 }
 FLAGS = "replay: rewards and flags"
-OTHERS = "other programs, physics threads; about"
+OTHERS = "other programs and physics threads (estimate)"
 
 
 class Plan(NamedTuple):
-    """What one memory has to hold.
+    """What one memory has to hold: that of the machine or of an accelerator.
 
     Attributes:
-      name: of the memory.
-      held: part -> bytes, all the while.
-      saving: bytes besides while checkpoints are written, at most.
-      numbers: bytes of both that are the replay's observations and actions.
-      flags: bytes of both that are its rewards and flags.
-      free: bytes, with those that `held` counts and that are taken already; None where unknown.
+      name: name of the memory.
+      held: part -> bytes in the steady state.
+      saving: bytes that are added while checkpoints are written; an upper bound.
+      numbers: bytes of the replay's observations and actions, in `held` and `saving` together.
+      flags: bytes of the replay's rewards and flags, likewise.
+      free: bytes available to the run: free ones, and those of `held` that are allocated already.
+        None if unknown.
     """
 
     name: str
@@ -51,33 +53,33 @@ class Plan(NamedTuple):
 
     @property
     def held_bytes(self) -> int:
-        """Bytes, all the while."""
+        """Bytes in the steady state."""
         return sum(self.held.values())
 
     @property
     def total(self) -> int:
-        """Bytes, at most."""
+        """Bytes at the peak, while checkpoints are written."""
         return self.held_bytes + self.saving
 
     @property
     def fits(self) -> bool:
-        """Whether it does, as far as is known."""
+        """Whether the run fits; also true if the free memory is unknown."""
         return self.free is None or self.total <= self.free
 
 
 def make_plans(
     state: TrainState, frozen: Frozen, evaluation: Any, mesh: Mesh, gib: float, working: int = 0
 ) -> list[Plan]:
-    """Plans of a run: of the machine's memory, or of the accelerator's and the machine's.
+    """Makes a run's plans: for the machine's memory, or for an accelerator's and the machine's.
 
     Args:
-      state: shapes of the training state, of several members stacked.
-      frozen: as training takes it; it is there already.
-      evaluation: shapes of what an evaluation holds.
-      mesh: of the devices. CPUs share the machine's memory; of accelerators one is planned. Those
-        of other processes are their matter.
-      gib: GiB of the machine or the accelerator to plan for; 0 = what is free of this one.
-      working: bytes that an epoch needs besides on each device, see `working_memory`.
+      state: shapes of the training state; for several members, of the stacked one.
+      frozen: the arrays that training never changes; they are allocated already.
+      evaluation: shapes of the arrays of an evaluation.
+      mesh: the devices. CPUs share the machine's memory. Of several accelerators one is planned,
+        and each process plans only its own devices.
+      gib: memory in GiB of the machine or accelerator to plan for; 0 = what is free on this one.
+      working: bytes of working memory of an epoch on each device, see `working_memory`.
     """
     saved = _saved_parts(state, mesh)
     whole = placement(mesh).key
@@ -96,8 +98,8 @@ def make_plans(
     numbers, flags = sum(saved[name] for name in NUMBERS.values()), saved[FLAGS]
     size, state_size, taken = len(mesh.local_devices), sum(saved.values()), sum(there.values())
     if jax.default_backend() == "cpu":
-        # A state that is being written keeps its memory, so the next epoch takes other; and each
-        # writer encodes what it writes.
+        # A state that is being written keeps its memory, so the next epoch needs another copy; and
+        # each writer makes an encoded copy.
         copies = 1 + WRITERS
         held = {name: size * part for name, part in held.items()} | {OTHERS: PROGRAMS}
         free = (
@@ -106,9 +108,16 @@ def make_plans(
         free = None if free is None else free + size * taken
         rings = size * (1 + copies)
         return [
-            Plan("memory", held, size * copies * state_size, rings * numbers, rings * flags, free)
+            Plan(
+                "this machine's memory",
+                held,
+                size * copies * state_size,
+                rings * numbers,
+                rings * flags,
+                free,
+            )
         ]
-    copies = size * 2 * WRITERS  # on the host, and that encoded
+    copies = size * 2 * WRITERS  # each writer has a copy on the host and an encoded one
     host = Plan(
         "the host's memory",
         {OTHERS: PROGRAMS},
@@ -118,11 +127,11 @@ def make_plans(
         free_memory.free_memory(),
     )
     free = int(gib * 2**30) if gib else _free_on(mesh, taken)
-    return [Plan("memory on each device", held, 0, numbers, flags, free), host]
+    return [Plan("memory of each device", held, 0, numbers, flags, free), host]
 
 
 def _saved_parts(state: TrainState, mesh: Mesh) -> dict[str, int]:
-    """Bytes on one device of each part of a training state, and of the best residual policy."""
+    """Returns bytes on one device: part of the training state, or best residual policy -> bytes."""
     there = placement(mesh, stacked=state.decision_steps.ndim > 0)
     storage = state.replay.storage
     ring = {name: _bytes(leaf, there.replay.storage) for name, leaf in storage._asdict().items()}
@@ -149,34 +158,43 @@ def _saved_parts(state: TrainState, mesh: Mesh) -> dict[str, int]:
 
 
 def _bytes(tree: Any, sharding: Any) -> int:
-    """Bytes that a tree of arrays or of their shapes takes on one device."""
+    """Returns the bytes of a tree of arrays, or of their shapes, on one device."""
     leaves = jax.tree.leaves(jax.eval_shape(lambda x: x, tree))
     return sum(math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
 def _free_on(mesh: Mesh, taken: int) -> int | None:
-    """Bytes of the fullest device, with those that are taken already; None where unknown."""
+    """Returns the bytes available on the fullest device, `taken` included; None if unknown."""
     stats = [device.memory_stats() for device in _devices(mesh)]
     left = [s["bytes_limit"] - s["bytes_in_use"] for s in stats if s and "bytes_limit" in s]
     return min(left) + taken if left else None
 
 
 def _devices(mesh: Mesh) -> list[Any]:
-    """Those of this process."""
+    """Returns the devices of this process."""
     return list(mesh.local_devices)
 
 
 def working_memory(compiled: Any) -> int:
-    """Bytes on each device that a compiled program takes besides arguments and donated results."""
+    """Returns a compiled program's bytes per device, without arguments and donated results."""
     found = compiled.memory_analysis()
-    if found is None:  # not told by every kind of device
+    if found is None:  # some kinds of devices do not state it
         return 0
     fresh = found.output_size_in_bytes - found.alias_size_in_bytes
     return found.temp_size_in_bytes + max(fresh, 0) + found.generated_code_size_in_bytes
 
 
 def largest_capacity(plans: list[Plan], config: Config, dtype: str) -> int | None:
-    """Decisions of the largest replay that fits, kept in a dtype; 0 = none, None = unknown."""
+    """Returns the decisions of the largest replay that fits.
+
+    Args:
+      plans: the run's plans.
+      config: the run.
+      dtype: the replay_dtype to assume.
+
+    Returns:
+      A value for train.replay_capacity; 0 if no replay fits, None if the free memory is unknown.
+    """
     train = config.train
     rounds = train.replay_capacity // train.decisions_per_round
     found = []
@@ -191,10 +209,10 @@ def largest_capacity(plans: list[Plan], config: Config, dtype: str) -> int | Non
 
 
 def check(plans: list[Plan], config: Config) -> None:
-    """Refuses a run that does not fit.
+    """Checks that a run fits.
 
     Raises:
-      ConfigError: with the largest replay that does.
+      ConfigError: it does not fit; the message names the largest replay that does.
     """
     for plan in plans:
         if plan.fits:
@@ -207,7 +225,7 @@ def check(plans: list[Plan], config: Config) -> None:
             advice = ["no train.replay_capacity fits"]
         raise ConfigError(
             f"the run needs {text(plan.total)} of {plan.name}, but {text(max(plan.free or 0, 0))}"
-            f" are free; the replay's {config.train.replay_capacity:,} decisions come to"
+            f" are free; the replay's {config.train.replay_capacity:,} decisions take"
             f" {text(plan.numbers + plan.flags)}: {', or '.join(advice)}, or lower train.num_envs"
         )
 
@@ -216,18 +234,18 @@ def show(plans: list[Plan]) -> None:
     """Prints the plans as tables."""
     for plan in plans:
         rows = [[name, text(size)] for name, size in plan.held.items() if size]
-        rows += [["all the while", text(plan.held_bytes)]]
+        rows += [["steady state", text(plan.held_bytes)]]
         if plan.saving:
             rows += [
-                ["besides, while checkpoints are written, at most", text(plan.saving)],
-                ["at most", text(plan.total)],
+                ["copies while checkpoints are written", text(plan.saving)],
+                ["peak", text(plan.total)],
             ]
         rows += [["free", "unknown" if plan.free is None else text(max(plan.free, 0))]]
-        terminal.show_table(f"{plan.name} of this run", ["part", "size"], rows)
+        terminal.show_table(f"memory plan: {plan.name}", ["part", "size"], rows)
 
 
 def summarize(plans: list[Plan], config: Config) -> dict[str, Any]:
-    """The plans in bytes, and the largest replay in decisions, for `--json`."""
+    """Returns the plans in bytes, and the largest replay in decisions by dtype, for `--json`."""
     return {
         "plans": [
             {
@@ -245,5 +263,5 @@ def summarize(plans: list[Plan], config: Config) -> dict[str, Any]:
 
 
 def text(size: int) -> str:
-    """Bytes for people."""
+    """Returns a number of bytes as text, such as "1.5 MiB"."""
     return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"

@@ -1,16 +1,16 @@
-"""Trains runs from their configs and writes their directories. This file is not pure.
+"""Trains runs from their configs and writes their directories.
 
-It is the single door: every command and the Python library train through it. `runs.load` reads the
-directories back.
+Every command and the Python library train through this one file; `runs.load` reads the directories
+back. It is not pure.
 
 A run's directory holds `config.yaml`, `base_policy/` (a copy, so that the directory is complete),
 `starts.jsonl` (command, commit, versions and machine of each start), `residual/` (the parameters of
 the best residual policy), `checkpoints/` (to resume from), `metrics.jsonl`, `tb/`,
-`learning_curve.png`, `episodes.npz` (outcomes of the final evaluation) and, last of all,
-`result.json`. Where one program trains several members, each has such a directory.
+`learning_curve.png`, `episodes.npz` (outcomes of the final evaluation) and, written last,
+`result.json`. Each of several members of one program has such a directory.
 """
 
-import json
+import dataclasses
 import shutil
 import time
 from collections.abc import Sequence
@@ -23,7 +23,13 @@ from pdjax.config import files as configs
 from pdjax.config.schema import Config, ConfigError
 from pdjax.devices import processes
 from pdjax.output import checkpoint, plots, records, terminal
-from pdjax.output.paths import check_directory, new_directory, write_json, write_result
+from pdjax.output.paths import (
+    check_directory,
+    new_directory,
+    read_result,
+    write_json,
+    write_result,
+)
 from pdjax.rollout.paired import EPISODES, Paired, play_paired, save_paired
 from pdjax.training import memory_plan
 from pdjax.training.build import build
@@ -43,12 +49,12 @@ class Result(NamedTuple):
 
 
 class InMemory(NamedTuple):
-    """A base policy that no directory holds.
+    """A base policy that exists in memory, instead of at `base_policy.path`.
 
     Attributes:
-      policy: as pure functions.
-      files: directory with the same policy for the run's `base_policy/`; None where no file can
-        hold it, so that whoever resumes or evaluates the run has to give it again.
+      policy: the policy.
+      files: a directory with the same policy, to copy to the run's `base_policy/`; None if no file
+        can hold the policy. Resuming or evaluating the run then needs the policy again.
     """
 
     policy: BasePolicy
@@ -56,15 +62,18 @@ class InMemory(NamedTuple):
 
 
 def plan(members: Sequence[Config], memory_gib: float = 0.0) -> dict[str, Any]:
-    """Shows what a run would take of memory, and takes none: see `memory_plan.summarize`.
+    """Prints a run's memory plan and allocates nothing.
 
     Args:
-      members: a run, or several for one program.
-      memory_gib: GiB of the machine, or of the accelerator where there is one, to plan for;
-        0 = what is free of this one.
+      members: config of a run, or of each member of one program.
+      memory_gib: memory in GiB that the run must fit into: that of one accelerator, or of a machine
+        without any; 0 = what is free on this machine.
+
+    Returns:
+      The plan for JSON, see `memory_plan.summarize`.
 
     Raises:
-      ConfigError: see `build`; or it does not fit.
+      ConfigError: the run does not fit; or see `build`.
     """
     check_members(members)
     return memory_plan.summarize(prepare(build(members[0]), memory_gib, members)[1], members[0])
@@ -82,17 +91,17 @@ def run(
 
     Args:
       config: the run.
-      directory: created; must not exist or be empty, unless the run in it is resumed.
-      resume: go on where the run in `directory` stopped; begin where there is none yet, and
-        return its result where it is finished.
+      directory: the run directory to write; new or empty, unless its run is resumed.
+      resume: whether to continue the run in `directory`, with the copy of the base policy there.
+        Starts the run if there is none, and returns its result if it is finished.
       memory_gib: see `plan`.
       on_epoch: see `loop.refine`.
-      base: the base policy, where it exists in memory; None = read it from `base_policy.path`.
+      base: the base policy, if it exists in memory; None = read it from `base_policy.path`.
 
     Raises:
-      ConfigError: see `plan`; or the directory is not empty, cannot be written, or is another
-        run's.
-      stopping.Stopped: it was asked to stop, and can be resumed.
+      ConfigError: the directory is not empty, cannot be written or holds another run; or see
+        `plan`.
+      stopping.Stopped: the run was asked to stop, and can be resumed.
     """
     return run_members([config], directory, resume, memory_gib, on_epoch, base)[0]
 
@@ -105,19 +114,20 @@ def run_members(
     on_epoch: OnEpoch | None = None,
     base: InMemory | None = None,
 ) -> list[Result]:
-    """Trains members of one program, each in a directory of its own below one of all.
+    """Trains the members of one program, each in its own run directory.
 
     Args:
-      members: their configs, see `members.check`. A single one is a run, see `run`.
-      directory: see `run`; of several it gets `member_0/` and so on, each as `run` would write it,
-        and at the end `members.json`: what each sets and its result.
+      members: their configs, see `members.check`; a single config is trained as by `run`.
+      directory: with a single config, see `run`. With several it gets the run directories
+        `member_0/` and so on, and at the end `members.json`: what each member sets, and its result.
       resume: see `run`.
       memory_gib: see `plan`.
       on_epoch: see `loop.refine`.
       base: see `run`.
 
     Raises:
-      ConfigError, stopping.Stopped: see `run`; or they are not members of one program.
+      ConfigError: the configs are not members of one program; or see `run`.
+      stopping.Stopped: see `run`.
     """
     check_members(members)
     if len(members) == 1:
@@ -147,13 +157,10 @@ def _run(
         first = members[0].directory
         terminal.say(f"{first.parent if len(members) > 1 else first} is finished already")
         return [_read(member.directory) for member in members]
-    config = members[0].config
+    config, base = _base_to_use(members, new, base)
     path = base.files if base else Path(config.base_policy.path)
-    if path == members[0].directory / "base_policy":
-        configs.check_base_of_run(members[0].directory)
     built = build(config, base.policy if base else None)
-    own = [member.directory / "base_policy" for member in members]
-    if path and path not in own and members[0].directory.resolve().is_relative_to(path.resolve()):
+    if path and members[0].directory.resolve().is_relative_to(path.resolve()):
         raise ConfigError(
             f"{members[0].directory} is inside the base policy's directory; choose another --out"
         )
@@ -171,16 +178,13 @@ def _run(
     ends = refine(members, steps, on_epoch)
     start = time.monotonic()
     for member, end in zip(members, ends, strict=True):
-        residual = member.directory / "residual"  # there already where a run ended right here
+        residual = member.directory / "residual"  # exists if an earlier start ended right here
         processes.by_writer(partial(shutil.rmtree, residual, ignore_errors=True))
         checkpoint.save(residual, end.best_actor)
-    refined = [
-        (end.best_actor, member.config.decorator.residual_scale)
-        for member, end in zip(members, ends, strict=True)
-    ]
+    refined = [(end.best_actor, float(end.state.hyperparams.residual_scale)) for end in ends]
     played = play_paired(built.playing, refined, config.eval.episodes, config.eval.seed)
     for member, end, paired in zip(members, ends, played, strict=True):
-        state, trained = end.state, records.wall_s(member.directory)  # however often interrupted
+        state, trained = end.state, records.wall_s(member.directory)  # of all starts together
         summary = paired.summary | {
             "seed": member.config.seed,
             "decision_steps": int(state.decision_steps),
@@ -193,10 +197,11 @@ def _run(
 
 
 def _survey(members: Sequence[Member], resume: bool) -> tuple[list[Member], int]:
-    """Those that begin anew, in directories that can be made, and how many have ended before.
+    """Returns the members that have not begun, and the number of those that are finished.
 
     Raises:
-      ConfigError: of several processes one has another config or sees another folder; or see `run`.
+      ConfigError: a directory cannot be used, see `run`; or the processes of this run differ in
+        their configs or do not see the same run directories.
     """
     processes.check_same("config", [repr(member.config) for member in members])
     begun = processes.agree(lambda: [resume and _is_begun(*member) for member in members])
@@ -204,38 +209,62 @@ def _survey(members: Sequence[Member], resume: bool) -> tuple[list[Member], int]
     new = [member for member, is_begun in zip(members, begun, strict=True) if not is_begun]
     for member in new:
         processes.by_writer(partial(check_directory, member.directory))
-    finished = [
-        member
-        for member, is_begun in zip(members, begun, strict=True)
-        if is_begun and (member.directory / "result.json").is_file()
-    ]
+    finished = [member for member in members if member not in new and read_result(member.directory)]
     return new, len(finished)
 
 
+def _base_to_use(
+    members: Sequence[Member], new: Sequence[Member], base: InMemory | None
+) -> tuple[Config, InMemory | None]:
+    """Chooses where to read the base policy: a run that has begun keeps its own copy.
+
+    `base_policy.path` may have changed since then, or be relative to another working directory.
+
+    Returns:
+      The first member's config with `base_policy.path` set, and the policy in memory, if that is
+      the one to use.
+
+    Raises:
+      ConfigError: the policy exists only in memory, and `base` is None.
+    """
+    config = members[0].config
+    begun = [member.directory for member in members if member not in new]
+    if not begun:
+        return config, base
+    copy = begun[0] / "base_policy"
+    if base is None:
+        configs.check_base_of_run(begun[0])
+    elif not copy.is_dir():
+        return config, base
+    own = dataclasses.replace(config.base_policy, path=str(copy))
+    return dataclasses.replace(config, base_policy=own), None
+
+
 def _finish(directory: Path, paired: Paired, summary: dict[str, Any]) -> None:
-    """Writes the episodes, draws the curve and, last, writes `result.json`."""
+    """Writes the episodes, draws the curve and, last of all, writes `result.json`."""
     save_paired(directory / EPISODES, paired)
     plots.plot_learning_curve(directory, summary)
     write_result(directory, summary)
 
 
 def _read(directory: Path) -> Result:
-    """A finished run."""
-    return Result(directory, json.loads((directory / "result.json").read_text()))
+    """Reads the result of a finished run."""
+    return Result(directory, read_result(directory))
 
 
 def _is_begun(config: Config, directory: Path) -> bool:
-    """Whether a directory holds this run, begun or finished.
+    """Returns whether a directory holds this run, begun or finished.
 
     Raises:
-      ConfigError: it holds a run of another config.
+      ConfigError: the directory holds a run with another config.
     """
     path = directory / "config.yaml"
     if not path.is_file():
         return False
+    copy = (directory / "base_policy").resolve()
     for name, (got, held) in configs.differences(config, configs.load(str(path))).items():
-        if name == "base_policy.path" and got == str(directory / "base_policy"):
-            continue  # the run's own copy
+        if name == "base_policy.path" and Path(got).resolve() in (copy, Path(held).resolve()):
+            continue
         raise ConfigError(
             f"cannot resume {directory}: it was begun with {name}={held!r}, got {got!r};"
             " give the same config, or choose another --out"
@@ -244,7 +273,7 @@ def _is_begun(config: Config, directory: Path) -> bool:
 
 
 def _check_shared(directory: Path) -> None:
-    """Checks that a run directory, made by one process, is there for all."""
+    """Checks that this process sees a run directory that process 0 made."""
     if not (directory / "config.yaml").is_file():
         raise ConfigError(
             f"cannot see {directory}, which process 0 made; all processes must share"
@@ -253,7 +282,7 @@ def _check_shared(directory: Path) -> None:
 
 
 def _begin(config: Config, directory: Path, base: Path | None) -> None:
-    """Makes a run directory with the config and a copy of the base policy: all of it or nothing."""
+    """Makes a run directory with the config and a copy of the base policy, or nothing at all."""
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     new_directory(partial)

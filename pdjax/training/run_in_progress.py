@@ -1,7 +1,8 @@
-"""Not pure: one run while it trains, with its progress, its decisions and its files.
+"""One run while it trains: its progress, its decisions and its files.
 
 Interim evaluations choose the actor to keep, the guard judges each epoch, and everything that the
-next epoch depends on is saved. `loop` calls this, and knows whether the run trains alone.
+next epoch depends on is saved. Separate from `loop`, which drives several such runs at once. It is
+not pure.
 """
 
 import math
@@ -74,8 +75,8 @@ class Steps(NamedTuple):
 class Member(NamedTuple):
     """One run: its config and its directory.
 
-    The directory gets `starts.jsonl`, `metrics.jsonl`, `audit.jsonl` and `tb/`, and to go on from
-    `checkpoints/` and `best/`, the training state with the best interim evaluation.
+    Training writes `starts.jsonl`, `metrics.jsonl`, `audit.jsonl` and `tb/`, `checkpoints/` to
+    resume from, and `best/`, the training state with the best interim evaluation, to roll back to.
     """
 
     config: Config
@@ -89,7 +90,7 @@ class Refinement:
       member: config and directory.
       steps: the functions to call.
       index: number of the member among those of one program.
-      label: start of its lines for people; "" for a run that trains alone.
+      label: prefix of its lines on stderr; "" for a run that trains alone.
 
     Attributes:
       progress: what the next epoch depends on; its state is None while `Stack` holds the state.
@@ -111,9 +112,9 @@ class Refinement:
         self.score = math.nan
 
     def resume(self, at_most: int | None = None) -> None:
-        """Reads the newest progress on disk, or starts anew where there is none on disk.
+        """Reads the newest progress on disk, or starts anew if there is none.
 
-        Changes nothing on disk, so that another member may still refuse.
+        It changes nothing on disk, so that another member may still refuse to resume.
 
         Args:
           at_most: largest number of decisions to consider; None considers any.
@@ -129,7 +130,7 @@ class Refinement:
             self.done, self.progress = found.step, found.tree
 
     def start_anew(self) -> None:
-        """Takes a new progress, of no decisions."""
+        """Starts with a new progress of 0 decisions."""
         self.done, self.progress = 0, _start(self._steps.init(self.index))
 
     def settle(self) -> None:
@@ -145,7 +146,7 @@ class Refinement:
 
         Args:
           log: where metrics go.
-          made_by: what this start was made by, see `provenance.describe`.
+          made_by: command, versions and machine of this start, see `provenance.describe`.
         """
         self._log, self._start = log, time.monotonic() - log.wall_s
         records.add_record(self.directory / "starts.jsonl", made_by)
@@ -166,12 +167,12 @@ class Refinement:
         self._obey(guard.check_base(self.config.guard, *successes))
 
     def give_state(self) -> TrainState:
-        """Hands over the training state, and keeps none."""
+        """Hands over the training state and forgets it."""
         state, self.progress = self.progress.state, self.progress._replace(state=None)
         return state
 
     def forget_data(self) -> None:
-        """Frees what only training needs, while other members still train."""
+        """Frees what only training needs, because other members still train."""
         state = self.progress.state._replace(replay=None, rollout=None)
         self.progress = self.progress._replace(state=state)
 
@@ -291,9 +292,9 @@ class Refinement:
         terminal.say(f"{self._label}guard: {verdict.rule} {found}: {action}")
 
     def _roll_back(self) -> None:
-        """Goes back to the state that evaluated best, and halves the step sizes from here on.
+        """Goes back to the state with the best interim evaluation, and halves the step sizes.
 
-        Where no evaluation was the best so far, it goes back to a new state.
+        If no such state was saved, it goes back to a new state.
         """
         found = self._best.restore(self._steps.like)
         for line in self._best.set_aside(found.step, found.unreadable):
@@ -324,6 +325,7 @@ class Refinement:
 
 
 def _start(state: TrainState) -> Progress:
+    """Returns the progress of a run that has not trained yet."""
     zero, no = np.float32(0), np.int32(0)
     return Progress(
         state=state,
@@ -339,5 +341,5 @@ def _start(state: TrainState) -> Progress:
 
 
 def _on_host(actor: Params) -> Params:
-    """Copies parameters to the host: the state that they belong to will be donated."""
+    """Copies parameters to the host, because the state that they belong to will be donated."""
     return jax.tree.map(np.array, jax.device_get(actor))

@@ -1,4 +1,7 @@
-"""Stops a run on request without losing any of it."""
+"""Stops a run on SIGINT or SIGTERM without losing any of its work.
+
+Separate from `loop`, because signal handlers are state of the whole process.
+"""
 
 import signal
 import threading
@@ -11,18 +14,18 @@ from pdjax.output import terminal
 
 
 class Stopped(Exception):  # noqa: N818, this is no error
-    """The run was asked to stop, and its state is saved."""
+    """A run was asked to stop; its state is saved, and resuming it loses nothing."""
 
 
 @contextmanager
 def stop_asked() -> Iterator[Callable[[], str]]:
     """Notes SIGINT and SIGTERM within the block; a second signal stops the program at once.
 
-    Outside the main thread signals never arrive, and nothing is noted.
+    Outside the main thread, where Python delivers no signals, it notes nothing.
 
     Yields:
-      () -> the name of the signal that arrived, or "". With several processes, all of them must
-      call it together, and all get the signal that arrived in any of them.
+      A function () -> name of the signal that arrived, or "". Several processes must call it
+      together; all of them receive a signal that arrived in any of them.
     """
     came: list[int] = []
 

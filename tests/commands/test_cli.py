@@ -156,7 +156,7 @@ TRAIN = ["train", "peg_fast", "--out", "new/run", "--set", "base_policy.path=bas
         ([*TRAIN, "task.name=Foo"], "unknown task 'Foo'"),
         ([*TRAIN, "--members", "-1"], "--members got '-1', expected integer >= 0"),
         ([*TRAIN, "members.seed=[1,1]"], "members 0 and 1 are the same run; change a value of"),
-        ([*TRAIN, "members.sac.n_step=[1,3]"], "members differ in sac.n_step (1 and 3), which is"),
+        ([*TRAIN, "members.sac.n_step=[1,3]"], "members differ in sac.n_step (1 and 3), which one"),
         ([*TRAIN, "--out", "base", "--members", "2"], "base is not empty; choose another --out"),
         (
             [*TRAIN, "task.name=TurnFaucet", "task.reward=dense"],
@@ -178,7 +178,7 @@ TRAIN = ["train", "peg_fast", "--out", "new/run", "--set", "base_policy.path=bas
         ([*TRAIN, "--memory-gib", "1e-3"], "no train.replay_capacity fits, or lower train.num_"),
         (
             [*TRAIN, "train.replay_capacity=1e9", "--memory-gib", "40"],
-            "the replay's 1,000,000,000 decisions come to",
+            "the replay's 1,000,000,000 decisions take",
         ),
         (
             [*TRAIN, "train.replay_capacity=1e9", "--plan", "--memory-gib", "40"],

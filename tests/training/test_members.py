@@ -237,7 +237,7 @@ def test_who_is_lost_by_hand():
         (["seed: []"], "seed: 0"),
         (["sac.hiden: [[8], [16]]"], "unknown config key 'sac.hiden'"),
         (["sac.gamma: [0.9, 2.0]"], "sac.gamma got 2.0, expected number 0 to 1"),
-        (["sac: {hidden: [[8], [16]]}"], "sac.hidden .* is another program"),
+        (["sac: {hidden: [[8], [16]]}"], "sac.hidden .*, which one program cannot hold"),
         (["sac.smoothness_penalty: [0, 1]"], "differ in whether sac.smoothness_penalty is 0"),
         (["seed: [1, 2, 1]"], "members 0 and 2 are the same run"),
     ],
