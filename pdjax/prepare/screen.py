@@ -1,6 +1,6 @@
 """Decides whether a base policy is worth refining, by playing it with random residuals.
 
-Kept apart from training, which it precedes: a residual policy can only learn from episodes in which
+Separate from training, which it precedes: a residual policy can only learn from episodes in which
 exploration still succeeds. `screen` is pure except for its progress bar; `screen_policy` reads and
 writes files.
 
@@ -61,8 +61,11 @@ class Screening(NamedTuple):
     """The findings of `screen`.
 
     Attributes:
-      summary: plain values, as `--json` prints them.
-      steps: (episodes,), control steps to the first success of the base policy alone.
+      summary: plain values, as `--json` prints them: `verdict`, `reasons`, `residual_scale`,
+        `exploration_steps` (decisions), `base_success` in [0, 1] with the 95 % interval `base_ci`,
+        and `scales`, one dict with `residual_scale`, `success` and `ci` for each scale.
+      steps: (episodes,) int32, control steps to the first success of the base policy alone, or the
+        time limit.
       success: (episodes,) bool, whether the base policy alone succeeds at any step.
     """
 
@@ -99,7 +102,8 @@ def screen(env: Env, base: BasePolicy, episodes: int, seed: int) -> Screening:
     Args:
       env: the environment.
       base: the policy.
-      episodes: episodes per scale; it takes at least 125 to show that nothing is left to refine.
+      episodes: episodes per scale; only with 125 or more can the verdict be that nothing is left to
+        refine.
       seed: seed of the episodes.
     """
     play = make_play(make_playing(env, disturb(base)))

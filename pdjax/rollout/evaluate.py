@@ -13,14 +13,14 @@ from pdjax_envs.task import Env
 
 
 class Evaluation(NamedTuple):
-    """One episode per environment and seed; leaves (episodes,) unless stated.
+    """The episodes that one policy played; arrays (episodes,) unless stated.
 
     Attributes:
       success_once: bool, success at any control step.
       success_at_end: bool, success at the last control step of the time limit.
-      steps_to_success: int32 control steps until the first success, or the time limit.
-      smoothness: mean squared second difference of the executed actions until then.
-      saturation: share of residual numbers beyond 0.95 in size until then.
+      steps_to_success: int32, control steps until the first success, or the time limit.
+      smoothness: float32, mean squared second difference of the executed actions until then.
+      saturation: float32, share of residual numbers with a magnitude above 0.95 until then.
       qpos: (episode_steps, episodes, nq) positions, or None unless recorded.
       carry: the base policy's own state after the last decision, or None unless recorded.
       obs: (decisions, episodes, obs_dim) newest observation at each decision, or None likewise.
