@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import pdjax
+from pdjax.commands import cli
 from tests.probe import make_constant_policy, make_point_task, registered
 
 ROOT = Path(__file__).parents[1]
@@ -282,3 +283,17 @@ def test_unknown_names_are_no_attributes():
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = pdjax.trian
     assert "train" in dir(pdjax)
+
+
+def test_an_evaluation_plays_the_engine_of_the_run(trained, tmp_path, capsys):
+    run, _ = trained
+    moved = tmp_path / "moved"
+    shutil.copytree(run.directory, moved)
+    path = moved / "config.yaml"
+    path.write_text(path.read_text().replace("physics: auto", "physics: native"))
+    # The probe steps itself, so an engine of ours is refused: the run's setting counts ...
+    assert cli.main(["eval", str(moved), "--episodes", "2"]) == 2
+    assert "native" in capsys.readouterr().err
+    # ... unless another one is asked for, and the result names it.
+    assert cli.main(["eval", str(moved), "--episodes", "2", "--physics", "auto", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["physics"] == "probe"
