@@ -115,6 +115,7 @@ def test_a_run_is_arrays(trained, config, task):
     assert played.summary["gain_ci"] == run.summary["gain_ci"]
     assert (played.task, played.physics, played.seed) == ("Point", "probe", config.eval.seed)
     again = pdjax.load_run(run.directory)
+    assert again.evaluation is not None
     np.testing.assert_array_equal(again.evaluation.base.success_once, played.base.success_once)
     # The callback met every epoch, and the evaluations that the curve shows.
     assert [epoch.decision_steps for epoch in epochs] == [128, 256, 384, 512]
@@ -159,6 +160,7 @@ def test_a_policy_that_no_file_can_hold_is_given_again(config, tmp_path):
     base = pdjax.base_policy(act, obs_dim=3, act_dim=1, act_horizon=2, in_program=False)
     run = pdjax.train(config, base=base, out=tmp_path / "run")
     assert not (tmp_path / "run/base_policy").exists() and run.summary["gradient_steps"] > 0
+    assert run.evaluation is not None
     seed = run.evaluation.seed
     expected = run.evaluation.refined.success_once
     for paired in (

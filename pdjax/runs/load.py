@@ -61,7 +61,7 @@ class Refined(NamedTuple):
     residual_scale: float
 
 
-def load_run(directory: Path, base: BasePolicy | None = None) -> Run:
+def load_run(directory: Path | str, base: BasePolicy | None = None) -> Run:
     """Reads a run's directory; builds and plays nothing.
 
     Args:
