@@ -91,7 +91,7 @@ def measure_training(task_name: str, num_envs: int, args: argparse.Namespace) ->
 
 def main() -> None:
     """Measures and prints; appends a row after each measurement, because time may run out."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--tasks", nargs="+", default=["AdroitDoor", "PegInsertionSide"])
     parser.add_argument("--physics", default="auto", help="auto, warp, mjx or native")
     parser.add_argument("--num-envs", type=int, nargs="+", default=[256, 1024, 4096, 8192])

@@ -34,9 +34,9 @@ def make_base(kind: str, obs_dim: int, act_dim: int, **changes: Any) -> BasePoli
     """Makes an untrained policy from a recipe with changes, on random data."""
     config = settings.recipe(kind, {"steps": 1} | changes)
     rng = np.random.default_rng(0)
-    shapes = ((65, obs_dim), (64, act_dim))
-    episodes = [tuple(rng.uniform(-1, 1, shape).astype(np.float32) for shape in shapes)] * 20
-    return imitation.train(episodes, config)
+    obs = rng.uniform(-1, 1, (65, obs_dim)).astype(np.float32)
+    actions = rng.uniform(-1, 1, (64, act_dim)).astype(np.float32)
+    return imitation.train([(obs, actions)] * 20, config)
 
 
 def save_base(folder: Path, kind: str, task_name: str, **changes: Any) -> Path:
@@ -71,7 +71,7 @@ def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:
         return base_actions(base, frozen, carry, history, keys)
 
     arguments = (frozen, state.carry, state.history, keys[0])
-    cost = call.lower(*arguments).compile().cost_analysis()
+    cost: Any = call.lower(*arguments).compile().cost_analysis()
     multiply, matrices, product_flops = product()
     for function, inputs in (
         (collect, (frozen, state, keys)),
@@ -114,7 +114,7 @@ def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Measures, prints and appends a row."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--kinds", nargs="+", default=list(settings.RECIPES))
     parser.add_argument("--task", default="PegInsertionSide")
     parser.add_argument("--num-envs", type=int, default=16)

@@ -21,6 +21,7 @@ import functools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +92,9 @@ def make_brax(args: argparse.Namespace, physics: str) -> Callable[[], float]:
         )
     env = brax.make(args.task, physics)
     steps = args.steps if physics == "native" else args.mjx_steps
-    factory = functools.partial(networks.make_sac_networks, hidden_layer_sizes=tuple(args.hidden))
+    factory: Any = functools.partial(
+        networks.make_sac_networks, hidden_layer_sizes=tuple(args.hidden)
+    )
 
     def rate() -> float:
         found: list[float] = []
@@ -107,16 +110,16 @@ def make_brax(args: argparse.Namespace, physics: str) -> Callable[[], float]:
             min_replay_size=steps,
             max_replay_size=CAPACITY,
             network_factory=factory,
-            progress_fn=lambda _, metrics: found.append(metrics.get("training/sps", 0.0)),
+            progress_fn=lambda _, metrics: found.append(float(metrics.get("training/sps", 0.0))),
         )
-        return median([float(sps) for sps in found[2:]])
+        return median(found[2:])
 
     return rate
 
 
 def main() -> None:
     """Measures, prints and appends a row."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--task", default="AdroitDoor")
     parser.add_argument("--trainers", nargs="+", default=["ours", "brax-native", "brax-mjx"])
     parser.add_argument("--num-envs", type=int, default=64)

@@ -64,7 +64,7 @@ def measure(task_name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Plans, prints and appends a row for each task."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--tasks", nargs="+", default=registry.task_names())
     parser.add_argument("--physics", default="mjx", choices=["mjx", "warp"])
     parser.add_argument("--num-envs", type=int, default=4_096)

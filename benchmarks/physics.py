@@ -114,9 +114,9 @@ class AsyncLoop:
             env_id, processes, "async", vector_kwargs={"context": "spawn"}
         )
         self._env.reset(seed=0)
-        rng = np.random.default_rng(0)
-        shape = (num_steps, *self._env.action_space.shape)
-        self._actions = rng.uniform(-1, 1, shape).astype(np.float32)
+        rng, shape = np.random.default_rng(0), self._env.action_space.shape
+        assert shape is not None
+        self._actions = rng.uniform(-1, 1, (num_steps, *shape)).astype(np.float32)
 
     def rate(self) -> float:
         """Measures the control steps per second of all environments."""
@@ -229,7 +229,7 @@ def show(row: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measures, prints and appends a row."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--tasks", nargs="+", default=registry.task_names())
     parser.add_argument("--num-envs", type=int, nargs="+", default=[64, 1024])
     parser.add_argument("--samples", type=int, default=4096, help="control steps per turn")

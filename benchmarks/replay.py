@@ -54,9 +54,11 @@ MEMORY_LIMIT = 900  # s
 def make_rows(key: jax.Array, *lead: int) -> Transition:
     """Returns random rows with leaves (*lead, ...)."""
     keys = jax.random.split(key, 4)
-    numbers = [jax.random.normal(k, (*lead, size)) for k, size in zip(keys, SIZES.values())]
-    flags = [jnp.zeros(lead, bool)] * 3
-    return Transition(*numbers, jax.random.normal(keys[3], lead), *flags)
+    numbers = {
+        name: jax.random.normal(k, (*lead, size)) for k, (name, size) in zip(keys, SIZES.items())
+    }
+    reward, no = jax.random.normal(keys[3], lead), jnp.zeros(lead, bool)
+    return Transition(**numbers, reward=reward, terminated=no, truncated=no, is_reset=no)
 
 
 def fill(storage: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
@@ -109,7 +111,8 @@ class Ring:
             return jax.lax.map(draw, jax.random.split(key, DRAWS))
 
         self._insert, self._sample = jax.jit(insert, donate_argnums=0), jax.jit(sample)
-        self.insert(), self.sample()
+        self.insert()
+        self.sample()
 
     def insert(self) -> float:
         """Measures the rounds inserted per second."""
@@ -229,7 +232,7 @@ def measure_memory_apart(task: str, capacity: int, dtype: str) -> dict[str, Any]
 
 def main() -> None:
     """Measures, prints and appends a row."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--repeats", type=int, default=15, help="turns")
     parser.add_argument("--no-memory", action="store_true", help="times alone")
     parser.add_argument(

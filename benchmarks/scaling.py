@@ -147,7 +147,7 @@ MEASURES = {"envs": measure_envs, "seeds": measure_seeds, "devices": measure_dev
 
 def main() -> None:
     """Measures, prints and appends rows."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=MEASURES, default=["envs", "seeds"])
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="in one program")
     parser.add_argument("--repeats", type=int, default=5, help="turns")

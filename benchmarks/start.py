@@ -81,7 +81,7 @@ def measure(config: str, kind: str) -> dict[str, Any]:
 
 def main() -> None:
     """Measures, prints and appends a row."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--config", default="door_fast")
     parser.add_argument("--kinds", nargs="+", default=["mlp", "diffusion_unet"])
     parser.add_argument("--dry", action="store_true", help="append no row")

@@ -9,8 +9,8 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
+import torch  # pyright: ignore[reportMissingImports]
+from torch import nn  # pyright: ignore[reportMissingImports]
 
 
 def dense(params: dict[str, Any]) -> nn.Linear:
@@ -79,7 +79,7 @@ class TorchSAC:
         target_entropy: float,
         compile: bool = False,
     ):
-        def of(params, index):
+        def of(params: Any, index: int) -> Any:
             if isinstance(params, dict):
                 return {name: of(value, index) for name, value in params.items()}
             return np.asarray(params)[index]

@@ -49,7 +49,7 @@ def measure(name: str, repeats: int, overrides: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Measures, prints and appends rows."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dry", action="store_true", help="append no row")

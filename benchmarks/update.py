@@ -84,7 +84,7 @@ def make_brax(config: Config, batch: Batch, steps: int) -> Callable[[], Any]:
 
     sac = config.sac
     network = networks.make_sac_networks(OBS, CHUNK, hidden_layer_sizes=sac.hidden)
-    of = losses.make_losses(network, 1.0, sac.gamma, CHUNK)  # alpha, critic, actor
+    of: Any = losses.make_losses(network, 1.0, sac.gamma, CHUNK)  # alpha, critic, actor
     rates = sac.temperature_lr, sac.critic_lr, sac.actor_lr
     clip = optax.clip_by_global_norm(sac.max_grad_norm)
     txs = [optax.chain(clip, optax.adam(rate)) for rate in rates]
@@ -92,13 +92,14 @@ def make_brax(config: Config, batch: Batch, steps: int) -> Callable[[], Any]:
         gradients.gradient_update_fn(loss, tx, pmap_axis_name=None)
         for loss, tx in zip(of, txs, strict=True)
     )
+    extras: Any = {"state_extras": {"truncation": jnp.zeros_like(batch.reward)}}
     transitions = types.Transition(
         batch.obs,
         batch.residual_action,
         batch.reward,
         batch.discount,
         batch.next_obs,
-        extras={"state_extras": {"truncation": jnp.zeros_like(batch.reward)}},
+        extras=extras,
     )
     policy_key, q_key = jax.random.split(jax.random.key(0))
     params = (jnp.zeros(()), network.q_network.init(q_key), network.policy_network.init(policy_key))
@@ -127,7 +128,7 @@ def make_brax(config: Config, batch: Batch, steps: int) -> Callable[[], Any]:
 
 def make_torch(ours: Ours, config: Config, steps: int, compiled: bool) -> Callable[[], Any]:
     """Makes PyTorch's loop, after a check that its first losses equal ours."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
     from torch_sac import TorchSAC
 
     learner = TorchSAC(
@@ -155,7 +156,7 @@ def make_torch(ours: Ours, config: Config, steps: int, compiled: bool) -> Callab
 
 def main() -> None:
     """Measures, prints and appends a row."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--hidden", type=int, nargs="+", default=[256, 256, 256])
     parser.add_argument("--steps", type=int, default=32, help="gradient steps in a turn")

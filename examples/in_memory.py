@@ -16,7 +16,7 @@ engine = Engine(  # a point on a line, which moves by 0.1 a control step at most
 task = Task(
     name="Line", observation=(("position", 1),), action=(("velocity", 1),), episode_steps=12,
     control_hz=10, engine=engine, observe=lambda episode, physics: physics.qpos,
-    sample_start=lambda key: Start(Episode({}, ()), jax.random.uniform(key, 1), jnp.zeros(1)),
+    sample_start=lambda key: Start(Episode({}, ()), jax.random.uniform(key, (1,)), jnp.zeros(1)),
     success=lambda episode, physics: jnp.abs(physics.qpos[0] - 1.5) < 0.05,
 )  # fmt: skip
 base = pdjax.base_policy(lambda obs: 0.8 * jnp.sign(1.5 - obs[-1:]), obs_dim=1, act_dim=1)

@@ -113,14 +113,17 @@ def run(*arguments: object) -> tuple[str, dict[str, Any]]:
 
 def demonstrate(task: str, recipe: Recipe, folder: Path, dapg: Path | None) -> dict[str, Any]:
     """Records a task's demonstrations, unless they exist or are published as a file."""
-    if recipe.source and dapg is None:
-        raise SystemExit(f"{task} needs {recipe.source}: name its folder with --dapg")
+    source = None
+    if recipe.source:
+        if dapg is None:
+            raise SystemExit(f"{task} needs {recipe.source}: name its folder with --dapg")
+        source = dapg / recipe.source
     if not recipe.episodes:
-        return {"file": str(dapg / recipe.source), "command": "", "expert_success": None}
+        return {"file": str(source), "command": "", "expert_success": None}
     file, note = folder / "demos.h5", folder / "demos_made.json"
     if not note.exists():
         # A published policy's own noise is disturbance enough.
-        expert = ("--expert", f"dapg:{dapg / recipe.source}", "--noise", 0) if recipe.source else ()
+        expert = ("--expert", f"dapg:{source}", "--noise", 0) if source else ()
         command, made = run("demos", task, "--out", file, "--episodes", recipe.episodes, *expert)
         note.write_text(
             json.dumps(
@@ -172,7 +175,7 @@ def make(task: str, policy: str, seed: int, args: argparse.Namespace) -> dict[st
 
 def main() -> None:
     """Makes the policies that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("tasks", nargs="*", metavar="TASK", help="if none, all with an expert")
     parser.add_argument("--policy", nargs="+", default=["diffusion", "bet"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])

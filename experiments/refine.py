@@ -69,7 +69,7 @@ def refine(config: str, base: Path, label: str, seed: int, overrides: list[str])
 
 def main() -> None:
     """Refines the base policies that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("config", help="one that comes with pdjax, or a YAML file")
     parser.add_argument("base", type=Path, nargs="+", help="directories of base policies")
     parser.add_argument("--label", default="fast", help="names the recipe in the row")

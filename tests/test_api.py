@@ -115,6 +115,7 @@ def test_a_run_is_arrays(trained, config, task):
     assert played.summary["gain_ci"] == run.summary["gain_ci"]
     assert (played.task, played.physics, played.seed) == ("Point", "probe", config.eval.seed)
     again = pdjax.load_run(run.directory)
+    assert again.evaluation is not None
     np.testing.assert_array_equal(again.evaluation.base.success_once, played.base.success_once)
     # The callback met every epoch, and the evaluations that the curve shows.
     assert [epoch.decision_steps for epoch in epochs] == [128, 256, 384, 512]
@@ -229,6 +230,7 @@ def test_a_policy_that_no_file_can_hold_is_given_again(config, tmp_path):
     base = pdjax.base_policy(act, obs_dim=3, act_dim=1, act_horizon=2, in_program=False)
     run = pdjax.train(config, base=base, out=tmp_path / "run")
     assert not (tmp_path / "run/base_policy").exists() and run.summary["gradient_steps"] > 0
+    assert run.evaluation is not None
     seed = run.evaluation.seed
     expected = run.evaluation.refined.success_once
     for paired in (
@@ -353,3 +355,17 @@ def test_unknown_names_are_no_attributes():
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = pdjax.trian
     assert "train" in dir(pdjax)
+
+
+def test_an_evaluation_plays_the_engine_of_the_run(trained, tmp_path, capsys):
+    run, _ = trained
+    moved = tmp_path / "moved"
+    shutil.copytree(run.directory, moved)
+    path = moved / "config.yaml"
+    path.write_text(path.read_text().replace("physics: auto", "physics: native"))
+    # The probe steps itself, so an engine of ours is refused: the run's setting counts ...
+    assert cli.main(["eval", str(moved), "--episodes", "2"]) == 2
+    assert "native" in capsys.readouterr().err
+    # ... unless another one is asked for, and the result names it.
+    assert cli.main(["eval", str(moved), "--episodes", "2", "--physics", "auto", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["physics"] == "probe"

@@ -116,11 +116,13 @@ def wrong_names(source):
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             wrong += [alias.name for alias in node.names if not _importable(alias.name)]
-        elif isinstance(node, ast.ImportFrom) and _importable(node.module):
-            module = importlib.import_module(node.module)
-            wrong += [alias.name for alias in node.names if not hasattr(module, alias.name)]
         elif isinstance(node, ast.ImportFrom):
-            wrong.append(node.module)
+            assert node.module is not None, "relative import"
+            if _importable(node.module):
+                module = importlib.import_module(node.module)
+                wrong += [alias.name for alias in node.names if not hasattr(module, alias.name)]
+            else:
+                wrong.append(node.module)
         elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pdjax":
             wrong += [] if hasattr(pdjax, node.attr) else [f"pdjax.{node.attr}"]
         elif isinstance(node, ast.Call) and ast.unparse(node.func).startswith("pdjax."):
@@ -250,7 +252,9 @@ def test_the_index_lists_every_decision():
     index = (ROOT / "docs/decisions/README.md").read_text()
     for row in re.findall(r"^\| (\d+) \|(.*)\|$", index, re.MULTILINE):
         title, area, date, status = (cell.strip() for cell in row[1].split(" | "))
-        title, target = re.fullmatch(r"\[(.*)\]\((.*)\)", title).groups()
+        link = re.fullmatch(r"\[(.*)\]\((.*)\)", title)
+        assert link, title
+        title, target = link.groups()
         if area != "findings":
             assert target == f"{area}.md#{row[0]}"
             listed[int(row[0])] = (f"{area}.md", title, date, re.sub(r"\]\([^)]*\)|\[", "", status))
@@ -303,6 +307,7 @@ def test_commands_and_wrong_names_are_found():
 @pytest.fixture(scope="module")
 def maker():
     spec = importlib.util.spec_from_file_location("maker", ROOT / "docs/make_task_pages.py")
+    assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

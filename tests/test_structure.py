@@ -113,6 +113,12 @@ def stepping_names(source):
     return found
 
 
+def span(node):
+    """Lines from a node's first to its last."""
+    assert node.end_lineno is not None
+    return node.end_lineno - node.lineno + 1
+
+
 def functions(source):
     """(name, lines, nesting) of every function; closures count, its docstring does not."""
     found = []
@@ -121,9 +127,9 @@ def functions(source):
         for child in ast.iter_child_nodes(node):
             visit(child, nesting + isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            lines = node.end_lineno - node.lineno + 1
+            lines = span(node)
             if ast.get_docstring(node):
-                lines -= node.body[0].end_lineno - node.body[0].lineno + 1
+                lines -= span(node.body[0])
             found.append((node.name, lines, nesting))
 
     visit(ast.parse(source), 0)

@@ -111,8 +111,10 @@ def together() -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if _count == 1:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        # What Gloo says about a closed connection arrives as a plain ValueError at times.
+        is_connection = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+        if _count == 1 or not is_connection:
             raise
         reason = str(error).splitlines()[0][:200]
         raise ProcessLostError(

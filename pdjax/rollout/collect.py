@@ -1,9 +1,12 @@
-"""Rollouts: collecting transitions for the replay, and evaluating policies. Each is one scan.
+"""Rollouts: the functions that collect transitions for the replay and evaluate policies.
 
-A decision is one call of the base policy and one executed chunk. When an episode ends, the next
-decision ignores the action and starts a new episode (next-step autoreset), so each row of the
-replay holds one observation. Evaluation has its own result type and never touches training state.
+Both run as one `jax.lax.scan` over decisions. A decision is one call of the base policy and the
+execution of its chunk. When an episode ends, the next decision ignores its action and starts a new
+episode (next-step autoreset), so each row of the replay holds one observation. Evaluation has its
+own result type and never touches training state.
 """
+
+# pyright: reportUnknownMemberType=false
 
 from collections.abc import Callable
 from functools import partial
@@ -16,32 +19,47 @@ from jax.sharding import Mesh, PartitionSpec
 from pdjax.config.schema import DecoratorConfig
 from pdjax.devices.sharding import AXIS, by_env
 from pdjax.learner.decorator import clip_action, decorate, far_numbers, normalize
-from pdjax.rollout.decision import Frozen, RolloutState, base_actions, play_decision, start_episode
-from pdjax.rollout.evaluate import Evaluation, evaluate
-from pdjax.types import Array, BasePolicy, Key, Metrics, Transition
+from pdjax.rollout.decision import (
+    Frozen,
+    Outcome,
+    RolloutState,
+    base_actions,
+    play_decision,
+    start_episode,
+)
+from pdjax.rollout.evaluate import Evaluation, Residual, evaluate
+from pdjax.types import Array, BasePolicy, Key, Metrics, Scalar, Transition
 from pdjax_envs.task import Env, in_float32
 
 PLAIN = DecoratorConfig()
 
+Explore = Callable[..., tuple[Array, Scalar]]
+"""(view, base_action, key, index) -> (residual_action, residual_scale) while collecting.
+
+All arrays have a leading axis num_envs, except the key and the decision's index in its block. With
+`gate="uncertain"` a fifth argument follows: (num_envs,), the mean squared difference between two
+draws of the base policy."""
+
 
 class Rollout(NamedTuple):
-    """Rollout functions of one environment and base policy.
+    """The rollout functions of one environment and one base policy.
 
     Attributes:
       init: (frozen, key, num_envs) -> RolloutState.
-      collect: (frozen, state, choose_residual, keys (decisions,)) -> (state, rows, metrics);
-        choose_residual: (view, base_action, key, decision index) -> residual_action,
-        all with leading num_envs; with gate="uncertain" it also gets how far two draws of the base
-        policy differ, (num_envs,); rows: Transition with leaves (decisions, num_envs, ...);
-        metrics: counts over the block, see `_decide`.
-      evaluate: see `evaluate`.
-      see: (frozen, obs (n, obs_dim)) -> (n, view_dim), what the learner's networks read.
-      view_dim: numbers in it.
+      collect: (frozen, state, explore, keys (decisions,)) -> (state, rows, metrics). `explore` is
+        an `Explore`; the rows are a Transition with leaves (decisions, num_envs, ...); the metrics
+        count events over the block, see `_decide`.
+      evaluate: (frozen, residual, residual_scale, key, episodes, record=False) -> Evaluation. The
+        residual reads the view and the base action, see `evaluate.Residual`.
+      see: (frozen, obs (n, obs_dim)) -> (n, view_dim), the view that the learner's networks read.
+      view_dim: count of numbers in one view.
     """
 
     init: Callable[..., RolloutState]
-    collect: Callable[..., tuple[RolloutState, Transition, Metrics]]
-    evaluate: Callable[..., "Evaluation"]
+    collect: Callable[
+        [Frozen, RolloutState, Explore, Array], tuple[RolloutState, Transition, Metrics]
+    ]
+    evaluate: Callable[..., Evaluation]
     see: Callable[[Frozen, Array], Array]
     view_dim: int
 
@@ -54,11 +72,11 @@ def make_rollout(
     Args:
       env: the environment.
       base: the base policy.
-      config: `task_features` and `gate` are read.
-      mesh: over which environments are split; None = wherever the inputs are.
+      config: only `task_features` and `gate` are read.
+      mesh: the devices that share the environments; None = those that hold the inputs.
     """
     features = env.task.features if config.task_features else None
-    doubt = config.gate == "uncertain"
+    is_gate_uncertain = config.gate == "uncertain"
 
     def see(frozen: Frozen, obs: Array) -> Array:
         seen = normalize(obs, frozen.obs_mean, frozen.obs_std)
@@ -66,25 +84,35 @@ def make_rollout(
             return seen
         return jnp.concatenate([seen, jax.vmap(in_float32(features))(obs)], axis=-1)
 
-    def seeing(frozen: Frozen, choose):
-        return lambda obs, *rest: choose(see(frozen, obs), *rest)
+    def start_all(frozen: Frozen, keys: Array) -> RolloutState:
+        return jax.vmap(partial(start_episode, env, base, frozen))(keys)
 
     def init(frozen: Frozen, key: Key, num_envs: int) -> RolloutState:
-        def start(frozen: Frozen, keys: Array) -> RolloutState:
-            return jax.vmap(lambda key: start_episode(env, base, frozen, key))(keys)
+        return by_env(mesh, start_all)(frozen, jax.random.split(key, num_envs))
 
-        return by_env(mesh, start)(frozen, jax.random.split(key, num_envs))
+    def play_all(
+        whole: tuple[Frozen, Key], state: RolloutState, chunk: Array, numbers: Array
+    ) -> tuple[RolloutState, Outcome, Array, Array]:
+        return play_decision(env, base, *whole, state, chunk, numbers)
 
-    act = by_env(mesh, partial(base_actions, base))
-    play = by_env(mesh, partial(play_decision, env, base))
+    act, play = by_env(mesh, partial(base_actions, base)), by_env(mesh, play_all)
 
-    def collect(frozen: Frozen, state: RolloutState, choose_residual, keys: Array):
-        def decide(state, inputs):
-            choose = seeing(frozen, choose_residual)
-            return _decide((act, play), base, frozen, (choose, doubt), state, inputs)
+    def collect(
+        frozen: Frozen, state: RolloutState, explore: Explore, keys: Array
+    ) -> tuple[RolloutState, Transition, Metrics]:
+        def explore_view(obs: Array, *rest: Array) -> tuple[Array, Scalar]:
+            return explore(see(frozen, obs), *rest)
+
+        def decide(
+            state: RolloutState, now: tuple[Key, Array]
+        ) -> tuple[RolloutState, tuple[Transition, Metrics]]:
+            key, index = now
+            return _decide(
+                base, act, play, frozen, explore_view, is_gate_uncertain, state, key, index
+            )
 
         state, (rows, counts) = jax.lax.scan(decide, state, (keys, jnp.arange(len(keys))))
-        return state, rows, jax.tree.map(jnp.sum, counts)
+        return state, rows, {name: jnp.sum(count) for name, count in counts.items()}
 
     by_episode: Any = PartitionSpec(AXIS)
     of_step: Any = PartitionSpec(None, AXIS)
@@ -92,36 +120,72 @@ def make_rollout(
         *[by_episode] * 5, qpos=of_step, carry=by_episode, obs=of_step, base_action=of_step
     )
 
-    def evaluation(frozen, choose_residual, residual_scale, key, episodes, record=False):
-        def play_all(frozen: Frozen, keys: Array) -> Evaluation:
-            residual = (seeing(frozen, choose_residual), residual_scale)
-            return evaluate(env, base, frozen, residual, keys, record)
+    def evaluate_view(
+        frozen: Frozen,
+        residual: Residual,
+        residual_scale: Scalar,
+        key: Key,
+        episodes: int,
+        record: bool = False,
+    ) -> Evaluation:
+        def evaluate_all(frozen: Frozen, keys: Array) -> Evaluation:
+            return evaluate(
+                env=env,
+                base=base,
+                frozen=frozen,
+                residual=lambda obs, base_action: residual(see(frozen, obs), base_action),
+                residual_scale=residual_scale,
+                keys=keys,
+                record=record,
+            )
 
-        return by_env(mesh, play_all, parts)(frozen, jax.random.split(key, episodes))
+        return by_env(mesh, evaluate_all, parts)(frozen, jax.random.split(key, episodes))
 
     view_dim = jax.eval_shape(
         see, Frozen(None, None, base.obs_mean, base.obs_std), jnp.zeros((1, base.obs_dim))
     ).shape[-1]
-    return Rollout(init, collect, evaluation, see, view_dim)
+    return Rollout(init, collect, evaluate_view, see, view_dim)
 
 
-def _decide(env_parts, base, frozen, residual: tuple, state: RolloutState, inputs):
-    """One decision of all environments: base, residual, chunk or reset.
+def _decide(
+    base: BasePolicy,
+    act: Callable[[Frozen, Any, Array, Array], tuple[Array, Any]],
+    play: Callable[..., tuple[RolloutState, Outcome, Array, Array]],
+    frozen: Frozen,
+    explore: Explore,
+    is_gate_uncertain: bool,
+    state: RolloutState,
+    key: Key,
+    index: Array,
+) -> tuple[RolloutState, tuple[Transition, Metrics]]:
+    """Makes one decision in all environments: base action, residual, then the chunk or a reset.
 
-    `env_parts` are `base_actions` and `play_decision`, each environment's where it lives.
+    Args:
+      base: the base policy.
+      act: `base_actions` for all environments, each computed on its own device.
+      play: ((frozen, reset_key), state, chunk, numbers) -> the results of `play_decision`, each
+        computed on its environment's device.
+      frozen: the physics model, the base policy's parameters, the observation statistics.
+      explore: an `Explore` that reads observations instead of views.
+      is_gate_uncertain: whether `explore` also gets the base policy's uncertainty.
+      state: the state of all environments.
+      key: consumed.
+      index: () int32, the decision's index in its block.
+
+    Returns:
+      The next state, and this decision's rows of the replay and its counts over all environments.
     """
-    (act, play), (choose_residual, doubt), (key, index) = env_parts, residual, inputs
     num_envs = len(state.history)
     base_key, residual_key, reset_key, doubt_key = jax.random.split(key, 4)
     base_keys = jax.random.split(base_key, num_envs)
     chunk, carry = act(frozen, state.carry, state.history, base_keys)
     base_action = chunk.reshape(num_envs, -1)
     obs = state.history[:, -1]
-    inputs = (obs, base_action, residual_key, index)
-    if doubt:
+    uncertainty: tuple[Array, ...] = ()
+    if is_gate_uncertain:
         other, _ = act(frozen, state.carry, state.history, jax.random.split(doubt_key, num_envs))
-        inputs += (jnp.mean((other - chunk) ** 2, axis=(1, 2)),)
-    residual_action, residual_scale = choose_residual(*inputs)
+        uncertainty = (jnp.mean((other - chunk) ** 2, axis=(1, 2)),)
+    residual_action, residual_scale = explore(obs, base_action, residual_key, index, *uncertainty)
     action = clip_action(decorate(base_action, residual_action, residual_scale))
 
     was_done, numbers = state.done, jnp.arange(num_envs)
@@ -129,7 +193,7 @@ def _decide(env_parts, base, frozen, residual: tuple, state: RolloutState, input
     next_state, outcome, ended, succeeded = play(
         (frozen, reset_key), state, action.reshape(chunk.shape), numbers
     )
-    outcome = jax.tree.map(lambda x: jnp.where(was_done, jnp.zeros_like(x), x), outcome)
+    outcome = Outcome(*[jnp.where(was_done, jnp.zeros_like(x), x) for x in outcome])
     row = Transition(
         obs=obs,
         base_action=base_action,

@@ -1,9 +1,13 @@
-"""One decision: what an environment carries between two of them, and how a chunk is played.
+"""One decision: the state that an environment keeps between two decisions, and how a chunk plays.
 
-Kept apart because collecting for the replay and evaluating start episodes and play chunks the same
-way. Owns RolloutState.
+Collecting for the replay and evaluating share this module, because both start episodes and play
+chunks in the same way. Owns RolloutState.
 """
 
+# pyright: reportUnknownMemberType=false
+
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,18 +18,20 @@ from pdjax.types import Array, BasePolicy, Key, Params
 from pdjax_envs.physics.anomalies import is_anomalous, joint_limits
 from pdjax_envs.task import Env, EnvState, select
 
-BLOCKS = 8  # in which episodes start anew, see `block_size`
+BLOCKS = 8
+"""Number of blocks of environments in which new episodes start, see `block_size`."""
 
 
 class Frozen(NamedTuple):
-    """What no training step changes: an argument of every jitted program, never donated.
+    """The arrays that no training step changes: an argument of every jitted program, never donated.
 
     Attributes:
       model: the physics engine's model.
       base_params: the base policy's parameters.
       obs_mean: (obs_dim,) subtracted from observations before the learner sees them.
-      obs_std: (obs_dim,) by which they are then divided.
-      demos: a ReplayState of demonstrations, see `demo_replay`; () where none are learned from.
+      obs_std: (obs_dim,) divides them afterwards.
+      demos: a ReplayState of demonstrations, see `training.demo_ring`; () if the run learns from
+        none.
     """
 
     model: Any
@@ -36,11 +42,11 @@ class Frozen(NamedTuple):
 
 
 class RolloutState(NamedTuple):
-    """One environment between two decisions (leaves get a leading num_envs axis).
+    """The state of one environment between two decisions; batched, it has a leading axis num_envs.
 
     Attributes:
-      env: the environment.
-      history: (obs_horizon, obs_dim) latest observations.
+      env: the environment's own state.
+      history: (obs_horizon, obs_dim) latest observations, oldest first.
       carry: the base policy's own state.
       done: () bool, the last decision ended the episode; the next one starts a new one.
       succeeded: () bool, the task was solved at some control step of the episode so far.
@@ -54,18 +60,18 @@ class RolloutState(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What one decision brought.
+    """The result of one decision.
 
     Attributes:
-      reward: () summed over its control steps.
-      terminated: () bool.
-      truncated: () bool.
-      success: () bool, at any of its control steps.
+      reward: () float32, the sum over its control steps.
+      terminated: () bool, the episode ended in a terminal state.
+      truncated: () bool, the episode reached its time limit.
+      success: () bool, the task was solved at one of its control steps.
       steps: () int32, control steps taken.
-      bad_actions: () int32, of them with an action that was not in [-1, 1].
-      overflows: () int32, of them with contacts or constraints left out.
-      anomalies: () int32, of them with a joint beyond ANOMALOUS_SPEED or ANOMALOUS_OVERRUN, or
-        numbers not finite.
+      bad_actions: () int32, control steps whose action was not in [-1, 1].
+      overflows: () int32, control steps in which the engine left out contacts or constraints.
+      anomalies: () int32, control steps after which a joint was beyond ANOMALOUS_SPEED or
+        ANOMALOUS_OVERRUN, or a number was not finite.
     """
 
     reward: Array
@@ -78,16 +84,26 @@ class Outcome(NamedTuple):
     anomalies: Array
 
 
-def base_actions(base: BasePolicy, frozen: Frozen, carry: Any, history: Array, keys: Key):
-    """Chunks (num_envs, act_horizon, act_dim) of the base policy, and its next carry.
+def base_actions(
+    base: BasePolicy, frozen: Frozen, carry: Any, history: Array, keys: Array
+) -> tuple[Array, Any]:
+    """Calls the base policy in all environments.
 
-    `keys` are (num_envs,).
+    Args:
+      base: the base policy.
+      frozen: only `base_params` is read.
+      carry: the base policy's state, with leaves (num_envs, ...).
+      history: (num_envs, obs_horizon, obs_dim).
+      keys: (num_envs,), consumed.
+
+    Returns:
+      Chunks (num_envs, act_horizon, act_dim) in [-1, 1], and the next carry.
     """
     return jax.vmap(base.apply, (None, 0, 0, 0))(frozen.base_params, carry, history, keys)
 
 
 def start_episode(env: Env, base: BasePolicy, frozen: Frozen, key: Key) -> RolloutState:
-    """A fresh episode of one environment."""
+    """Starts a new episode in one environment, from a random initial state."""
     reset_key, carry_key = jax.random.split(key)
     state, obs = env.reset(frozen.model, reset_key)
     history = start_history(obs, base.obs_horizon)
@@ -95,11 +111,26 @@ def start_episode(env: Env, base: BasePolicy, frozen: Frozen, key: Key) -> Rollo
     return RolloutState(state, history, base.init_carry(carry_key), done=no, succeeded=no)
 
 
-def play_chunk(env: Env, frozen: Frozen, state: EnvState, history: Array, chunk: Array):
-    """Executes a chunk in one environment; after the episode's end the rest is not played."""
+def play_chunk(
+    env: Env, frozen: Frozen, state: EnvState, history: Array, chunk: Array
+) -> tuple[EnvState, Array, Outcome]:
+    """Executes a chunk in one environment and skips what remains of it once the episode ends.
+
+    Args:
+      env: the environment.
+      frozen: only `model` is read.
+      state: the environment's state.
+      history: (obs_horizon, obs_dim).
+      chunk: (act_horizon, act_dim) in [-1, 1].
+
+    Returns:
+      The next state, the next history and the outcome.
+    """
     limits = joint_limits(env.task.scene)
 
-    def step(carry, action):
+    def step(
+        carry: tuple[EnvState, Array, Outcome], action: Array
+    ) -> tuple[tuple[EnvState, Array, Outcome], None]:
         state, history, outcome = carry
         next_state, out = env.step(frozen.model, state, action)
         over = outcome.terminated | outcome.truncated
@@ -125,22 +156,29 @@ def play_chunk(env: Env, frozen: Frozen, state: EnvState, history: Array, chunk:
 
 
 def play_decision(
-    env: Env, base: BasePolicy, whole: Any, state: RolloutState, chunk: Array, numbers: Array
-):
-    """Executes chunks, or starts new episodes where the last decision ended one.
+    env: Env,
+    base: BasePolicy,
+    frozen: Frozen,
+    reset_key: Key,
+    state: RolloutState,
+    chunk: Array,
+    numbers: Array,
+) -> tuple[RolloutState, Outcome, Array, Array]:
+    """Executes chunks, and starts new episodes where the last decision ended one.
 
     Args:
       env: the environment.
       base: the base policy.
-      whole: (frozen, key of the new episodes).
-      state: of some environments, with the base policy's next carry.
+      frozen: the physics model and the base policy's parameters.
+      reset_key: the key of the new episodes; each environment folds in its own number.
+      state: the state of some environments, with the base policy's next carry.
       chunk: (environments, act_horizon, act_dim).
-      numbers: (environments,) of them among all.
+      numbers: (environments,) int32, their places among all environments.
 
     Returns:
-      The next state, outcomes, whether an episode ended, and whether it has succeeded so far.
+      The next state, the outcomes, whether an episode ended, and whether it has succeeded so far,
+      all with a leading axis (environments,).
     """
-    frozen, reset_key = whole
     played_env, history, outcome = jax.vmap(play_chunk, (None, None, 0, 0, 0))(
         env, frozen, state.env, state.history, chunk
     )
@@ -156,24 +194,34 @@ def play_decision(
 
 
 def block_size(num_envs: int) -> int:
-    """Environments that start a new episode at a time, while any of `num_envs` has to."""
+    """Returns how many of `num_envs` environments start their new episodes at the same time."""
     return -(-num_envs // BLOCKS)
 
 
-def _restart(start, state: RolloutState, is_over: Array) -> RolloutState:
-    """Replaces the environments that are over by `start` of their index, a few at a time.
+def _restart(
+    start: Callable[[Array], RolloutState], state: RolloutState, is_over: Array
+) -> RolloutState:
+    """Replaces the environments whose episode is over by `start(index)`, one block at a time.
 
-    In most decisions a few episodes end, so starting one in every environment would cost as much
-    as a control step of all of them; a loop over blocks costs what there is to start.
+    Most decisions end only a few episodes. Starting an episode in every environment would cost as
+    much as a control step of all of them; the cost of this loop grows with the episodes to start.
     """
     num_envs = len(is_over)
     block = block_size(num_envs)
 
-    def start_some(carry):
+    def start_some(carry: tuple[RolloutState, Array]) -> tuple[RolloutState, Array]:
         state, waiting = carry
-        index = jnp.nonzero(waiting, size=block, fill_value=num_envs)[0]  # beyond: dropped
+        # an index of num_envs is out of range, so it changes nothing
+        index = jnp.nonzero(waiting, size=block, fill_value=num_envs)[0]
         fresh = jax.vmap(start)(index)
-        state = jax.tree.map(lambda old, new: old.at[index].set(new, mode="drop"), state, fresh)
+        state = jax.tree.map(partial(_put, index), state, fresh)
         return state, waiting.at[index].set(False, mode="drop")
 
-    return jax.lax.while_loop(lambda carry: carry[1].any(), start_some, (state, is_over))[0]
+    def any_waiting(carry: tuple[RolloutState, Array]) -> Array:
+        return carry[1].any()
+
+    return jax.lax.while_loop(any_waiting, start_some, (state, is_over))[0]
+
+
+def _put(index: Array, old: Array, new: Array) -> Array:
+    return old.at[index].set(new, mode="drop")

@@ -1,5 +1,9 @@
-"""Evaluation: whole episodes to the time limit, one an environment, apart from training."""
+"""Evaluation: one whole episode per environment, up to the time limit, apart from training."""
 
+# pyright: reportUnknownMemberType=false
+
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -7,24 +11,30 @@ import jax.numpy as jnp
 
 from pdjax.base_policies.chunking import push_history
 from pdjax.learner.decorator import clip_action, decorate
-from pdjax.rollout.decision import Frozen, RolloutState, start_episode
-from pdjax.types import Array, BasePolicy
-from pdjax_envs.task import Env
+from pdjax.rollout.decision import Frozen, RolloutState, base_actions, start_episode
+from pdjax.types import Array, BasePolicy, Key, Scalar
+from pdjax_envs.task import Env, EnvState
+
+Residual = Callable[[Array, Array], Array]
+"""(observation or view, base_action) -> residual_action in [-1, 1] while evaluating.
+
+All arrays have a leading axis (episodes,)."""
 
 
 class Evaluation(NamedTuple):
-    """The episodes that one policy played; arrays (episodes,) unless stated.
+    """The outcomes of evaluated episodes; leaves have shape (episodes,) unless stated.
 
     Attributes:
-      success_once: bool, success at any control step.
-      success_at_end: bool, success at the last control step of the time limit.
+      success_once: bool, the task was solved at some control step.
+      success_at_end: bool, the task was solved at the last control step of the time limit.
       steps_to_success: int32, control steps until the first success, or the time limit.
-      smoothness: float32, mean squared second difference of the executed actions until then.
-      saturation: float32, share of residual numbers with a magnitude above 0.95 until then.
-      qpos: (episode_steps, episodes, nq) positions, or None unless recorded.
-      carry: the base policy's own state after the last decision, or None unless recorded.
-      obs: (decisions, episodes, obs_dim) newest observation at each decision, or None likewise.
-      base_action: (decisions, episodes, chunk_dim) what the base policy chose, or None likewise.
+      smoothness: float32, mean squared second difference of the actions executed until then.
+      saturation: float32, share of residual numbers above 0.95 in absolute value until then.
+      qpos: (episode_steps, episodes, nq) positions after each control step; None unless recorded.
+      carry: the base policy's own state after the last decision; None unless recorded.
+      obs: (decisions, episodes, obs_dim) newest observation at each decision; None unless recorded.
+      base_action: (decisions, episodes, chunk_dim) the base policy's choice at each decision; None
+        unless recorded.
     """
 
     success_once: Array
@@ -38,79 +48,131 @@ class Evaluation(NamedTuple):
     base_action: Any = None
 
 
-def evaluate(
-    env: Env, base: BasePolicy, frozen: Frozen, residual: tuple, keys: Array, record: bool
-) -> Evaluation:
-    """Plays one episode per key to the time limit, success or not.
+class _Decision(NamedTuple):
+    """The record of one decision; after the scan, leaves have a leading axis (decisions,).
 
-    Two policies given the same keys meet the same initial states and the same base-policy noise.
+    Attributes:
+      success: (act_horizon, episodes) bool.
+      actions: (act_horizon, episodes, act_dim), executed.
+      saturated: (episodes,) share of residual numbers above 0.95 in absolute value.
+      qpos: (act_horizon, episodes, nq), or None.
+      obs: (episodes, obs_dim), or None.
+      base_action: (episodes, chunk_dim), or None.
+    """
+
+    success: Array
+    actions: Array
+    saturated: Array
+    qpos: Array | None
+    obs: Array | None
+    base_action: Array | None
+
+
+def evaluate(
+    env: Env,
+    base: BasePolicy,
+    frozen: Frozen,
+    residual: Residual,
+    residual_scale: Scalar,
+    keys: Array,
+    record: bool,
+) -> Evaluation:
+    """Plays one episode per key up to the time limit, beyond success too.
+
+    Two policies with the same keys meet the same initial states and the same noise of the base
+    policy.
 
     Args:
       env: the environment.
       base: the base policy.
-      frozen: model, base parameters, observation statistics.
-      residual: (choose (view, base_action) -> residual_action, residual_scale); scale 0 is the
-        base policy alone.
-      keys: (episodes,) one per episode.
-      record: whether to keep positions, observations, base actions and the last carry, too.
+      frozen: the physics model, the base policy's parameters, the observation statistics.
+      residual: chooses the residuals; it reads observations here.
+      residual_scale: at 0, the base policy plays alone.
+      keys: (episodes,), one per episode.
+      record: whether to keep positions, observations, base actions and the last carry too.
     """
-    choose, residual_scale = residual
     start_keys, noise_keys = _episode_keys(keys)
-    state = jax.vmap(lambda k: start_episode(env, base, frozen, k))(start_keys)
+    state = jax.vmap(partial(start_episode, env, base, frozen))(start_keys)
 
-    def control_step(carry, action):
+    def control_step(
+        carry: tuple[EnvState, Array], action: Array
+    ) -> tuple[tuple[EnvState, Array], tuple[Array, Array | None]]:
         state, history = carry
         state, out = jax.vmap(env.step, (None, 0, 0))(frozen.model, state, action)
         history = jax.vmap(push_history)(history, out.obs)
         qpos = state.physics.qpos if record else None
         return (state, history), (out.success, qpos)
 
-    def decide(state: RolloutState, index):
+    def decide(state: RolloutState, index: Array) -> tuple[RolloutState, _Decision]:
         now = jax.vmap(jax.random.fold_in, (0, None))(noise_keys, index)
-        chunk, carry = jax.vmap(base.apply, (None, 0, 0, 0))(
-            frozen.base_params, state.carry, state.history, now
-        )
-        base_action = chunk.reshape(len(keys), -1)
-        residual_action = choose(state.history[:, -1], base_action)
+        chunk, carry = base_actions(base, frozen, state.carry, state.history, now)
+        obs, base_action = state.history[:, -1], chunk.reshape(len(keys), -1)
+        residual_action = residual(obs, base_action)
         action = clip_action(decorate(base_action, residual_action, residual_scale))
         actions = jnp.moveaxis(action.reshape(chunk.shape), 1, 0)  # (act_horizon, episodes, dim)
         (env_state, history), (success, qpos) = jax.lax.scan(
             control_step, (state.env, state.history), actions
         )
-        saturated = jnp.mean(jnp.abs(residual_action) > 0.95, axis=-1)
-        seen = (state.history[:, -1], base_action) if record else (None, None)
-        state = state._replace(env=env_state, history=history, carry=carry)
-        return state, (success, actions, qpos, saturated, *seen)
+        decision = _Decision(
+            success=success,
+            actions=actions,
+            saturated=jnp.mean(jnp.abs(residual_action) > 0.95, axis=-1),
+            qpos=qpos,
+            obs=obs if record else None,
+            base_action=base_action if record else None,
+        )
+        return state._replace(env=env_state, history=history, carry=carry), decision
 
-    decisions = -(-env.task.episode_steps // base.act_horizon)
-    state, (success, actions, qpos, saturated, obs, base_action) = jax.lax.scan(
-        decide, state, jnp.arange(decisions)
-    )
     limit = env.task.episode_steps
-    flat = lambda x: x.reshape(-1, *x.shape[2:])[:limit]  # noqa: E731  (decisions, chunk) -> steps
-    result = _summarize(flat(success), flat(actions), saturated, base.act_horizon)
-    if not record:
+    state, played = jax.lax.scan(decide, state, jnp.arange(-(-limit // base.act_horizon)))
+
+    def flat(x: Array) -> Array:  # (decisions, act_horizon, ...) -> (episode_steps, ...)
+        return x.reshape(-1, *x.shape[2:])[:limit]
+
+    result = _summarize(
+        flat(played.success), flat(played.actions), played.saturated, base.act_horizon
+    )
+    if played.qpos is None:  # not recorded
         return result
-    return result._replace(qpos=flat(qpos), carry=state.carry, obs=obs, base_action=base_action)
+    return result._replace(
+        qpos=flat(played.qpos), carry=state.carry, obs=played.obs, base_action=played.base_action
+    )
 
 
 def _episode_keys(keys: Array) -> tuple[Array, Array]:
-    """Keys (episodes,) for the start of each episode, and for the base policy's noise in it."""
-    return jax.vmap(lambda key: tuple(jax.random.split(key)))(keys)
+    """Returns the keys (episodes,) of the episodes' starts and of the base policy's noise."""
+
+    def split(key: Key) -> tuple[Array, Array]:
+        start_key, noise_key = jax.random.split(key)
+        return start_key, noise_key
+
+    return jax.vmap(split)(keys)
 
 
 def episode_overrides(env: Env, keys: Array) -> dict[str, Array]:
-    """Model overrides (episodes, rows, ...) of the episodes that `evaluate` plays for these."""
-    start_keys, _ = _episode_keys(keys)
-    # `start_episode` splits once more, between the environment and the base policy.
-    reset_keys = jax.vmap(lambda key: jax.random.split(key)[0])(start_keys)
-    return jax.device_get(
-        jax.vmap(lambda key: env.task.sample_start(key).episode.overrides)(reset_keys)
-    )
+    """Returns the model overrides (episodes, rows, ...) of the episodes that `evaluate` plays.
+
+    Args:
+      env: the environment.
+      keys: (episodes,), the keys that `evaluate` receives.
+    """
+
+    def overrides(start_key: Key) -> dict[str, Array]:
+        # `start_episode` splits once more, between the environment and the base policy.
+        return env.task.sample_start(jax.random.split(start_key)[0]).episode.overrides
+
+    return jax.device_get(jax.vmap(overrides)(_episode_keys(keys)[0]))
 
 
 def _summarize(success: Array, actions: Array, saturated: Array, act_horizon: int) -> Evaluation:
-    """Per-episode figures from (steps, episodes) successes and (steps, episodes, dim) actions."""
+    """Computes each episode's numbers.
+
+    Args:
+      success: (steps, episodes) bool.
+      actions: (steps, episodes, act_dim), executed.
+      saturated: (decisions, episodes), see `_Decision`.
+      act_horizon: control steps per decision.
+    """
     limit = len(success)
     once = success.any(axis=0)
     steps = jnp.where(once, jnp.argmax(success, axis=0) + 1, limit)

@@ -1,7 +1,10 @@
-"""Paired evaluation in numbers: base and refined on the same seeds, with 95 % intervals.
+"""Statistics of a paired evaluation: base and refined policy on the same episodes, 95 % intervals.
 
 Pure functions on the host, kept apart from the jitted rollout that produces the episodes.
 """
+
+# SciPy has no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
 
 from typing import Any
 
@@ -12,25 +15,35 @@ from pdjax.rollout.evaluate import Evaluation
 
 
 def wilson(successes: int, episodes: int) -> tuple[float, float]:
-    """Wilson 95 % interval of a success rate (Wilson 1927, by SciPy)."""
-    from scipy import stats  # takes over a second to import, and training starts without
+    """Returns Wilson's 95 % interval of a success rate (Wilson 1927, computed by SciPy).
 
-    interval = stats.binomtest(int(successes), int(episodes)).proportion_ci(0.95, method="wilson")
+    Args:
+      successes: number of successful episodes.
+      episodes: number of all episodes, at least 1.
+
+    Returns:
+      Lower and upper bound, shares in [0, 1].
+    """
+    from scipy import stats  # takes over a second to import, and training does not need it
+
+    test = stats.binomtest(int(successes), int(episodes))
+    interval: Any = test.proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
 
 
 def paired_gain(base: ArrayLike, refined: ArrayLike) -> tuple[float, tuple[float, float]]:
-    """Difference of two success rates on the same episodes, with a 95 % interval.
+    """Returns the difference of two success rates on the same episodes, with a 95 % interval.
 
-    Newcombe's square-and-add interval for paired proportions, method 10 (Statistics in Medicine
-    1998, 17: 2635): Wilson intervals of both rates, corrected for their correlation.
+    The interval is Newcombe's square-and-add interval for paired proportions, method 10 (Statistics
+    in Medicine 1998, 17: 2635). It combines the Wilson intervals of both rates and corrects for
+    their correlation.
 
     Args:
       base: (episodes,) bool.
       refined: (episodes,) bool, the same episodes in the same order.
 
     Returns:
-      refined rate - base rate, and its interval.
+      The refined rate minus the base rate, in [-1, 1], and its interval.
     """
     base, refined = np.asarray(base, bool), np.asarray(refined, bool)
     count = len(base)
@@ -52,7 +65,7 @@ def paired_gain(base: ArrayLike, refined: ArrayLike) -> tuple[float, tuple[float
 
 
 def base_summary(successes: int, episodes: int) -> dict[str, Any]:
-    """A base policy's success_once alone, ready for JSON."""
+    """Returns a base policy's success_once with its 95 % interval, ready for JSON."""
     return {
         "base_success": successes / episodes,
         "base_ci": list(wilson(successes, episodes)),
@@ -61,7 +74,7 @@ def base_summary(successes: int, episodes: int) -> dict[str, Any]:
 
 
 def figures(result: Evaluation) -> dict[str, float]:
-    """Means over the episodes of an interim evaluation, as `metrics.jsonl` keeps them."""
+    """Returns the means over an interim evaluation's episodes, in the form of `metrics.jsonl`."""
     return {
         "success_once": float(result.success_once.mean()),
         "success_at_end": float(result.success_at_end.mean()),
@@ -72,11 +85,16 @@ def figures(result: Evaluation) -> dict[str, float]:
 
 
 def summarize(base: Evaluation, refined: Evaluation) -> dict[str, Any]:
-    """The comparison as plain numbers, ready for JSON.
+    """Returns the comparison of two evaluations as plain numbers, ready for JSON.
 
-    Rates and intervals are shares in [0, 1]; `gain` is refined - base of success_once;
-    `smoothness` is the mean squared second difference of executed actions (lower is smoother);
-    `steps_to_success` counts control steps over the successful episodes.
+    Rates and their intervals are shares in [0, 1]. `gain` is the refined rate of success_once minus
+    the base rate. `smoothness` is the mean squared second difference of the executed actions (lower
+    is smoother). `steps_to_success` is the mean count of control steps over the successful
+    episodes, or None if no episode succeeded.
+
+    Args:
+      base: the base policy's episodes.
+      refined: the refined policy's, the same episodes in the same order.
     """
     episodes = len(base.success_once)
     gain, gain_ci = paired_gain(base.success_once, refined.success_once)

@@ -1,4 +1,7 @@
-"""Base and refined policy on the same episodes."""
+"""Paired evaluation: the base policy and refined policies play the same episodes.
+
+Also writes the outcomes of all episodes to a file, and reads them.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +15,7 @@ from pdjax.rollout.evaluate import Evaluation
 from pdjax.rollout.playing import Playing, make_play, no_residual
 from pdjax.types import Params
 
-EPISODES = "episodes.npz"  # name of the file in a run's directory
+EPISODES = "episodes.npz"  # the file's name in a run's directory
 OUTCOMES = ("success_once", "success_at_end", "steps_to_success", "smoothness", "saturation")
 
 
@@ -20,10 +23,10 @@ class Paired(NamedTuple):
     """A paired evaluation: base and refined policy played the same episodes.
 
     Attributes:
-      task: name of the task.
-      physics: name of the physics engine.
-      seed: seed of the episodes.
-      base: the base policy's episodes, arrays (episodes,).
+      task: the task's name.
+      physics: the name of the physics engine that played.
+      seed: the seed of the episodes.
+      base: the base policy's episodes.
       refined: the refined policy's episodes, in the same order.
     """
 
@@ -35,8 +38,10 @@ class Paired(NamedTuple):
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Rates, gain and smoothness with 95 % intervals, ready for JSON; see
-        `intervals.summarize`."""
+        """Task, engine, rates, gain and their 95 % intervals, ready for JSON.
+
+        See `intervals.summarize`.
+        """
         return {
             "task": self.task,
             **intervals.summarize(self.base, self.refined),
@@ -45,7 +50,15 @@ class Paired(NamedTuple):
 
 
 def save_paired(path: Path, paired: Paired) -> None:
-    """Writes the outcomes of all episodes to an .npz file: `base_success_once` and so on."""
+    """Writes the outcomes of all episodes to an .npz file.
+
+    Its arrays (episodes,) are named after the policy and the outcome, for example
+    `base_success_once`; `seed` is beside them.
+
+    Args:
+      path: the file to write; an existing one is replaced.
+      paired: the evaluation.
+    """
     arrays = {
         f"{side}_{name}": getattr(getattr(paired, side), name)
         for side in ("base", "refined")
@@ -55,7 +68,12 @@ def save_paired(path: Path, paired: Paired) -> None:
 
 
 def read_paired(path: Path, summary: Mapping[str, Any]) -> Paired:
-    """Reads the file of `save_paired`; `summary` names task and physics."""
+    """Reads a file that `save_paired` wrote.
+
+    Args:
+      path: the file.
+      summary: the evaluation's `Paired.summary`, which names the task and the physics engine.
+    """
     with np.load(path) as found:
         base, refined = (
             Evaluation(**{name: found[f"{side}_{name}"] for name in OUTCOMES}, qpos=None)
@@ -70,14 +88,19 @@ def play_paired(
     """Plays the base policy and refined ones on the same episodes, with a progress bar.
 
     Args:
-      playing: what plays.
-      refined: actors, each with its residual_scale.
-      episodes: played by the base policy and by each of these.
-      seed: of the episodes.
+      playing: the environment, the base policy and their functions.
+      refined: actors, each with its residual_scale; at least one.
+      episodes: number of episodes that the base policy and each actor play.
+      seed: the seed of the episodes.
+
+    Returns:
+      One paired evaluation per actor, in the same order.
     """
-    play, found = make_play(playing), []
+    play = make_play(playing)
+    found: list[Paired] = []
     with terminal.progress("evaluating", (1 + len(refined)) * episodes, "episodes") as bar:
-        base = play(seed, episodes, no_residual(refined[0][0]))  # the same program as the refined
+        # With an actor, though a zero one, so that one compiled program plays everything.
+        base = play(seed, episodes, no_residual(refined[0][0]))
         note = f"base {base.success_once.mean():.1%}"
         for count, (actor, residual_scale) in enumerate(refined, 1):
             bar.update(count * episodes, note)

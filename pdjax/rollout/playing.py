@@ -1,9 +1,11 @@
 """Playing: an environment, a frozen base policy and a residual actor, bound together.
 
-Whatever plays a policy starts here: evaluation, export, rendering, screening, imitation's
-evaluations, and training too, which adds the learner on top. Playing knows no trainer, no replay
-and no demonstrations. `make_play` is the one way to play whole episodes from the host.
+Everything that plays a policy starts here: evaluation, export, rendering, screening, imitation's
+evaluations, and also training, which adds the learner. Playing knows no trainer, no replay and no
+demonstrations. `make_play` is the only way to play whole episodes from the host.
 """
+
+# pyright: reportUnknownMemberType=false
 
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +26,7 @@ from pdjax.learner.sac import SAC, make_sac, residual_dim
 from pdjax.rollout.collect import Rollout, make_rollout
 from pdjax.rollout.decision import Frozen
 from pdjax.rollout.evaluate import Evaluation
-from pdjax.types import Array, BasePolicy, Params
+from pdjax.types import Array, BasePolicy, Key, Params, Scalar
 from pdjax_envs import registry
 from pdjax_envs.task import Env, Task
 
@@ -32,14 +34,14 @@ DEFAULT = Config()
 
 
 class Playing(NamedTuple):
-    """What plays, as static functions, and the arrays they take.
+    """An environment, a base policy and an actor: static functions and the arrays that they take.
 
     Attributes:
       env: the environment.
       base: the frozen base policy.
       rollout: the rollout functions of both.
-      sac: the learner's functions; playing uses `act_deterministic` only.
-      mesh: the devices that share the environments; None = wherever the inputs are.
+      sac: the learner's functions; playing only uses `act_deterministic`.
+      mesh: the devices that share the environments; None = those that hold the inputs.
       frozen: the physics model, the base policy's parameters, the observation statistics.
     """
 
@@ -52,16 +54,17 @@ class Playing(NamedTuple):
 
 
 def load_playing(config: Config, mesh: Mesh | None, base: BasePolicy | None = None) -> Playing:
-    """Builds what a run plays with; compiles nothing yet.
+    """Loads a run's environment and base policy and binds them; compiles nothing yet.
 
     Args:
-      config: the run; its sections `task`, `base_policy`, `decorator` and `sac` are read.
+      config: the run; only its sections `task`, `base_policy`, `decorator` and `sac` are read.
       mesh: see `Playing`.
-      base: the base policy, where it exists in memory; None = read it from `base_policy.path`.
+      base: a base policy in memory; None = read it from `base_policy.path`.
 
     Raises:
-      ConfigError, checkpoint.CheckpointError, registry.UnknownName: the config cannot work; the
-        message says what to change.
+      ConfigError: the config cannot work; the message says what to change.
+      checkpoint.CheckpointError: `base_policy.path` holds no policy that can be used.
+      registry.UnknownName: there is no such task or engine, or warp is not installed.
     """
     env, base = processes.agree(partial(_load, config, base))
     return make_playing(env, base, config, mesh)
@@ -75,8 +78,8 @@ def make_playing(
     Args:
       env: the environment.
       base: the base policy.
-      config: the sections `decorator` and `sac` are read; the default suits a base policy that
-        plays alone.
+      config: only its sections `decorator` and `sac` are read; the default suits a base policy
+        that plays alone.
       mesh: see `Playing`.
 
     Raises:
@@ -116,7 +119,7 @@ def check_sizes(base: BasePolicy, task: Task) -> None:
 
 
 def _load(config: Config, base: BasePolicy | None) -> tuple[Env, BasePolicy]:
-    """The environment of a run and its base policy."""
+    """Loads a run's environment and its base policy."""
     schema.validate(config)
     task = config.task
     env = registry.make(task.name, task.physics, task.reward, task.terminate_on_success, task.shift)
@@ -126,29 +129,35 @@ def _load(config: Config, base: BasePolicy | None) -> tuple[Env, BasePolicy]:
 
 
 def no_residual(actor: Params) -> Params:
-    """Parameters, all zero, of an actor whose residual is always zero.
+    """Returns an actor's parameters, all zero, so that its residual is always zero.
 
     Args:
-      actor: parameters of a residual policy, or their shapes.
+      actor: the parameters of a residual policy, or their `jax.ShapeDtypeStruct`s.
     """
-    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), actor)
+
+    def zeros(leaf: Any) -> Any:
+        return np.zeros(leaf.shape, leaf.dtype)
+
+    return jax.tree.map(zeros, actor)
 
 
 Play = Callable[..., Evaluation]
-"""(seed, episodes, actor = None, residual_scale = 0, base_params = the base policy's,
-record = False) -> Evaluation on the host; without an actor the base policy plays alone."""
+"""(seed, episodes, actor=None, residual_scale=0.0, base_params=None, record=False) -> Evaluation.
+
+The evaluation's arrays are NumPy arrays on the host. Without an actor the base policy plays alone.
+`base_params` replace the base policy's own parameters; see `evaluate.evaluate` for the rest."""
 
 
 def make_play(playing: Playing, stacked: bool = False) -> Play:
-    """Builds the function that plays whole episodes and returns them on the host.
+    """Builds the function that plays whole episodes and returns their outcomes on the host.
 
-    It compiles once for each number of episodes, with or without an actor and a record. Two calls
-    with the same seed meet the same initial states and the same noise of the base policy, so they
-    are paired.
+    The function compiles once per number of episodes, with or without an actor and with or without
+    a record. Two calls with the same seed meet the same initial states and the same noise of the
+    base policy, so they are paired.
 
     Args:
-      playing: what plays.
-      stacked: whether actors and scales have a leading axis (members, ...); all of them then play
+      playing: the environment, the base policy and their functions.
+      stacked: whether actors and scales have a leading axis (members, ...). If so, all members play
         the same episodes, and the evaluation's leaves have that axis too.
     """
     whole = None if playing.mesh is None else NamedSharding(playing.mesh, PartitionSpec())
@@ -157,11 +166,20 @@ def make_play(playing: Playing, stacked: bool = False) -> Play:
         del obs
         return jnp.zeros_like(base_action)
 
-    def evaluate(frozen, episodes, record, key, actor, residual_scale) -> Evaluation:
-        choose = no_change if actor is None else partial(playing.sac.act_deterministic, actor)
-        return playing.rollout.evaluate(frozen, choose, residual_scale, key, episodes, record)
+    def evaluate(
+        frozen: Frozen,
+        episodes: int,
+        record: bool,
+        key: Key,
+        actor: Params,
+        residual_scale: Scalar,
+    ) -> Evaluation:
+        residual = no_change if actor is None else partial(playing.sac.act_deterministic, actor)
+        return playing.rollout.evaluate(frozen, residual, residual_scale, key, episodes, record)
 
-    def evaluate_all(frozen, episodes, record, key, actors, scales) -> Evaluation:
+    def evaluate_all(
+        frozen: Frozen, episodes: int, record: bool, key: Key, actors: Params, scales: Array
+    ) -> Evaluation:
         return jax.vmap(partial(evaluate, frozen, episodes, record, key))(actors, scales)
 
     compiled = jax.jit(

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -160,6 +161,19 @@ def test_a_run_whose_process_is_killed_ends_and_is_resumed_as_if_it_had_not(fold
         for name, leaf in ends(folder, "killed", index).items():
             np.testing.assert_array_equal(leaf, undisturbed[name])
     assert records(folder / "killed") == records(folder / "two")
+
+
+@pytest.mark.parametrize("kind", [jax.errors.JaxRuntimeError, ValueError])
+def test_a_closed_connection_is_a_lost_process_however_jax_says_it(kind, monkeypatch):
+    monkeypatch.setattr(distributed, "_count", 2)
+    message = "UNKNOWN: Gloo AllGather failed: Connection closed by peer"
+    with (
+        pytest.raises(distributed.ProcessLostError, match="another process of this run is gone"),
+        distributed.together(),
+    ):
+        raise kind(message)
+    with pytest.raises(ValueError, match="no matter of processes"), distributed.together():
+        raise ValueError("no matter of processes")
 
 
 def test_processes_with_unequal_commands_are_refused(folder):

@@ -10,8 +10,13 @@ from pdjax.rollout.decision import Frozen
 from pdjax.rollout.evaluate import _summarize
 from pdjax_envs import registry
 from pdjax_envs.physics.anomalies import is_anomalous, joint_limits
-from pdjax_envs.physics.engine import PhysicsState
-from tests.probe import SPEED, make_constant_policy, make_counting_policy, make_point_env
+from tests.probe import (
+    SPEED,
+    make_constant_policy,
+    make_counting_policy,
+    make_point_env,
+    physics_at,
+)
 
 
 def frozen_of(env, base):
@@ -236,7 +241,7 @@ def test_anomalies_are_joints_too_fast_or_beyond_their_limits_and_numbers_not_fi
     qpos[limits.index] = (limits.low + limits.high) / 2
 
     def judged(qpos=qpos, speed=0.0, seen=0.0):
-        physics = PhysicsState(jnp.asarray(qpos), jnp.full(model.nv, speed), {}, False, None)
+        physics = physics_at(jnp.asarray(qpos), jnp.full(model.nv, speed))
         return bool(is_anomalous(limits, physics, jnp.full(3, seen)))
 
     assert not judged() and not judged(speed=-199.0)

@@ -124,6 +124,7 @@ def test_it_acts_as_the_refined_policy_does_all_through_an_episode(made, run):
             env_state, out = env.step(frozen.model, state.env, action)
             state = state._replace(env=env_state, history=push_history(state.history, out.obs))
             position.append(env_state.physics.qpos)
+    assert played.qpos is not None
     np.testing.assert_allclose(position, played.qpos[:, 0], atol=1e-6)
     assert changed == EPISODE_STEPS // base.act_horizon  # the residual is not nothing
     assert carry[0] == 0  # and the fail-safe let it be

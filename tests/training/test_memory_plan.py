@@ -14,14 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdjax.config.schema import ConfigError
+from pdjax.config.schema import Config, ConfigError
 from pdjax.devices.sharding import make_mesh
+from pdjax.learner.gradient_step import Hyperparams
 from pdjax.learner.sac import make_hyperparams, make_sac, residual_dim
 from pdjax.rollout.collect import make_rollout
 from pdjax.rollout.decision import Frozen
 from pdjax.training import memory_plan
 from pdjax.training.demo_ring import make_demo_replay
-from pdjax.training.epoch import make_trainer
+from pdjax.training.epoch import Trainer, make_trainer
 from tests.probe import make_constant_policy, make_point_env
 from tests.training.test_demo_ring import episode
 from tests.training.test_epoch import small_config
@@ -33,10 +34,10 @@ MIB = 2**20
 class Small:
     """A small run: its config, functions, shapes and frozen part."""
 
-    config: object
-    trainer: object
-    frozen: object
-    hyperparams: object
+    config: Config
+    trainer: Trainer
+    frozen: Frozen
+    hyperparams: Hyperparams
 
     def plans(self, gib=0.0, working=0):
         args = (self.frozen, self.hyperparams, jax.random.key(0))
@@ -114,8 +115,9 @@ def test_demonstrations_and_working_memory_are_counted(key):
 def test_a_replay_of_the_advised_size_fits_and_one_more_round_does_not(dtype):
     run = small(replay_dtype=dtype, replay_capacity=10**7)
     (plan,) = run.plans()
-    plan = plan._replace(free=plan.total // 2)
-    with pytest.raises(ConfigError, match=f"{memory_plan.text(plan.free)} are free") as error:
+    free = plan.total // 2
+    plan = plan._replace(free=free)
+    with pytest.raises(ConfigError, match=f"{memory_plan.text(free)} are free") as error:
         memory_plan.check([plan], run.config)
     numbers = [int(n.replace(",", "")) for n in re.findall(r"to ([\d,]{5,})", str(error.value))]
     assert len(numbers) == (2 if dtype == "float32" else 1)
@@ -123,7 +125,7 @@ def test_a_replay_of_the_advised_size_fits_and_one_more_round_does_not(dtype):
     for capacity, kept in advised:
         for more, fits in ((0, True), (run.config.train.decisions_per_round, False)):
             (other,) = small(replay_dtype=kept, replay_capacity=capacity + more).plans()
-            assert other._replace(free=plan.free).fits is fits
+            assert other._replace(free=free).fits is fits
 
 
 def test_where_nothing_fits_no_replay_is_advised():
