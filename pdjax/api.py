@@ -267,7 +267,7 @@ def resume(
     Args:
       directory: the run's directory, which may have been moved. It holds the base policy; any
         demonstrations are read again from `train.demos`.
-      base: the base policy, if it exists in memory only.
+      base: the base policy, if it exists in memory only; the directory's copy has precedence.
       task: the task, if it exists in memory only.
       on_epoch: see `train`.
       memory_gib: see `train`.
