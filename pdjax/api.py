@@ -16,18 +16,15 @@ import numpy as np
 
 import pdjax_envs
 from pdjax.base_policies import settings
-from pdjax.base_policies.foreign.exported import export_policy
 from pdjax.base_policies.load import load_base
+from pdjax.config import arguments
 from pdjax.config import files as configs
-from pdjax.config import options
-from pdjax.config.options import ConfigError, Count, Natural, NonNegative, Seed, Share
 from pdjax.config.schema import BasePolicyConfig, Config
 from pdjax.output import records, terminal
 from pdjax.prepare import imitate as imitation
 from pdjax.prepare import screen as screening
 from pdjax.prepare import wrap as wrapping
 from pdjax.rollout.paired import Paired
-from pdjax.rollout.playing import check_sizes
 from pdjax.runs import compare as comparing
 from pdjax.runs import evaluate as evaluation
 from pdjax.runs import export as exporting
@@ -47,8 +44,7 @@ class SavedPolicy:
       directory: its directory, as `base=` and `base_policy.path` take it.
       summary: what the command of the same name prints with `--json`; rates are in [0, 1].
       curve: for an imitated policy, its training as arrays (records,): `step` (gradient steps),
-        `train_loss`, `validation_loss` and, with `eval_every`, `success_once` in [0, 1]; otherwise
-        empty.
+        `train_loss`, `validation_loss` and, with `eval_every`, `success_once`; otherwise empty.
     """
 
     directory: Path
@@ -59,17 +55,6 @@ class SavedPolicy:
 AnyBase = BasePolicy | SavedPolicy | Path | str
 AnyTask = Task | str
 AnyRun = Run | Path | str
-
-
-@dataclasses.dataclass(frozen=True)
-class _Arguments:
-    """The numbers that several functions take, with their ranges, as the commands have them."""
-
-    episodes: Count = 1
-    eval_episodes: Natural = 0
-    seed: Seed = 0
-    threshold: Share = 0.0
-    memory_gib: NonNegative = 0.0
 
 
 def load_config(name: str | Path = "fast", /, **sections: Any) -> Config:
@@ -85,8 +70,7 @@ def load_config(name: str | Path = "fast", /, **sections: Any) -> Config:
       A validated config. `pdjax train --help` explains every key.
 
     Raises:
-      ConfigError: there is no such config, a key is unknown, or a value has the wrong type or is
-        out of range.
+      ConfigError: the config or a key is unknown, or a value has a wrong type or is out of range.
     """
     return configs.change(configs.load(str(name)), sections)
 
@@ -125,7 +109,7 @@ def imitate(
       ConfigError: a setting is wrong, or the directory cannot be used.
       pdjax_envs.demonstrations.trajectory.DataError: the demonstrations cannot be used.
     """
-    _check(eval_episodes=eval_episodes)
+    arguments.check(eval_episodes=eval_episodes)
     out = Path(out)
     config = settings.recipe(policy, changes)
     with _shown(progress):
@@ -155,13 +139,11 @@ def wrap(
       source: `FILE.jaxexport`, `FILE.pt` (TorchScript), `FILE.py:NAME` or `MODULE:NAME`.
       task: the policy's task, by name or as an object.
       out: directory to write, new or empty.
-      obs_horizon: number of latest observations that the policy reads; 0 = what the policy states,
-        or 1.
+      obs_horizon: observations that the policy reads; 0 = what the policy states, or 1.
       action_low: the policy's action number that pdjax scales to -1.
       action_high: the policy's action number that pdjax scales to 1.
       device: device of a torch policy.
-      episodes: number of episodes to try the policy on; the learner's observation statistics come
-        from them.
+      episodes: number of trial episodes; the learner's observation statistics come from them.
       seed: seed of these episodes.
       physics: physics engine of these episodes.
       progress: whether to show progress on stderr.
@@ -172,7 +154,7 @@ def wrap(
     Raises:
       ConfigError: the policy cannot be used, or the directory cannot be written.
     """
-    _check(episodes=episodes, seed=seed)
+    arguments.check(episodes=episodes, seed=seed)
     declared = {"obs_horizon": obs_horizon, "device": device}
     declared |= {"action_low": (action_low,), "action_high": (action_high,)}
     with _shown(progress):
@@ -201,13 +183,12 @@ def screen(
       progress: whether to show progress on stderr.
 
     Returns:
-      A `Screening`: its `summary` has the verdict, the reasons, and a recommended
-      `residual_scale` and `exploration_steps`.
+      A `Screening`: the verdict, its reasons, and the recommended settings.
 
     Raises:
       ConfigError: there is no such policy, or the policy is for another task.
     """
-    _check(episodes=episodes, seed=seed)
+    arguments.check(episodes=episodes, seed=seed)
     env = registry.make(_name(task), physics)
     if not isinstance(base, BasePolicy):
         base = load_base(BasePolicyConfig(_path(base)), env.task)
@@ -229,14 +210,13 @@ def train(
 
     Args:
       config: the run's config, or the name of one, see `load_config`.
-      base: the frozen base policy, as an object or a directory; None = `base_policy.path` of the
-        config. A policy in memory is written into the run's directory if a file can hold it; if
-        not, `resume`, `evaluate` and `export` need it again.
+      base: the frozen base policy, as an object or a directory; None = the config's
+        `base_policy.path`. If no file can hold a policy in memory, such as NumPy code, `resume`,
+        `evaluate` and `export` need it again.
       task: the task, by name or as an object; None = `task.name` of the config.
       out: the run's directory, new or empty.
-      on_epoch: called after each epoch with an `Epoch`: its metrics, and the interim evaluation if
-        one was due. An exception that it raises ends the training; `resume` continues it from the
-        last checkpoint.
+      on_epoch: called with an `Epoch` after each epoch. An exception that it raises ends the
+        training; `resume` continues it from the last checkpoint.
       memory_gib: memory in GiB that the run must fit into; 0 = what is free on this machine.
       progress: whether to show progress on stderr. The records are complete either way.
 
@@ -248,8 +228,8 @@ def train(
       Stopped: SIGINT or SIGTERM came; the state is saved, and `resume` continues the run.
     """
     config = config if isinstance(config, Config) else load_config(config)
-    if task is not None:
-        config = configs.change(config, {"task": {"name": _name(task)}})
+    if name := _name(task):
+        config = configs.change(config, {"task": {"name": name}})
     return _train(config, Path(out), base, on_epoch, memory_gib, progress, resume=False)
 
 
@@ -265,8 +245,7 @@ def resume(
     """Continues a run that was stopped; it ends with the numbers of a run that never stopped.
 
     Args:
-      directory: the run's directory, which may have been moved. It holds the base policy; any
-        demonstrations are read again from `train.demos`.
+      directory: the run's directory, which may have been moved. Demonstrations are read again.
       base: the base policy, if it exists in memory only; the directory's copy has precedence.
       task: the task, if it exists in memory only.
       on_epoch: see `train`.
@@ -277,12 +256,11 @@ def resume(
       The finished run; immediately, if it is finished already.
 
     Raises:
-      ConfigError: the directory is no run, or its base policy exists in memory only and is missing.
+      ConfigError: the directory is no run, or its base policy existed in memory only.
       pdjax.output.checkpoint.CheckpointError: none of its checkpoints can be read.
       Stopped: see `train`.
     """
-    if task is not None:
-        _name(task)
+    _name(task)
     config = configs.load_of_run(Path(directory))
     return _train(config, Path(directory), base, on_epoch, memory_gib, progress, resume=True)
 
@@ -316,9 +294,8 @@ def evaluate(
     Raises:
       ConfigError: the run is not finished, or cannot be read.
     """
-    _check(episodes=episodes, seed=seed)
-    if task is not None:
-        _name(task)
+    arguments.check(episodes=episodes, seed=seed)
+    _name(task)
     directory, base = _directory(run, base)
     with _shown(progress):
         return evaluation.evaluate_run(directory, episodes, seed, physics, shift, base)[0]
@@ -335,10 +312,9 @@ def compare(runs: Sequence[AnyRun], *, threshold: float = 0.9) -> comparing.Comp
       A `Comparison`: groups with their figures and curves (interquartile means with 95 % bands).
 
     Raises:
-      ConfigError: no run is given, a directory is no run, is named twice or has no interim
-        evaluation yet, or the runs are of several tasks.
+      ConfigError: runs are missing, named twice, not evaluated yet, or of several tasks.
     """
-    _check(threshold=threshold)
+    arguments.check(threshold=threshold)
     return comparing.compare([_directory(run)[0] for run in runs], threshold)
 
 
@@ -370,11 +346,12 @@ def export(
       ConfigError: the run is not finished, its base policy is called through the host, or the
         directory cannot be written.
     """
-    _check(episodes=episodes, seed=seed)
+    arguments.check(episodes=episodes, seed=seed)
     directory, base = _directory(run, base)
+    out = Path(out)
     with _shown(progress):
-        summary = exporting.export_run(directory, Path(out), episodes, seed, physics, base)
-    return SavedPolicy(Path(out), summary)
+        summary = exporting.export_run(directory, out, episodes, seed, physics, base)
+    return SavedPolicy(out, summary)
 
 
 def _train(
@@ -387,12 +364,12 @@ def _train(
     resume: bool,
 ) -> Run:
     """Trains a run; its base policy may exist in memory only."""
-    _check(memory_gib=memory_gib)
+    arguments.check(memory_gib=memory_gib)
     watch = None if on_epoch is None else lambda epochs: on_epoch(epochs[0])
     with tempfile.TemporaryDirectory() as folder, _shown(progress):
         held = None
         if isinstance(base, BasePolicy):
-            held = _hold(base, config.task.name, Path(folder) / "base_policy")
+            held = training.hold(base, config.task.name, Path(folder) / "base_policy")
             base = directory / "base_policy"
         if base is not None:
             config = configs.change(config, {"base_policy": {"path": _path(base)}})
@@ -401,26 +378,12 @@ def _train(
     return load_run(directory, only_here)
 
 
-def _hold(base: BasePolicy, task: str, files: Path) -> training.InMemory:
-    """Writes a policy in memory to files, if files can hold it.
-
-    The policy is then read back from the files, so that a resumed run uses the same program.
-    """
-    check_sizes(base, registry.make_task(task))
-    try:
-        export_policy(base, files, task)
-    except ConfigError:  # it computes through the host, or JAX cannot export it
-        return training.InMemory(base)
-    policy = load_base(BasePolicyConfig(str(files)), registry.make_task(task))
-    return training.InMemory(policy, files)
-
-
-def _name(task: AnyTask) -> str:
-    """Returns a task's name; registers a task that is given as an object."""
-    if isinstance(task, str):
-        return task
-    pdjax_envs.register(task)
-    return task.name
+def _name(task: AnyTask | None) -> str:
+    """Registers a task that is given as an object; returns a task's name, or "" without a task."""
+    if isinstance(task, Task):
+        pdjax_envs.register(task)
+        return task.name
+    return task or ""
 
 
 def _path(base: SavedPolicy | Path | str) -> str:
@@ -432,17 +395,6 @@ def _directory(run: AnyRun, base: BasePolicy | None = None) -> tuple[Path, BaseP
     if isinstance(run, Run):
         return run.directory, base if base is not None else run.base
     return Path(run), base
-
-
-def _check(**values: Any) -> None:
-    """Checks arguments against the ranges of `_Arguments`.
-
-    Raises:
-      ConfigError: a value has the wrong type or is out of range.
-    """
-    for option in options.describe(_Arguments):
-        if option.name in values:
-            options.convert(option, values[option.name], option.name)
 
 
 def _shown(progress: bool) -> contextlib.AbstractContextManager[None]:

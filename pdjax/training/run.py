@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pdjax.base_policies import load
+from pdjax.base_policies.foreign import exported
 from pdjax.config import files as configs
-from pdjax.config.schema import Config, ConfigError
+from pdjax.config.schema import BasePolicyConfig, Config, ConfigError
 from pdjax.devices import processes
 from pdjax.output import checkpoint, plots, records, terminal
 from pdjax.output.paths import (
@@ -31,6 +32,7 @@ from pdjax.output.paths import (
     write_result,
 )
 from pdjax.rollout.paired import EPISODES, Paired, play_paired, save_paired
+from pdjax.rollout.playing import check_sizes
 from pdjax.training import memory_plan
 from pdjax.training.build import build
 from pdjax.training.compiled import prepare
@@ -39,6 +41,7 @@ from pdjax.training.members import check as check_members
 from pdjax.training.members import varied
 from pdjax.training.run_in_progress import Member
 from pdjax.types import BasePolicy
+from pdjax_envs import registry
 
 
 class Result(NamedTuple):
@@ -59,6 +62,28 @@ class InMemory(NamedTuple):
 
     policy: BasePolicy
     files: Path | None = None
+
+
+def hold(base: BasePolicy, task: str, files: Path) -> InMemory:
+    """Writes a policy in memory to files, if files can hold it.
+
+    The policy is then read back from the files, so that a resumed run uses the same program.
+
+    Args:
+      base: the policy.
+      task: name of its task.
+      files: directory to write.
+
+    Raises:
+      ConfigError: the policy's sizes do not fit the task.
+    """
+    check_sizes(base, registry.make_task(task))
+    try:
+        exported.export_policy(base, files, task)
+    except ConfigError:  # it computes through the host, or JAX cannot export it
+        return InMemory(base)
+    policy = load.load_base(BasePolicyConfig(str(files)), registry.make_task(task))
+    return InMemory(policy, files)
 
 
 def plan(members: Sequence[Config], memory_gib: float = 0.0) -> dict[str, Any]:
