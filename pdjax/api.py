@@ -348,10 +348,9 @@ def export(
     """
     arguments.check(episodes=episodes, seed=seed)
     directory, base = _directory(run, base)
-    out = Path(out)
     with _shown(progress):
-        summary = exporting.export_run(directory, out, episodes, seed, physics, base)
-    return SavedPolicy(out, summary)
+        summary = exporting.export_run(directory, Path(out), episodes, seed, physics, base)
+    return SavedPolicy(Path(out), summary)
 
 
 def _train(
