@@ -184,6 +184,7 @@ def test_a_run_that_was_moved_is_resumed_with_its_own_copy_of_the_base_policy(
     for found in (resumed, kept, pdjax.load_run("by_config")):
         np.testing.assert_array_equal(found.curve["success_once"], run.curve["success_once"])
         np.testing.assert_array_equal(found.metrics["critic_loss"], run.metrics["critic_loss"])
+        assert found.evaluation is not None
         played = found.evaluation.refined.success_once
         np.testing.assert_array_equal(played, run.evaluation.refined.success_once)
     # A run with another base policy is another run.
