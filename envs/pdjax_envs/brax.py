@@ -97,7 +97,8 @@ class BraxEnv(base.Env):
     @property
     def mj_model(self) -> Any:
         """The MuJoCo model, which Playground's renderer reads."""
-        return self._env.task.scene.model
+        scene = self._env.task.scene
+        return None if scene is None else scene.model
 
 
 _METRICS = ("success", "bad_action", "overflow")

@@ -168,7 +168,7 @@ def test_without_memory_or_disk_a_training_waits_for_better_times(
 
 def test_odd_numbers_of_steps_are_kept_exactly(tmp_path, monkeypatch, caplog):
     odd = config_of("mlp", steps=101, eval_every=17)  # blocks of 5 steps
-    with jax.log_compiles(), caplog.at_level("WARNING"):
+    with jax.log_compiles(), caplog.at_level("WARNING", logger="jax"):
         assert train(tmp_path / "whole", odd)["steps"] == 101
     compiled = [r.getMessage() for r in caplog.records if "Compiling" in r.getMessage()]
     assert len([text for text in compiled if "_advance" in text]) == 2

@@ -104,9 +104,12 @@ GRID = {"sac.gamma": [0.9, 0.99]}
         ({"config": "peg_fast", "space": {"sac.tau": {"uniform": [1, 0]}}}, "low < high"),
         ({"config": "peg_fast", "space": {"sac.tau": {"loguniform": [0, 1]}}}, "both above 0"),
         ({"config": "peg_fast", "space": {"sac.tau": {"uniform": [0.1, 1]}}}, "cannot enumerate"),
-        ({"config": "peg_fast", "space": GRID, "search": "optuna"}, "say choice"),
+        ({"config": "peg_fast", "space": GRID, "search": "optuna"}, "use choice"),
         ({"config": "peg_fast", "space": GRID, "cpus": 0}, "cpus got 0, expected integer >= 1"),
-        ({"config": "peg_fast", "space": GRID, "members": {"sac.n_step": [1, 3]}}, "another prog"),
+        (
+            {"config": "peg_fast", "space": GRID, "members": {"sac.n_step": [1, 3]}},
+            "one program cannot hold",
+        ),
     ],
 )
 def test_what_cannot_be_swept_is_refused_before_anything_starts(
