@@ -20,7 +20,8 @@ task = Task(
     success=lambda episode, physics: jnp.abs(physics.qpos[0] - 1.5) < 0.05,
 )  # fmt: skip
 base = pdjax.base_policy(lambda obs: 0.8 * jnp.sign(1.5 - obs[-1:]), obs_dim=1, act_dim=1)
-changes = {"train": {"total_decisions": 16_384}, "sac": {"residual_penalty": 0.0}}
+changes = {"train": {"total_decisions": 16_384}, "sac": {"residual_penalty": 0, "hidden": [64, 64]}}
+changes["decorator"] = {"residual_scale": 0.3, "exploration_steps": 0}
 run = pdjax.train(pdjax.load_config("fast", **changes), base=base, task=task, out=sys.argv[1])
 paired = pdjax.evaluate(run, episodes=100)
 assert run.curve["success_once"][-1] > run.curve["success_once"][0]  # arrays over decision_steps
