@@ -3,7 +3,6 @@
 This is the first half of the program's job; `training.run` refines a base policy, the second half.
 """
 
-import json
 import time
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from pdjax.base_policies import imitation
 from pdjax.base_policies.settings import ImitationConfig
 from pdjax.output import plots, records, tables, terminal
-from pdjax.output.paths import check_directory, new_directory, write_result
+from pdjax.output.paths import check_directory, new_directory, read_result, write_result
 from pdjax.prepare import imitation_directory
 from pdjax.rollout import intervals
 from pdjax.rollout.playing import make_play, make_playing
@@ -67,7 +66,7 @@ def train_base_policy(
     config.validate()
     if resume and imitation_directory.is_finished(out, config, task):
         terminal.say(f"{out} is finished already")
-        return json.loads((out / "result.json").read_text())
+        return read_result(out)
     if not resume:
         check_directory(out)
     env = registry.make(task, physics)

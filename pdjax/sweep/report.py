@@ -13,6 +13,7 @@ import numpy as np
 from pdjax.config import files as configs
 from pdjax.config.options import ConfigError
 from pdjax.output import plots, records, tables, terminal
+from pdjax.output.paths import read_result
 from pdjax.runs import compare, curves
 from pdjax.sweep import spec as sweep_spec
 
@@ -114,11 +115,7 @@ def _trial(spec: sweep_spec.Spec, directory: Path) -> dict[str, Any]:
     runs = [path.parent for path in sorted(places)]
     by_run = {str(run): records.read_metrics(run, "eval") for run in runs}
     known = [curve for curve in by_run.values() if curve]
-    results = [
-        json.loads((run / "result.json").read_text())
-        for run in runs
-        if (run / "result.json").is_file()
-    ]
+    results = [result for run in runs if (result := read_result(run))]
     finished = bool(results) and len(results) == len(runs)
     ended = directory / "status.txt"
     status = ended.read_text().strip() if ended.is_file() else "unfinished"
