@@ -37,12 +37,12 @@ from base_policies import save_base
 from harness import alternate, append_row, median, ratio
 
 from pdjax.config import files as configs
-from pdjax.devices import free_memory
 from pdjax.devices.rates import timed
 from pdjax.learner.replay import ReplayBuffer, ReplayState, make_packing, make_replay
 from pdjax.output.checkpoint import Checkpoints
 from pdjax.training import build, compiled
 from pdjax.types import Transition
+from pdjax_envs import free_memory
 
 SIZES = {"obs": 39, "base_action": 112, "residual_action": 28}  # of AdroitDoor, chunks of 4
 NUM_ENVS, DECISIONS, BATCH_SIZE, N_STEP = 64, 4, 256, 5

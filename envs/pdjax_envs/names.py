@@ -3,8 +3,10 @@
 import difflib
 from collections.abc import Iterable
 
+from pdjax_envs.reading import InputError
 
-class UnknownName(ValueError):  # noqa: N818 (a mistake, not a failure)
+
+class UnknownName(InputError):  # noqa: N818 (a mistake, not a failure)
     """No task, engine, reward or shift has this name; the message lists names that exist."""
 
 

@@ -29,6 +29,7 @@ from pdjax.config import schema as fields
 from pdjax.config.options import ConfigError, Option
 from pdjax.config.presets import PRESETS
 from pdjax.sweep import spec
+from pdjax_envs.reading import InputError
 
 _DESCRIPTION = "Refine a frozen robot policy online with a bounded residual policy, trained in JAX."
 _CONVENTIONS = """\
@@ -262,8 +263,8 @@ def _spread(argv: list[str]) -> list[str]:
 
 def _explain(error: Exception) -> int:
     """Prints in one line what went wrong; returns the exit code."""
-    known = isinstance(error, ConfigError)  # known without importing JAX
-    code = 2 if known or isinstance(error, _mistakes()) else 1
+    known = isinstance(error, InputError)  # what the user can correct
+    code = 2 if known else 1
     text = " ".join(str(error).split())
     if not known and _is_stop(error):
         code, text = 3, f"{text}; the same command with --resume continues from there"
@@ -277,15 +278,6 @@ def _is_stop(error: Exception) -> bool:
     from pdjax.training.stopping import Stopped
 
     return isinstance(error, Stopped)
-
-
-def _mistakes() -> tuple[type[Exception], ...]:
-    """Returns the types of errors that the user can correct."""
-    from pdjax.output.checkpoint import CheckpointError
-    from pdjax_envs.demonstrations.store import DataError
-    from pdjax_envs.names import UnknownName
-
-    return (CheckpointError, DataError, UnknownName)
 
 
 def _keep_traceback() -> str:

@@ -29,13 +29,14 @@ from typing import (
 import yaml
 
 from pdjax.config.seeds import SEEDS
+from pdjax_envs.reading import InputError
 
 T = TypeVar("T")
 
 UNIONS = (Union, UnionType)  # origins of `X | None`: the first for a Literal X, the second else
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
     """A user's mistake. The message is one line: what was got, what was expected, what to do."""
 
 

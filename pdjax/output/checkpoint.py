@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from pdjax.devices import processes
+from pdjax_envs.reading import InputError
 
 # What TensorStore's messages begin with where memory or the file system failed; "UNKNOWN" stands
 # for any error of the operating system that has no name of its own. Damage has other names.
@@ -26,7 +27,7 @@ PASSING = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "UNKNOWN", "PERMISSION_DENIED", 
 NEWER, UNREADABLE = ".newer", ".unreadable"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint cannot be used: one line that says why and what to do."""
 
 

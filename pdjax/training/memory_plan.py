@@ -13,10 +13,10 @@ import jax
 from jax.sharding import Mesh
 
 from pdjax.config.schema import Config, ConfigError
-from pdjax.devices import free_memory
 from pdjax.output import terminal
 from pdjax.rollout.decision import Frozen
 from pdjax.training.epoch import TrainState, placement
+from pdjax_envs import free_memory
 
 PROGRAMS = 32 * 2**20  # bytes of OTHERS
 WRITERS = 2  # checkpoints that may be written at the same time: the newest and the best

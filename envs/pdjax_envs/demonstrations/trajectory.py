@@ -8,12 +8,13 @@ import dataclasses
 import jax
 import numpy as np
 
+from pdjax_envs.reading import InputError
 from pdjax_envs.task import Task
 
 ACTION_SLACK = 1e-3  # how far rounding may take normalised actions beyond [-1, 1]
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """Demonstrations cannot be used; the message is one line that says why and what to do."""
 
 

@@ -4,7 +4,7 @@ import resource
 
 import pytest
 
-from pdjax.devices.free_memory import free_memory, resident_memory
+from pdjax_envs.free_memory import free_memory, resident_memory
 
 KIB, GIB = 1024, 2**30
 UNLIMITED = 9223372036854771712  # as control groups version 1 say it
