@@ -60,7 +60,8 @@ def load_base(base_policy: BasePolicyConfig, task: Task) -> BasePolicy:
 
 def is_foreign(directory: Path) -> bool:
     """Returns whether a directory holds a policy that pdjax did not train."""
-    return description.peek(directory).get("kind") in description.KINDS
+    kind = description.peek(directory).get("kind")
+    return isinstance(kind, str) and kind in description.KINDS
 
 
 def is_policy(directory: Path) -> bool:
@@ -78,9 +79,16 @@ def kind_of(directory: Path) -> tuple[str, int]:
       The kind of policy, and the number of control steps in a chunk as trained or wrapped;
       ("unknown", 0) if the directory does not say.
     """
-    about = description.peek(directory)
-    trained = about.get("imitation", {}).get("policy", about)  # a policy that pdjax trained
-    return about.get("kind", "unknown"), trained.get("act_horizon", 0)
+    about: Any = description.peek(directory)
+    trained: Any = about
+    for name in ("imitation", "policy"):  # where a policy that pdjax trained has it
+        below = trained.get(name)
+        trained = below if isinstance(below, dict) else trained
+    kind, act_horizon = about.get("kind"), trained.get("act_horizon")
+    return (
+        kind if isinstance(kind, str) else "unknown",
+        act_horizon if type(act_horizon) is int else 0,
+    )
 
 
 def from_memory(

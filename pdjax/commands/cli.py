@@ -268,7 +268,7 @@ def _explain(error: Exception) -> int:
     text = " ".join(str(error).split())
     if not known and _is_stop(error):
         code, text = 3, f"{text}; the same command with --resume continues from there"
-    if code == 1 and type(error).__name__ != "RenderError":
+    if code == 1 and type(error).__name__ not in ("RenderError", "NotSavedError"):
         text = f"failed with {type(error).__name__}: {text[:300]}; {_keep_traceback()}"
     print(f"pdjax: {text}", file=sys.stderr)
     return code

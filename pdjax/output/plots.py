@@ -8,6 +8,7 @@ import numpy as np
 
 from pdjax.output.records import read_metrics, read_records
 from pdjax.output.tables import points
+from pdjax_envs.writing import aside
 
 
 def plot_screening(
@@ -231,7 +232,9 @@ def _subplots(*grid: int, figsize: tuple[float, float], **more: Any):
 
 def _save(figure: Any, path: Path) -> Path:
     """Writes a figure as PNG."""
-    figure.savefig(path, dpi=150)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with aside(path) as written:
+        figure.savefig(written, dpi=150)
     return path
 
 

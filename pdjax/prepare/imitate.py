@@ -12,14 +12,16 @@ import numpy as np
 
 from pdjax.base_policies import imitation
 from pdjax.base_policies.settings import ImitationConfig
-from pdjax.output import plots, records, tables, terminal
-from pdjax.output.paths import check_directory, new_directory, read_result, write_result
+from pdjax.output import lock, plots, records, tables, terminal
+from pdjax.output.paths import check_directory, new_directory
+from pdjax.output.run_directory import read_result, write_result
 from pdjax.prepare import imitation_directory
 from pdjax.rollout import intervals
 from pdjax.rollout.playing import make_play, make_playing
 from pdjax.types import BasePolicy
 from pdjax_envs import registry
 from pdjax_envs.demonstrations import store
+from pdjax_envs.demonstrations.trajectory import Trajectory
 from pdjax_envs.task import Env
 
 INTERIM_SEED = 40_000  # of the episodes that choose the best policy
@@ -77,8 +79,17 @@ def train_base_policy(
         new_directory(out)
         if config.eval_every:
             imitation_directory.start(out, description)
+    with lock.held(out):
+        return _make(env, found, config, out, eval_episodes)
+
+
+def _make(
+    env: Env, found: list[Trajectory], config: ImitationConfig, out: Path, eval_episodes: int
+) -> dict[str, Any]:
+    """Trains and evaluates a policy, and writes it to a directory that has been begun."""
+    task = env.task.name
     start = time.monotonic()
-    best, last = _train(env, episodes, config, out)
+    best, last = _train(env, [(t.obs, t.actions) for t in found], config, out)
     wall_s = time.monotonic() - start
     plots.plot_imitation(out, task)
     *_, trained = records.read_records(out / "imitation.jsonl")
@@ -118,6 +129,7 @@ def _train(
             terminal.say(f"{line}; going on from step {done:,}")
     curve = out / "imitation.jsonl"
     records.drop_records(curve, "step", done)
+    lines = records.Lines(curve)
     with (
         closing(saved) if saved is not None else nullcontext(),
         terminal.progress("imitating", config.steps, "steps") as bar,
@@ -134,7 +146,7 @@ def _train(
                 record["success_once"] = float(success)
                 if success >= kept.success:  # among equals the one that was trained longer
                     kept = kept._replace(best=params, success=success)
-            records.add_record(curve, {"step": done, **record})
+            lines.add({"step": done, **record})
             if due and saved is not None:
                 terminal.say_unsaved(saved.save(done, kept))
             bar.update(done, _note(record))

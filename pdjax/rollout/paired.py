@@ -14,6 +14,8 @@ from pdjax.rollout import intervals
 from pdjax.rollout.evaluate import Evaluation
 from pdjax.rollout.playing import Playing, make_play, no_residual
 from pdjax.types import Params
+from pdjax_envs.reading import InputError, read_npz, short
+from pdjax_envs.writing import aside
 
 EPISODES = "episodes.npz"  # the file's name in a run's directory
 OUTCOMES = ("success_once", "success_at_end", "steps_to_success", "smoothness", "saturation")
@@ -64,7 +66,8 @@ def save_paired(path: Path, paired: Paired) -> None:
         for side in ("base", "refined")
         for name in OUTCOMES
     }
-    np.savez(path, seed=paired.seed, **arrays)
+    with aside(path) as written:
+        np.savez(written, seed=paired.seed, **arrays)
 
 
 def read_paired(path: Path, summary: Mapping[str, Any]) -> Paired:
@@ -73,13 +76,25 @@ def read_paired(path: Path, summary: Mapping[str, Any]) -> Paired:
     Args:
       path: the file.
       summary: the evaluation's `Paired.summary`, which names the task and the physics engine.
+
+    Raises:
+      InputError: the file is damaged, or holds something else.
     """
-    with np.load(path) as found:
-        base, refined = (
-            Evaluation(**{name: found[f"{side}_{name}"] for name in OUTCOMES}, qpos=None)
-            for side in ("base", "refined")
+    found = read_npz(path, "episodes")
+    names = [f"{side}_{name}" for side in ("base", "refined") for name in OUTCOMES]
+    sizes = {found[name].shape for name in names if name in found}
+    whole = found.keys() >= {"seed", *names} and len(sizes) == 1 and found["seed"].shape == ()
+    if not whole or any(found[name].dtype.kind not in "bfiu" for name in ("seed", *names)):
+        raise InputError(
+            f"cannot read episodes {short(str(path))}: expected seed and arrays of one length for"
+            f" {', '.join(OUTCOMES)} of both policies; evaluate the run again with `pdjax eval`"
         )
-        return Paired(summary["task"], summary["physics"], int(found["seed"]), base, refined)
+    base, refined = (
+        Evaluation(**{name: found[f"{side}_{name}"] for name in OUTCOMES}, qpos=None)
+        for side in ("base", "refined")
+    )
+    task, physics = (str(summary.get(name, "")) for name in ("task", "physics"))
+    return Paired(task, physics, int(found["seed"]), base, refined)
 
 
 def play_paired(

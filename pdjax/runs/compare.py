@@ -18,7 +18,8 @@ from pdjax.config import files as configs
 from pdjax.config.presets import PRESETS
 from pdjax.config.schema import Config, ConfigError
 from pdjax.output import plots, records, tables, terminal
-from pdjax.output.paths import check_file, read_result
+from pdjax.output.paths import check_file
+from pdjax.output.run_directory import read_result_of_run
 from pdjax.runs import curves
 
 SEEDLIKE = {"seed", "eval.seed", "base_policy.path", "train.demos"}  # may differ within a group
@@ -150,6 +151,7 @@ def read(directory: Path) -> Read:
 
     Raises:
       ConfigError: the directory is no run, or the run has no interim evaluation.
+      InputError: one of its files is damaged.
     """
     config = configs.load_of_run(directory)
     curve = curves.points(records.read_metrics(directory, "eval"))
@@ -162,7 +164,7 @@ def read(directory: Path) -> Read:
     found = {"base_policy": kind} | settings(config)
     # The length of a decision is a setting, whether the config or the policy's directory sets it.
     found["base_policy.act_horizon"] = config.base_policy.act_horizon or act_horizon
-    return Read(directory, found, curve, read_result(directory))
+    return Read(directory, found, curve, read_result_of_run(directory))
 
 
 def settings(config: Config) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from pdjax.config.options import ConfigError
 from pdjax.devices import processes
-from pdjax.output import paths, plots, records, terminal, trackers
+from pdjax.output import paths, plots, records, run_directory, terminal, trackers
 
 SUMMARY = {
     "task": "Point",
@@ -202,7 +202,7 @@ def test_without_a_terminal_progress_ends_in_one_plain_line(capsys):
 
 
 def test_results_are_strict_json(tmp_path):
-    paths.write_result(tmp_path, {"gain": np.float32(0.5), "steps": np.nan})
+    run_directory.write_result(tmp_path, {"gain": np.float32(0.5), "steps": np.nan})
     assert strict((tmp_path / "result.json").read_text()) == {"gain": 0.5, "steps": None}
 
 

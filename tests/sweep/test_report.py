@@ -8,7 +8,7 @@ import yaml
 from pdjax.config import files as configs
 from pdjax.config.options import ConfigError
 from pdjax.output import records, terminal
-from pdjax.output.paths import write_result
+from pdjax.output.run_directory import write_result
 from pdjax.sweep import report
 from pdjax.sweep import spec as sweep_spec
 

@@ -15,7 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pdjax_envs import registry
+from pdjax_envs import registry, writing
 from pdjax_envs.adroit import rewards
 from pdjax_envs.demonstrations import layouts
 from pdjax_envs.demonstrations.layouts import Recording
@@ -33,19 +33,13 @@ def write(path: Path, task: Task, trajectories: list[Trajectory]) -> None:
     for existing in (path, sidecar):
         if existing.exists():
             raise DataError(f"{existing} exists already; choose another file or remove it")
-    partial, partial_sidecar = (p.with_name(f"{p.name}.partial") for p in (path, sidecar))
-    try:
+    with writing.aside(path) as partial, writing.aside(sidecar) as partial_sidecar:
         with h5py.File(partial, "w") as file:
             for index, trajectory in enumerate(trajectories):
                 group = file.create_group(f"traj_{index}", track_order=True)
                 for name, values in _arrays(trajectory).items():
                     group.create_dataset(name, data=values)
         partial_sidecar.write_text(json.dumps(_describe(task, trajectories), indent=2) + "\n")
-        partial_sidecar.replace(sidecar)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-        partial_sidecar.unlink(missing_ok=True)
 
 
 def _arrays(trajectory: Trajectory) -> dict[str, np.ndarray]:

@@ -5,12 +5,13 @@ writes files.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pdjax.config import options
 from pdjax.config.options import ConfigError, Count, Range
+from pdjax_envs import reading, writing
+from pdjax_envs.reading import InputError
 
 FILE = "policy.json"
 KINDS = ("export", "torchscript", "python")
@@ -69,10 +70,9 @@ def _paired(low: tuple[float, ...], high: tuple[float, ...]):
 def peek(directory: Path) -> dict[str, Any]:
     """Returns the content of `policy.json`, or an empty dict if the file cannot be read."""
     try:
-        values = json.loads((directory / FILE).read_text())
-    except (OSError, ValueError):
+        return reading.read_json_object(directory / FILE, "base policy")
+    except InputError:
         return {}
-    return values if isinstance(values, dict) else {}
 
 
 def read(directory: Path) -> Description:
@@ -102,5 +102,4 @@ def read(directory: Path) -> Description:
 def write(directory: Path, description: Description) -> None:
     """Writes a description for `read`."""
     description.validate()
-    text = json.dumps(dataclasses.asdict(description), indent=2)
-    (directory / FILE).write_text(text + "\n")
+    writing.write_json(directory / FILE, dataclasses.asdict(description))
