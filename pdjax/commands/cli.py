@@ -8,6 +8,7 @@ import _thread
 import argparse
 import contextlib
 import dataclasses
+import errno
 import inspect
 import json
 import os
@@ -39,6 +40,7 @@ unexpected failure also writes its traceback to a file, which the line names.
 
 exit codes: 0 done, 1 failed, 2 bad input, 3 stopped on request and saved
 """
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE}  # no mistake of ours
 _WIDTH = 100  # characters in a line of help
 
 
@@ -268,7 +270,10 @@ def _explain(error: Exception) -> int:
     text = " ".join(str(error).split())
     if not known and _is_stop(error):
         code, text = 3, f"{text}; the same command with --resume continues from there"
-    if code == 1 and type(error).__name__ not in ("RenderError", "NotSavedError"):
+    if isinstance(error, OSError) and error.errno in DISK:
+        where = f" ({error.filename})" if error.filename else ""
+        text = f"{error.strerror}{where}; what was saved before is kept; mend that and try again"
+    elif code == 1 and type(error).__name__ not in ("RenderError", "NotSavedError"):
         text = f"failed with {type(error).__name__}: {text[:300]}; {_keep_traceback()}"
     print(f"pdjax: {text}", file=sys.stderr)
     return code

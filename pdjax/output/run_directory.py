@@ -46,15 +46,18 @@ def read_result_of_run(directory: Path) -> dict[str, Any]:
     Raises:
       InputError: see `read_result`; or a value has another type than a run's result has.
     """
-    found = read_result(directory)
+    again = "`pdjax train` with --resume makes it again"
+    try:
+        found = read_result(directory)
+    except InputError as error:
+        raise InputError(f"{error}; {again}") from None
     if not found:
         return found
     for name, value in ({name: found.get(name) for name in NEEDED} | found).items():
         if problem := _problem(name, value):
             raise InputError(
                 f"cannot read result {reading.short(str(directory / RESULT))}: {name} is"
-                f" {reading.short(value)}, expected {problem}; `pdjax train` with --resume makes it"
-                " again"
+                f" {reading.short(value)}, expected {problem}; {again}"
             )
     return found
 

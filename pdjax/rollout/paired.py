@@ -80,7 +80,7 @@ def read_paired(path: Path, summary: Mapping[str, Any]) -> Paired:
     Raises:
       InputError: the file is damaged, or holds something else.
     """
-    found = read_npz(path, "episodes")
+    found: dict[str, Any] = dict(read_npz(path, "episodes"))
     names = [f"{side}_{name}" for side in ("base", "refined") for name in OUTCOMES]
     sizes = {found[name].shape for name in names if name in found}
     whole = found.keys() >= {"seed", *names} and len(sizes) == 1 and found["seed"].shape == ()
