@@ -302,7 +302,8 @@ def load(directory: Path, act_horizon: int = 0) -> tuple[BasePolicy, str]:
         around = description.get("adaptation")
         adaptation = options.build(Adaptation, around) if around else None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        why = f" ({error})" if isinstance(error, InputError) else ""
+        is_told = isinstance(error, InputError) and (directory / FILE).exists()
+        why = f" ({error})" if is_told else ""
         raise checkpoint.CheckpointError(
             f"no usable base policy in {directory}{why}: expected policy.json and params/ as"
             " written by `pdjax imitate` or `pdjax import`"

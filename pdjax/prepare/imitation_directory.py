@@ -22,6 +22,7 @@ from pdjax.base_policies.settings import ImitationConfig
 from pdjax.config.options import ConfigError
 from pdjax.output import checkpoint
 from pdjax.output.checkpoint import Checkpoints
+from pdjax.output.paths import LOCK
 from pdjax.output.run_directory import read_result
 from pdjax.types import BasePolicy, Params
 from pdjax_envs import reading, writing
@@ -141,3 +142,4 @@ def finish(
     for folder in (training / "checkpoints", training):
         with contextlib.suppress(OSError):  # something was set aside there, or was never made
             folder.rmdir()
+    (directory / LOCK).unlink(missing_ok=True)  # a finished policy is never trained again
