@@ -4,7 +4,7 @@ This is the border for what other people and other programs wrote. Size, encodin
 memory are checked here before anything is used, and every failure is an `InputError`. No function
 here runs code from a file. Formats that need more than that have readers of their own, which raise
 the same error: `demonstrations.layouts` (HDF5), `demonstrations.pickles`, and in pdjax
-`config.options` (YAML), `torch_checkpoints.weights` and `foreign.exported`.
+`config.plain_yaml`, `torch_checkpoints.weights` and `foreign.exported`.
 """
 
 import json

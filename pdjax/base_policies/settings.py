@@ -19,6 +19,8 @@ from pdjax.config.options import (
     Seed,
     Share,
 )
+from pdjax_envs.names import suggest
+from pdjax_envs.reading import short
 
 NOISE_STEPS = 100  # policy_decorator online/pi_dec_diffusion_maniskill2.py, num_diffusion_iters
 
@@ -287,7 +289,7 @@ def recipe(name: str, changes: Mapping[str, Any]) -> ImitationConfig:
         or the shape cannot work.
     """
     if name not in RECIPES:
-        raise ConfigError(f"unknown policy {name!r}; {options.suggest(name, RECIPES)}")
+        raise ConfigError(f"unknown policy {short(repr(name))}; {suggest(name, RECIPES)}")
     start = options.merge(dataclasses.asdict(ImitationConfig()), RECIPES[name])
     config = options.build(ImitationConfig, options.merge(start, changes))
     config.validate()

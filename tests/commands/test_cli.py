@@ -118,7 +118,7 @@ DEMOS = ["demos", TASK, "--out", "new/x.h5"]
         ([*DEMOS, "--seed", "-1"], "--seed got '-1', expected integer 0 to 2147483647"),
         ([*DEMOS, "--physics", "foo"], "--physics got 'foo', expected auto | native"),
         ([*DEMOS, "--episdes", "3"], "demos does not take '--episdes' here; did you mean --epis"),
-        (["demos", "Peg", "--out", "new/x.h5"], "unknown task 'Peg'; choose one of: AdroitDoor, "),
+        (["demos", "Peg", "--out", "new/x.h5"], "unknown task 'Peg'; known: AdroitDoor, "),
         (["demos", "PegInsertionSid", "--out", "x.h5"], f"did you mean {TASK}?"),
         (["demos", TASK, "--out", "x.txt"], "x.txt must end in .h5 or .hdf5"),
         (["demos", TASK, "--out", "demos.h5"], "demos.h5 exists already; choose another --out"),
@@ -175,7 +175,7 @@ TRAIN = ["train", "peg_fast", "--out", "new/run", "--set", "base_policy.path=bas
         ([*TRAIN, "--out", "base/new"], "base/new is inside the base policy's directory"),
         ([*TRAIN, "train.replay_dtype=half"], "expected float32 | bfloat16"),
         ([*TRAIN, "--memory-gib", "-1"], "--memory-gib got '-1', expected number >= 0"),
-        ([*TRAIN, "--memory-gib", "1e-3"], "no train.replay_capacity fits, or lower train.num_"),
+        ([*TRAIN, "--memory-gib", "1e-2"], "no train.replay_capacity fits, or lower train.num_"),
         (
             [*TRAIN, "train.replay_capacity=1e9", "--memory-gib", "40"],
             "the replay's 1,000,000,000 decisions take",

@@ -6,7 +6,7 @@ from typing import Annotated
 import pytest
 
 from pdjax.config import files as configs
-from pdjax.config import options, schema
+from pdjax.config import options, plain_yaml, schema
 from pdjax.config.presets import PRESETS
 from pdjax.config.schema import Config, ConfigError
 
@@ -250,7 +250,7 @@ def test_suites_hold_eight_tasks_with_two_kinds_of_base_policies():
                 if name.endswith(f"_{kind}")
             }
             assert tasks == families
-        swept = options.read_yaml(configs.suites()[suite], "sweep", "")["config"]
+        swept = plain_yaml.read(configs.suites()[suite], "sweep", "")["config"]
         assert sorted(swept) == sorted(names)
         for name, config in zip(names, found, strict=True):
             kind = name.rsplit("_", 1)[1] + ("_paper" if suite == "paper" else "")
