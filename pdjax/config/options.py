@@ -35,6 +35,7 @@ T = TypeVar("T")
 
 UNIONS = (Union, UnionType)  # origins of `X | None`: the first for a Literal X, the second else
 MOST_NUMBERS = 1_000  # in one option
+MOST_HORIZON = 1_000  # observations or control steps of one decision
 SMALLEST = 2.0**-126  # number above 0 that 32 bits hold with full precision; XLA takes others as 0
 
 
@@ -69,6 +70,9 @@ class Range:
 FINITE = Range(-math.inf)
 Count = Annotated[int, Range(1)]
 Natural = Annotated[int, Range(0)]
+Horizon = Annotated[int, Range(1, MOST_HORIZON)]
+Width = Annotated[int, Range(1, 65_536)]
+Layers = Annotated[int, Range(1, 100)]
 Seed = Annotated[int, Range(0, SEEDS - 1)]
 Share = Annotated[float, Range(0, 1)]
 Positive = Annotated[float, Range(0, above=True)]

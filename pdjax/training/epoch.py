@@ -230,7 +230,7 @@ def _train_epoch(
     learned = jnp.maximum(jnp.sum(ready), 1)
     metrics = {name: jnp.sum(value) / learned for name, value in losses.items()}
     episodes = jnp.sum(counts["episodes"])
-    observed = parts.config.train.decisions_per_epoch * parts.obs_dim
+    observed = float(parts.config.train.decisions_per_epoch * parts.obs_dim)  # beyond 32 bits
     metrics |= {
         "episodes": episodes,
         "train_success": jnp.sum(counts["successes"]) / jnp.maximum(episodes, 1),

@@ -119,14 +119,14 @@ def check_numbers(config: Config, sizes: Sizes, members: int, gib: float) -> Non
 def _least(config: Config, sizes: Sizes, members: int) -> dict[str, int]:
     """Returns key -> how many numbers of 4 bytes a run holds at least because of it."""
     train, sac, row = config.train, config.sac, sizes.obs + sizes.chunk + sizes.residual
-    widths = (sizes.obs, *sac.hidden, 1)
+    widths = (1, *sac.hidden, 1)  # a bound, whatever the networks read
     weights = sum(a * b for a, b in itertools.pairwise(widths))
     activations = sac.num_critics * max(sac.hidden)
     rounds = train.decisions_per_epoch // train.decisions_per_round
     updates = train.decisions_per_round * train.updates_per_decision
     return {
-        # The critics, their targets and two moments; as much again for actor and mean actor.
-        "sac.hidden": 8 * weights * members,
+        # Each network is there four times: its parameters, their average or target, two moments.
+        "sac.hidden": 4 * weights * members,
         "sac.num_critics": 4 * sac.num_critics * weights * members,
         "sac.batch_size": sac.batch_size * (2 * row + activations),
         "sac.n_step": sac.batch_size * sac.n_step,
