@@ -159,7 +159,7 @@ def _check_memory(config: ImitationConfig, state: ImitationState, windows: Windo
     held = sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(state))
     check_fits(2 * held, f"a policy of these sizes ({config.kind})")
     window = sum(math.prod(leaf.shape[1:]) * 4 for leaf in windows)
-    check_fits(config.batch_size * window, f"batch_size={config.batch_size:,}")
+    check_fits(config.batch_size * window, f"batch_size={config.batch_size:,}", "lower it")
 
 
 def train(

@@ -21,6 +21,7 @@ from pdjax.config.seeds import shift_seed
 from pdjax_envs.names import suggest
 from pdjax_envs.reading import is_file, short
 
+SUITES = ("fast", "paper")  # folders of configs that are trained together
 MOST_MEMBERS = 1_000  # of one program; far more than it can hold together
 MOST_PARTS = 5  # of a dotted key
 
@@ -141,7 +142,9 @@ def _find(name: str) -> Path:
     """Returns the file of a shipped config."""
     named = configs()
     if name not in named:
-        known = named if "/" in name else [*known_configs(), *PRESETS]
+        known = [*known_configs(), *PRESETS]
+        if name.partition("/")[0] in SUITES:
+            known = list(named)
         hint = suggest(name, known, "`pdjax train --help`")
         raise ConfigError(f"no config {short(repr(name))}: neither a file nor a name; {hint}")
     return named[name]
@@ -216,7 +219,7 @@ def configs() -> dict[str, Path]:
     (`paper/peg_bet`).
     """
     found = {path.stem: path for path in _shipped("configs")}
-    for suite in ("fast", "paper"):
+    for suite in SUITES:
         found |= {f"{suite}/{path.stem}": path for path in _shipped(suite)}
     return found
 

@@ -82,9 +82,11 @@ def missing_devices() -> InputError | None:
             jax.devices()
     except Exception as error:
         asked = [f"{name}={short(os.environ[name])}" for name in DEVICES if os.environ.get(name)]
+        wanted = f" for {' '.join(asked)}" if asked else ""
+        why = f" ({reason(error)})" if str(error) else ""
         return InputError(
-            f"JAX finds no device{' for ' + ' '.join(asked) if asked else ''}: {reason(error)};"
-            f" unset {' and '.join(DEVICES)} to take what there is, or install JAX for that device"
+            f"JAX finds no device{wanted}{why}; unset {' and '.join(DEVICES)} to take what there is,"
+            " or install JAX for that device"
         )
     return None
 

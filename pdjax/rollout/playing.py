@@ -214,6 +214,7 @@ def make_play(playing: Playing, stacked: bool = False) -> Play:
         check_fits(
             4 * COPIES * count * _numbers(playing, record),
             f"playing {count:,} episodes of {playing.env.task.name} at once",
+            "lower their number",
         )
         with exhaustion.lower("the number of episodes"):
             return jax.device_get(
