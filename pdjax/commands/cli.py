@@ -28,8 +28,10 @@ from pdjax.config import options as schema
 from pdjax.config import schema as fields
 from pdjax.config.options import ConfigError, Option
 from pdjax.config.presets import PRESETS
+from pdjax.devices import process_settings
 from pdjax.sweep import spec
-from pdjax_envs.reading import InputError
+from pdjax_envs.names import suggest
+from pdjax_envs.reading import InputError, short
 
 _DESCRIPTION = "Refine a frozen robot policy online with a bounded residual policy, trained in JAX."
 _CONVENTIONS = """\
@@ -40,6 +42,7 @@ unexpected failure also writes its traceback to a file, which the line names.
 exit codes: 0 done, 1 failed, 2 bad input, 3 stopped on request and saved
 """
 _WIDTH = 100  # characters in a line of help
+_LONGEST = 300  # characters of a mistake's line
 
 
 class _Parser(argparse.ArgumentParser):
@@ -240,8 +243,8 @@ def _parse(argv: list[str]) -> tuple[Command, bool]:
     if unknown:
         flags = [*map(_flag, options.values()), "--json", "--help"]
         known = unknown[0] in flags
-        hint = "write it after the command" if known else schema.suggest(unknown[0], flags)
-        raise ConfigError(f"{found.command} does not take {unknown[0]!r} here; {hint}")
+        hint = "write it after the command" if known else suggest(unknown[0], flags, "--help")
+        raise ConfigError(f"{found.command} does not take {short(repr(unknown[0]))} here; {hint}")
     values = {}
     for index, (name, option) in enumerate(options.items()):
         if hasattr(found, name):
@@ -265,19 +268,18 @@ def _explain(error: Exception) -> int:
     """Prints in one line what went wrong; returns the exit code."""
     known = isinstance(error, InputError)  # what the user can correct
     code = 2 if known else 1
-    text = " ".join(str(error).split())
+    text = short(str(error), _LONGEST - len("pdjax: "))  # its end says what to do
     if not known and _is_stop(error):
         code, text = 3, f"{text}; the same command with --resume continues from there"
     if code == 1 and type(error).__name__ != "RenderError":
-        text = f"failed with {type(error).__name__}: {text[:300]}; {_keep_traceback()}"
+        text = f"failed with {type(error).__name__}: {short(text, 200)}; {_keep_traceback()}"
     print(f"pdjax: {text}", file=sys.stderr)
     return code
 
 
 def _is_stop(error: Exception) -> bool:
-    from pdjax.training.stopping import Stopped
-
-    return isinstance(error, Stopped)
+    module = sys.modules.get("pdjax.training.stopping")  # nothing stops before it is imported
+    return module is not None and isinstance(error, module.Stopped)
 
 
 def _keep_traceback() -> str:
@@ -295,8 +297,6 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     try:
         command, as_json = _parse(sys.argv[1:] if argv is None else argv)
-        from pdjax.devices import process_settings
-
         process_settings.prepare()
         with contextlib.redirect_stdout(sys.stderr):
             result = command.run()
@@ -309,8 +309,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("pdjax: interrupted", file=sys.stderr)
         return 1
-    except Exception as error:
+    except InputError as error:
         return _explain(error)
+    except Exception as error:
+        return _explain(process_settings.missing_devices() or error)
     return 0
 
 

@@ -52,6 +52,7 @@ class Envs:
             for t in tasks
         ]
         terminal.show_table("Tasks", header, rows, text="summary")
+        terminal.say(f"also {registry.OTHER_TASKS}; such as brax:ant")
         return {"tasks": [_describe(task) for task in tasks]}
 
 

@@ -9,7 +9,7 @@ from pdjax.base_policies.foreign.description import Device
 from pdjax.base_policies.settings import NOISE_STEPS
 from pdjax.config import options
 from pdjax.config.files import parse_override
-from pdjax.config.options import Count, Natural, Range, Seed
+from pdjax.config.options import MOST_HORIZON, Count, Natural, Range, Seed
 from pdjax.config.schema import Physics
 
 
@@ -80,7 +80,7 @@ class Wrap:
     """Task that the policy acts in; `pdjax envs` lists the tasks."""
     out: Path
     """Directory to write; new or empty. FILE is copied into it."""
-    obs_horizon: Natural = 0
+    obs_horizon: Annotated[int, Range(0, MOST_HORIZON)] = 0
     """Number of latest observations that the policy reads; 0 = the number that the policy itself
     declares, else 1."""
     action_low: float = -1.0

@@ -23,6 +23,7 @@ import numpy as np
 from jax._src import distributed
 
 from pdjax.config.options import ConfigError
+from pdjax_envs.reading import short
 
 T = TypeVar("T")
 
@@ -50,9 +51,7 @@ def join(coordinator: str, process: str = "") -> None:
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "")
     if not coordinator and not process:
         return
-    if coordinator != "auto" and not re.fullmatch(r".+:\d+", coordinator):
-        raise ConfigError(f"--coordinator got {coordinator!r}, expected HOST:PORT or auto")
-    index, count = _numbers(process)
+    index, count = check(coordinator, process)
     if coordinator != "auto" and index:
         _wait_for(coordinator)
     # The loop stops a run itself when it is told to, in all processes after the same epoch.
@@ -81,6 +80,22 @@ def join(coordinator: str, process: str = "") -> None:
     threading.Thread(target=_watch, args=(client, _index, _count), daemon=True).start()
 
 
+def check(coordinator: str, process: str) -> tuple[int | None, int | None]:
+    """Checks what says where process 0 is, and which process this is.
+
+    Returns:
+      Index and count; None if the cluster must say.
+
+    Raises:
+      ConfigError: the address or the number is not in the form that `join` takes.
+    """
+    if coordinator != "auto" and not re.fullmatch(r".+:\d{1,5}", coordinator):
+        raise ConfigError(
+            f"--coordinator got {short(repr(coordinator))}, expected HOST:PORT or auto"
+        )
+    return _numbers(process)
+
+
 def _numbers(process: str) -> tuple[int | None, int | None]:
     """Returns index and count; None if the cluster must say."""
     if not process:
@@ -88,9 +103,9 @@ def _numbers(process: str) -> tuple[int | None, int | None]:
         process = "/".join(text for text in named if text)
     if not process:
         return None, None
-    match = re.fullmatch(r"(\d+)/(\d+)", process)
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", process)
     if not match or not int(match[1]) < int(match[2]):
-        raise ConfigError(f"--process got {process!r}, expected INDEX/COUNT such as 0/2")
+        raise ConfigError(f"--process got {short(repr(process))}, expected INDEX/COUNT such as 0/2")
     return int(match[1]), int(match[2])
 
 

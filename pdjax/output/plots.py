@@ -231,6 +231,7 @@ def _subplots(*grid: int, figsize: tuple[float, float], **more: Any):
 
 def _save(figure: Any, path: Path) -> Path:
     """Writes a figure as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     return path
 

@@ -91,7 +91,7 @@ class ProgressBar:
             self._bar.update(self._task, completed=min(done, self._total), rate=shown, note=note)
         elif time.monotonic() - self._spoken >= PLAIN_EVERY or done >= self._total:
             self._spoken = time.monotonic()
-            left = f", {(self._total - done) / rate:.0f} s left" if rate else ""
+            left = f", {max(self._total - done, 0) / rate:.0f} s left" if rate > 0 else ""
             console.print(
                 f"{self._label}: {done:,}/{self._total:,} {self._unit}, {shown}{left}  {note}",
                 soft_wrap=True,

@@ -73,12 +73,13 @@ def train_base_policy(
     found = store.read(demos, env.task)
     episodes = [(t.obs, t.actions) for t in found]
     description = imitation_directory.describe(config, task, episodes)
+    trainer = imitation.make_trainer(episodes, config)
     if not (resume and imitation_directory.is_begun(out, description)):
         new_directory(out)
         if config.eval_every:
             imitation_directory.start(out, description)
     start = time.monotonic()
-    best, last = _train(env, episodes, config, out)
+    best, last = _train(env, trainer, config, out)
     wall_s = time.monotonic() - start
     plots.plot_imitation(out, task)
     *_, trained = records.read_records(out / "imitation.jsonl")
@@ -102,10 +103,9 @@ def train_base_policy(
 
 
 def _train(
-    env: Env, episodes: imitation.Episodes, config: ImitationConfig, out: Path
+    env: Env, trainer: imitation.Trainer, config: ImitationConfig, out: Path
 ) -> tuple[BasePolicy, BasePolicy]:
     """Trains to the end, evaluates and saves on the way; returns the best and the last policy."""
-    trainer = imitation.make_trainer(episodes, config)
     state = trainer.init()
     policy = trainer.make_policy(state)
     play = make_play(make_playing(env, policy))

@@ -18,6 +18,7 @@ from pdjax.output import provenance, records, terminal
 from pdjax.output.checkpoint import CheckpointError
 from pdjax.rollout.evaluate import Evaluation
 from pdjax.rollout.playing import no_residual
+from pdjax.training.epoch import whole_epochs
 from pdjax.training.members import Stack, lost
 from pdjax.training.run_in_progress import Member, Progress, Refinement, Steps
 from pdjax.training.stopping import Stopped, stop_asked
@@ -67,7 +68,7 @@ def refine(
         on disk was changed. Or the guard rolls back, and the best state cannot be read.
     """
     config = members[0].config
-    total, every = config.train.total_decisions, config.checkpoint.every
+    total, every = whole_epochs(config), config.checkpoint.every
     several = len(members) > 1
     runs = [
         Refinement(member, steps, index, f"member {index}: " if several else "")

@@ -201,6 +201,20 @@ def test_without_a_terminal_progress_ends_in_one_plain_line(capsys):
     assert lines[0].endswith("note")
 
 
+def test_no_time_left_is_negative(capsys):
+    with terminal.progress("refining", 2_000, "decisions") as bar:
+        bar.update(4_096)
+    with terminal.progress("refining", 2_000, "decisions", begin=1_000) as bar:
+        bar.update(2_000)
+    first, second = capsys.readouterr().err.splitlines()
+    assert ", 0 s left" in first and ", 0 s left" in second
+
+
+def test_a_picture_may_lie_in_a_folder_that_is_not_there_yet(tmp_path):
+    path = plots.plot_importance(tmp_path / "new" / "deep" / "x.png", "title", {"sac.gamma": 1.0})
+    assert image.imread(path).shape[0] > 100
+
+
 def test_results_are_strict_json(tmp_path):
     paths.write_result(tmp_path, {"gain": np.float32(0.5), "steps": np.nan})
     assert strict((tmp_path / "result.json").read_text()) == {"gain": 0.5, "steps": None}
