@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pdjax_envs.reading import check_fits, read_bytes
+from pdjax_envs.reading import check_fits, read_bytes, short
 
 # What arrays and containers are made of, in all protocols.
 DATA = frozenset(
@@ -101,9 +101,18 @@ def load(path: Path, allowed: frozenset[str]) -> Any:
       Forbidden: the pickle contains another name; nothing was imported or called.
       Damaged: the pickle is cut short or malformed.
     """
+    return load_next(io.BytesIO(read_whole(path)), allowed)
+
+
+def read_whole(path: Path) -> bytes:
+    """Returns the bytes of a file of any size that fits into memory twice over.
+
+    Raises:
+      InputError: it cannot be read or does not fit.
+    """
     size = os.path.getsize(path)
-    check_fits(3 * size, str(path))
-    return load_next(io.BytesIO(read_bytes(path, "pickle", most=size)), allowed)
+    check_fits(3 * size, short(str(path)))
+    return read_bytes(path, "file", most=size)
 
 
 def load_next(

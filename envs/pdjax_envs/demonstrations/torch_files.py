@@ -19,7 +19,7 @@ import numpy as np
 
 from pdjax_envs.demonstrations import pickles
 from pdjax_envs.demonstrations.pickles import Damaged, Record
-from pdjax_envs.reading import MOST_TEXT, check_fits, read_bytes
+from pdjax_envs.reading import MOST_TEXT, InputError, check_fits, short
 
 _TYPES = {
     "torch.FloatStorage": "<f4",
@@ -42,7 +42,12 @@ TENSORS = frozenset(
     }
 )
 # What stands beside the tensors in a checkpoint, such as a setting of its optimiser.
-_ALLOWED = pickles.DATA | TENSORS | {"torch.Size", "torch.device", "builtins.set"}
+_ALLOWED = (
+    pickles.DATA
+    | TENSORS
+    | {"torch.Size", "torch.device", "builtins.set"}
+    | {f"torch.{name}" for name in ("bfloat16", "float16", "float32", "float64", "int64", "bool")}
+)
 _PICKLES_BEFORE = 3  # in the older layout: magic number, protocol, sizes of types
 _MAGIC = 0x1950A86A20F9469CFC6C
 
@@ -68,11 +73,10 @@ def load(path: Path) -> Saved:
       Damaged: it is not such a file, or it is cut short.
     """
     if not zipfile.is_zipfile(path):
-        content = read_bytes(path, "checkpoint", most=1 << 40)
-        return _load_old(content, _ALLOWED)
+        return _load_old(pickles.read_whole(path), _ALLOWED)
     try:
         with zipfile.ZipFile(path) as archive:
-            return _load_archive(archive, str(path))
+            return _load_archive(archive, short(str(path)))
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
         raise Damaged(f"{type(error).__name__}: {error}") from None
 
@@ -155,7 +159,9 @@ def array(value: Any, storages: Mapping[str, np.ndarray] | None = None) -> np.nd
             return array(value.args[0], storages)
         if named == "torch._utils._rebuild_tensor_v2":
             return _tensor(*value.args[:4], storages=storages)
-    except (AttributeError, IndexError, KeyError, TypeError, RecursionError) as error:
+    except InputError:
+        raise
+    except (LookupError, AttributeError, TypeError, ValueError, RecursionError) as error:
         raise Damaged(f"{named}: {type(error).__name__} {error}") from None
     return pickles.array(value)
 

@@ -73,13 +73,13 @@ def shape_from(
       ConfigError: a setting is missing or invalid, or larger than the weights allow.
     """
     if lacking := [name for name in names.values() if name not in values]:
-        raise ConfigError(f"{path} lacks {', '.join(lacking)}")
+        raise ConfigError(f"{short(str(path))} lacks {', '.join(lacking)}")
     try:
         shape = options.build(cls, {ours: values[name] for ours, name in names.items()} | more)
         _check_sizes(shape, weights)
         shape.validate()
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{short(str(path))}: {short(str(error), 220)}") from None
     return shape
 
 

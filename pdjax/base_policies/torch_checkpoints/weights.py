@@ -79,7 +79,7 @@ class Weights(NamedTuple):
         if left := sorted(self.arrays):
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""
             raise ConfigError(
-                f"{self.path} holds {left[0]}{more}, which this architecture does not use"
+                f"{self.path} holds {short(left[0])}{more}, which this architecture does not use"
             )
 
 

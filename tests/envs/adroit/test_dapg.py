@@ -59,6 +59,20 @@ def test_a_pickle_and_an_npz_of_the_same_weights_act_the_same_bit_for_bit(files)
     np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.parametrize("protocol", range(6))
+def test_pickles_of_any_protocol_hold_the_same_weights(tmp_path, weights, protocol):
+    path = tmp_path / "point.pickle"
+    path.write_bytes(mjrl_pickle.dumps(weights, protocol=protocol))
+    policy = dapg.read(path)
+    np.testing.assert_array_equal(policy.layers[0][0], weights["w0"])
+    np.testing.assert_array_equal(policy.log_std, weights["log_std"].astype(np.float32))
+
+
+def test_another_function_between_the_layers_is_refused(tmp_path, weights):
+    (tmp_path / "x.pickle").write_bytes(mjrl_pickle.dumps(weights, activation="relu"))
+    refuse(tmp_path / "x.pickle", "its layers are joined by relu, expected tanh")
+
+
 def test_actions_follow_the_published_formula(files, weights):
     obs = np.random.default_rng(2).normal(size=(50, 3))
     x = (obs - weights["in_shift"]) / (weights["in_scale"] + 1e-8)
@@ -188,6 +202,29 @@ def test_weights_that_do_not_fit_are_refused(files, weights, name, value):
     weights[name] = value
     np.savez(files[1], **{n: a for n, a in weights.items() if a is not None})
     refuse(files[1], "is not a readable DAPG policy|cannot read policy .* Object arrays")
+
+
+@pytest.mark.parametrize("way", ["encrypted", "header", "claims", "long"])
+def test_arrays_that_cannot_be_read_are_refused(tmp_path, files, way):
+    content = bytearray(files[1].read_bytes())
+    if way == "encrypted":
+        for start in (content.index(b"PK\3\4") + 6, content.index(b"PK\1\2") + 8):
+            content[start] |= 1
+    elif way == "header":
+        content = content.replace(b"'fortran_order': False", b"'fortran_order': Fals(")
+    elif way == "claims":
+        content = content.replace(b"(5, 3), }   ", b"(5, 3000), }")
+    path = files[1].with_name("x" * 300 if way == "long" else "x.npz")
+    if way != "long":
+        path.write_bytes(content)
+    refuse_in_one_line(path)
+
+
+def refuse_in_one_line(path):
+    with pytest.raises(InputError, match=r"no policy at|cannot read policy") as caught:
+        dapg.make_expert(path, POINT)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 320
 
 
 def test_other_files_are_refused(tmp_path):
