@@ -124,8 +124,8 @@ class Import:
 
     checkpoint: Path
     """FILE.pt of policy_decorator's offline scripts, with its args.json in the same folder or the
-    one above (needs torch); or a LeRobot folder with config.json and model.safetensors. No code in
-    the checkpoint is run."""
+    one above; or a LeRobot folder, such as RUN/checkpoints/last/pretrained_model. No code in the
+    checkpoint is run, and torch is not needed."""
     task: str
     """Task that the policy acts in; `pdjax envs` lists the tasks. The policy must take the task's
     observations in the task's order."""

@@ -71,6 +71,11 @@ def train_base_policy(
         check_directory(out)
     env = registry.make(task, physics)
     found = store.read(demos, env.task)
+    if failed := sum(t.success is not None and not t.success.any() for t in found):
+        terminal.say(
+            f"{failed} of {len(found)} demonstrations do not succeed; the policy imitates them all,"
+            " so remove those that it should not learn from"
+        )
     episodes = [(t.obs, t.actions) for t in found]
     description = imitation_directory.describe(config, task, episodes)
     trainer = imitation.make_trainer(episodes, config)

@@ -5,6 +5,7 @@ of pdjax's own kinds, so refining it does not need torch. This file is not pure:
 files, and prints.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pdjax.rollout import intervals
 from pdjax.types import BasePolicy
 from pdjax_envs import registry
 from pdjax_envs.demonstrations import store
+from pdjax_envs.reading import is_file, short
 from pdjax_envs.task import Task
 
 
@@ -37,7 +39,7 @@ def import_checkpoint(
     """Reads a checkpoint, tries the policy and writes it to a directory for `base_policy.path`.
 
     Args:
-      checkpoint: a .pt file of policy_decorator, or a LeRobot folder.
+      checkpoint: a .pt file of policy_decorator, or a LeRobot folder, see `find`.
       task: name of the policy's task.
       out: the directory to write, new or empty.
       play: how the policy is tried.
@@ -76,19 +78,42 @@ def import_checkpoint(
     return _report(out, found, policy, where, (successes, play.episodes))
 
 
+def find(path: Path) -> Path:
+    """Returns the .pt file, or the folder of LeRobot's policy, that a path means.
+
+    LeRobot writes RUN/checkpoints/STEPS/pretrained_model with the policy's files, and
+    RUN/checkpoints/last; any of these will do, or one of the files.
+    """
+    if path.name in ("model.safetensors", "config.json"):
+        return path.parent
+    for inner in (
+        "",
+        "pretrained_model",
+        "last/pretrained_model",
+        "checkpoints/last/pretrained_model",
+    ):
+        if is_file(path / inner / "config.json"):
+            return path / inner
+    return path
+
+
 def read(checkpoint: Path, task: Task, ddim_steps: int = 0) -> Imported:
     """Reads a checkpoint and checks that its sizes are those of the task.
 
     Raises:
       ConfigError: the checkpoint cannot be read, or has other sizes than the task.
+      demonstrations.DataError: its settings name another task or another control mode.
     """
-    importer = lerobot if checkpoint.is_dir() else policy_decorator
+    checkpoint = find(checkpoint)
+    importer = lerobot if os.path.isdir(checkpoint) else policy_decorator
     found = importer.read(checkpoint, ddim_steps)
     if ddim_steps and found.kind != "diffusion":
         raise ConfigError(
             f"--ddim-steps got {ddim_steps}, but {checkpoint} holds a policy of kind {found.kind},"
             " which has no denoising steps; leave --ddim-steps out"
         )
+    holder = f"{short(str(checkpoint))} holds a policy"
+    store.check_origin(holder, found.tasks, found.control_modes, task)
     sizes = {
         "observation": (len(found.params["obs_mean"]), task.obs_dim),
         "action": (found.act_dim, task.act_dim),
