@@ -328,19 +328,10 @@ def test_our_trainer_refines_a_policy_on_a_brax_environment():
     assert (np.asarray(state.replay.storage.reward) > 0).any()
 
 
-def _replicated(tree, devices):
-    """Brax 0.14.2 calls `jax.device_put_replicated`, which JAX 0.10 has taken away."""
-    mesh = jax.sharding.Mesh(np.array(devices), ("devices",))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
-    return jax.tree.map(lambda x: jax.device_put(jnp.stack([x] * len(devices)), sharding), tree)
-
-
 @pytest.mark.slow
-def test_braxs_own_sac_trains_on_an_adroit_task(monkeypatch):
+def test_braxs_own_sac_trains_on_an_adroit_task():
     from brax.training.agents.sac import networks, train
 
-    if not hasattr(jax, "device_put_replicated"):
-        monkeypatch.setattr(jax, "device_put_replicated", _replicated, raising=False)
     seen = []
     network_factory: Any = functools.partial(
         networks.make_sac_networks, hidden_layer_sizes=(64, 64)
