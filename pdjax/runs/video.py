@@ -17,14 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pdjax_envs.drawing import HEIGHT, WIDTH, RenderError
+
 BACKENDS = ("egl", "osmesa")
-WIDTH, HEIGHT = 480, 400  # pixels of one side
 LARGEST = 1280  # pixels of a frame's width; a wide grid has smaller pictures
 LINGER = 12  # control steps shown after a success
-
-
-class RenderError(RuntimeError):
-    """Rendering is not possible on this machine; the message says what to install."""
 
 
 class Side(NamedTuple):
