@@ -327,7 +327,7 @@ def compare(runs: Sequence[AnyRun], *, threshold: float = 0.9) -> comparing.Comp
 
 @plain_numbers()
 def export(
-    run: AnyRun,
+    run: AnyRun | SavedPolicy,
     out: str | Path,
     *,
     episodes: int = 100,
@@ -336,10 +336,10 @@ def export(
     base: BasePolicy | None = None,
     progress: bool = False,
 ) -> SavedPolicy:
-    """Writes the refined policy of a finished run as files that need JAX but not pdjax.
+    """Writes the refined policy of a finished run, or a base policy, as files without pdjax.
 
     Args:
-      run: the run, or its directory.
+      run: the run or its directory; or a base policy's directory, to export that policy alone.
       out: directory to write, new or empty.
       episodes: number of episodes that set the limit of the fail-safe and try what was written.
       seed: seed of these episodes.
@@ -397,11 +397,13 @@ def _path(base: SavedPolicy | Path | str) -> str:
     return str(base.directory if isinstance(base, SavedPolicy) else base)
 
 
-def _directory(run: AnyRun, base: BasePolicy | None = None) -> tuple[Path, BasePolicy | None]:
+def _directory(
+    run: AnyRun | SavedPolicy, base: BasePolicy | None = None
+) -> tuple[Path, BasePolicy | None]:
     """Returns a run's directory, and its base policy if that exists in memory only."""
     if isinstance(run, Run):
         return run.directory, base if base is not None else run.base
-    return Path(run), base
+    return Path(_path(run)), base
 
 
 def _shown(progress: bool) -> contextlib.AbstractContextManager[None]:

@@ -22,6 +22,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import pdjax
 from pdjax.base_policies import settings
+from pdjax.base_policies.foreign import hanging, user_code
 from pdjax.commands.table import COMMANDS, GROUPS, Command
 from pdjax.config import files as configs
 from pdjax.config import options as schema
@@ -293,13 +294,24 @@ def _keep_traceback() -> str:
     return f"traceback in {Path(file.name)}"
 
 
+def _run(command: Command) -> dict[str, Any]:
+    """Runs a command; code of the user's that fails in it becomes the user's mistake."""
+    try:
+        return command.run()
+    except (Exception, SystemExit) as error:
+        found = user_code.cause(error)
+        if found is error:
+            raise
+        raise found from None
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     try:
         command, as_json = _parse(sys.argv[1:] if argv is None else argv)
         process_settings.prepare()
         with contextlib.redirect_stdout(sys.stderr):
-            result = command.run()
+            result = _run(command)
         if as_json:
             from pdjax.devices import processes
             from pdjax.output import terminal
@@ -332,6 +344,7 @@ def _unraisable(event: Any) -> None:
 def program() -> NoReturn:
     """Runs the command that the process was started with, and exits with its code."""
     sys.unraisablehook = _unraisable
+    hanging.watch()
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -190,7 +190,8 @@ class Screen:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Writes the refined policy of a run for deployment: one file that needs JAX but not pdjax.
+    """Writes the refined policy of a run, or a base policy, for deployment: files that need JAX but
+    not pdjax.
 
     The exported policy has a fail-safe, and can also serve as a base policy.
     """
@@ -198,7 +199,8 @@ class Export:
     EXAMPLE: ClassVar[str] = "pdjax export runs/peg_fast-seed0 --out deployed"
 
     run_directory: Path
-    """Finished run directory of `pdjax train`, or the folder run/ of a `pdjax quickstart`."""
+    """Finished run directory of `pdjax train`, or the folder run/ of a `pdjax quickstart`; or a
+    base policy's directory, to export that policy alone."""
     out: Path
     """Directory to write, new or empty: policy.jaxexport (for CPU, CUDA and TPU, with any number of
     robots), init_carry.jaxexport, policy.json, and a README.md that shows how to call them.

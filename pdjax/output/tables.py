@@ -107,7 +107,7 @@ def show_exported(found: Mapping[str, Any]) -> None:
     low, high = found["ci"]
     say(
         f"{found['policy']}: success_once {found['success']:.1%} [{low:.1%}, {high:.1%}] over"
-        f" {found['episodes']} episodes, {found['run_success']:.1%} in the run; fail-safe above"
+        f" {found['episodes']} episodes, {found['run_success']:.1%} before; fail-safe above"
         f" {found['drift_limit']:.1%} far numbers, tripped in {found['trips']:,} of"
         f" {found['decisions']:,} decisions"
     )
