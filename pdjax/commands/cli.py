@@ -29,6 +29,7 @@ from pdjax.config import schema as fields
 from pdjax.config.options import ConfigError, Option
 from pdjax.config.presets import PRESETS
 from pdjax.sweep import spec
+from pdjax.training import stopping
 from pdjax_envs.reading import InputError
 
 _DESCRIPTION = "Refine a frozen robot policy online with a bounded residual policy, trained in JAX."
@@ -266,18 +267,12 @@ def _explain(error: Exception) -> int:
     known = isinstance(error, InputError)  # what the user can correct
     code = 2 if known else 1
     text = " ".join(str(error).split())
-    if not known and _is_stop(error):
-        code, text = 3, f"{text}; the same command with --resume continues from there"
+    if isinstance(error, stopping.Stopped):
+        code, text = stopping.STOPPED, f"{text}; {stopping.CONTINUES}"
     if code == 1 and type(error).__name__ != "RenderError":
         text = f"failed with {type(error).__name__}: {text[:300]}; {_keep_traceback()}"
     print(f"pdjax: {text}", file=sys.stderr)
     return code
-
-
-def _is_stop(error: Exception) -> bool:
-    from pdjax.training.stopping import Stopped
-
-    return isinstance(error, Stopped)
 
 
 def _keep_traceback() -> str:
@@ -295,11 +290,12 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     try:
         command, as_json = _parse(sys.argv[1:] if argv is None else argv)
-        from pdjax.devices import process_settings
+        with stopping.listening(getattr(command, "is_resumable", False)):
+            from pdjax.devices import process_settings
 
-        process_settings.prepare()
-        with contextlib.redirect_stdout(sys.stderr):
-            result = command.run()
+            process_settings.prepare()
+            with contextlib.redirect_stdout(sys.stderr):
+                result = command.run()
         if as_json:
             from pdjax.devices import processes
             from pdjax.output import terminal
@@ -329,11 +325,16 @@ def _unraisable(event: Any) -> None:
 
 def program() -> NoReturn:
     """Runs the command that the process was started with, and exits with its code."""
+    from pdjax.output import terminal
+
     sys.unraisablehook = _unraisable
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code == 1:
+    terminal.forgive()
+    try:
+        code = main()
+    except SystemExit as end:  # --help and --version
+        code = end.code
+    terminal.flush()
+    if code in (1, stopping.STOPPED):
         # An interrupted computation still calls back into Python, which must not be torn down.
         os._exit(code)
     sys.exit(code)

@@ -63,7 +63,7 @@ def wrap(source: str, task: str, out: Path, declared: dict[str, Any], play: Play
     env = registry.make(task, play.physics, terminate_on_success=False)
     about, files, parts = read_source(source, env.task, declared)
     base = assemble.assemble(parts, about)
-    obs, actions, successes = try_aloud(env, base, play, (source, "fix the policy"))
+    obs, actions, seen = try_aloud(env, base, play, (source, "fix the policy"))
     std = np.maximum(obs.std(axis=0), STD_FLOOR)
     about = dataclasses.replace(
         about, obs_mean=tuple(obs.mean(axis=0).tolist()), obs_std=tuple(std.tolist())
@@ -72,7 +72,7 @@ def wrap(source: str, task: str, out: Path, declared: dict[str, Any], play: Play
     for name, path in files.items():
         (shutil.copytree if path.is_dir() else shutil.copyfile)(path, out / name)
     description.write(out, about)
-    return _report(out, about, base, (actions, successes, play.episodes))
+    return _report(out, about, base, (actions, seen, play.episodes))
 
 
 def read_source(
@@ -140,8 +140,7 @@ def try_aloud(env: Env, base: BasePolicy, play: Play, said: tuple[str, str]):
       said: the policy's name and the advice in the error message.
 
     Returns:
-      Observations (n, obs_dim) and base actions (n, chunk_dim) of all decisions, and the number of
-      episodes with success.
+      Observations (n, obs_dim) and base actions (n, chunk_dim) of all decisions, and the episodes.
 
     Raises:
       ConfigError: the policy returns NaN or infinite actions.
@@ -155,14 +154,14 @@ def try_aloud(env: Env, base: BasePolicy, play: Play, said: tuple[str, str]):
         raise ConfigError(
             f"{source} returned NaN actions on observations of {env.task.name}; {advice}"
         )
-    return obs, actions, int(seen.success_once.sum())
+    return obs, actions, seen
 
 
 def _report(out: Path, about: Description, base: BasePolicy, tried: tuple) -> dict[str, Any]:
     """Prints and returns the findings."""
-    actions, successes, episodes = tried
+    actions, seen, episodes = tried
     crowded = float((np.abs(actions) >= 1).mean())
-    found = intervals.base_summary(successes, episodes)
+    found = intervals.base_summary(seen)
     way, microseconds = load.cost(base, episodes)
     terminal.say(
         f"{out}: {about.kind} policy for {about.task}, obs_horizon {about.obs_horizon},"
