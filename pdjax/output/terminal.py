@@ -106,7 +106,12 @@ def _discard(stream: Any) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-console = Console(file=Forgiving(lambda: sys.stderr), highlight=False, markup=False, emoji=False)
+def _stderr() -> Any:
+    """Returns stderr, or what is behind it while a live bar stands before it."""
+    return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+
+
+console = Console(file=Forgiving(_stderr), highlight=False, markup=False, emoji=False)
 
 
 def mute() -> None:
