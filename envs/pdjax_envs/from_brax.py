@@ -111,6 +111,7 @@ def _make_task(theirs: Any, name: str, episode_steps: int) -> Task:
         observe=lambda episode, physics: _observation(name, physics.raw.obs),
         rewards={"dense": lambda episode, physics: {"reward": physics.raw.reward}},
         success=lambda episode, physics: _success(physics.raw),
+        has_success="success" in example.metrics or "success" in example.info,
     )
 
 

@@ -171,7 +171,7 @@ def make_engine(scene: Scene, physics: str = "auto") -> Engine:
 def make(
     name: str,
     physics: str = "auto",
-    reward: str = "success",
+    reward: str = "",
     terminate_on_success: bool = True,
     shift: str = "",
 ) -> Env:
@@ -181,7 +181,7 @@ def make(
       name: the task.
       physics: the physics engine, or `auto`. A task with physics of its own accepts only `auto` or
         the name of its own engine.
-      reward: see `task.make_env`.
+      reward: see `task.make_env`; "" = `success`, or `dense` if the task has no success.
       terminate_on_success: see `task.make_env`.
       shift: perturbations joined by +, see `shifts`; "" means none.
 
@@ -189,6 +189,7 @@ def make(
       UnknownName: no such task, engine, reward or shift, or the engine is not installed.
     """
     task = make_task(name)
+    reward = reward or ("success" if task.has_success else "dense")
     if reward != "success" and reward not in task.rewards:
         kinds = ", ".join(["success", *task.rewards])
         raise UnknownName(

@@ -22,7 +22,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import pdjax
 from pdjax.base_policies import settings
-from pdjax.base_policies.foreign import hanging, user_code
+from pdjax.base_policies.foreign import user_code
 from pdjax.commands.table import COMMANDS, GROUPS, Command
 from pdjax.config import files as configs
 from pdjax.config import options as schema
@@ -31,6 +31,7 @@ from pdjax.config.options import ConfigError, Option
 from pdjax.config.presets import PRESETS
 from pdjax.devices import process_settings
 from pdjax.sweep import spec
+from pdjax.training import stopping
 from pdjax_envs.names import suggest
 from pdjax_envs.reading import InputError, short
 
@@ -270,17 +271,12 @@ def _explain(error: Exception) -> int:
     known = isinstance(error, InputError)  # what the user can correct
     code = 2 if known else 1
     text = short(str(error), _LONGEST - len("pdjax: "))  # its end says what to do
-    if not known and _is_stop(error):
-        code, text = 3, f"{text}; the same command with --resume continues from there"
+    if isinstance(error, stopping.Stopped):
+        code, text = stopping.STOPPED, f"{text}; {stopping.CONTINUES}"
     if code == 1 and type(error).__name__ != "RenderError":
         text = f"failed with {type(error).__name__}: {short(text, 200)}; {_keep_traceback()}"
     print(f"pdjax: {text}", file=sys.stderr)
     return code
-
-
-def _is_stop(error: Exception) -> bool:
-    module = sys.modules.get("pdjax.training.stopping")  # nothing stops before it is imported
-    return module is not None and isinstance(error, module.Stopped)
 
 
 def _keep_traceback() -> str:
@@ -309,9 +305,10 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     try:
         command, as_json = _parse(sys.argv[1:] if argv is None else argv)
-        process_settings.prepare()
-        with contextlib.redirect_stdout(sys.stderr):
-            result = _run(command)
+        with stopping.listening(getattr(command, "is_resumable", False)):
+            process_settings.prepare()
+            with contextlib.redirect_stdout(sys.stderr):
+                result = _run(command)
         if as_json:
             from pdjax.devices import processes
             from pdjax.output import terminal
@@ -343,12 +340,16 @@ def _unraisable(event: Any) -> None:
 
 def program() -> NoReturn:
     """Runs the command that the process was started with, and exits with its code."""
+    from pdjax.output import terminal
+
     sys.unraisablehook = _unraisable
-    hanging.watch()
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code == 1:
+    terminal.forgive()
+    try:
+        code = main()
+    except SystemExit as end:  # --help and --version
+        code = end.code
+    terminal.flush()
+    if code in (1, stopping.STOPPED):
         # An interrupted computation still calls back into Python, which must not be torn down.
         os._exit(code)
     sys.exit(code)

@@ -49,6 +49,11 @@ class Imitate:
     physics: Physics = "auto"
     """Physics engine of the evaluations."""
 
+    @property
+    def is_resumable(self) -> bool:
+        """Whether --resume continues what a signal stops."""
+        return self.eval_every > 0
+
     def run(self) -> dict[str, Any]:
         """Trains, evaluates and writes."""
         from pdjax.prepare import imitate

@@ -52,6 +52,11 @@ class Train:
     run's directory or in mlflow.db beside it, unless WANDB_MODE or MLFLOW_TRACKING_URI say
     otherwise."""
 
+    @property
+    def is_resumable(self) -> bool:
+        """Whether --resume continues what a signal stops."""
+        return not self.plan
+
     def run(self) -> dict[str, Any]:
         """Trains, evaluates and writes."""
         from pdjax.config import files as configs
@@ -247,6 +252,11 @@ class Sweep:
     """Continues the sweep in --out, whatever stopped it. Starts the sweep if there is none."""
     dry_run: bool = False
     """Only prints the trials, and estimates their time and memory on this machine."""
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether --resume continues what a signal stops."""
+        return not self.dry_run
 
     def run(self) -> dict[str, Any]:
         """Sweeps or reports."""

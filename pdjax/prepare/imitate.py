@@ -99,8 +99,7 @@ def train_base_policy(
     }
     if eval_episodes:
         play = make_play(make_playing(env, best))
-        success = play(FINAL_SEED, eval_episodes).success_once
-        summary |= intervals.base_summary(int(success.sum()), eval_episodes)
+        summary |= intervals.base_summary(play(FINAL_SEED, eval_episodes))
         tables.show_base(summary, f"{out}: ")
     write_result(out, summary)
     imitation_directory.finish(out, best, last if config.eval_every else None, config, task)
@@ -114,7 +113,7 @@ def _train(
     state = trainer.init()
     policy = trainer.make_policy(state)
     play = make_play(make_playing(env, policy))
-    kept, done = imitation_directory.Kept(state, policy.params, np.float32(-1)), 0
+    kept, done = imitation_directory.Kept(state, policy.params, np.float32(-np.inf)), 0
     saved = imitation_directory.checkpoints(out) if config.eval_every else None
     if saved is not None:
         found = saved.restore(kept)
@@ -135,8 +134,8 @@ def _train(
             if due:
                 params = trainer.make_policy(state).params
                 won = play(INTERIM_SEED, config.interim_episodes, base_params=params)
-                success = np.float32(won.success_once.mean())
-                record["success_once"] = float(success)
+                success = np.float32(won.score)
+                record["success_once" if won.success_once is not None else "return"] = won.score
                 if success >= kept.success:  # among equals the one that was trained longer
                     kept = kept._replace(best=params, success=success)
             records.add_record(curve, {"step": done, **record})

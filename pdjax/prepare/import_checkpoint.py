@@ -21,6 +21,7 @@ from pdjax.output import tables, terminal
 from pdjax.output.paths import check_directory, new_directory
 from pdjax.prepare.wrap import Play, try_aloud
 from pdjax.rollout import intervals
+from pdjax.rollout.evaluate import Evaluation
 from pdjax.types import BasePolicy
 from pdjax_envs import registry
 from pdjax_envs.demonstrations import store
@@ -64,7 +65,7 @@ def import_checkpoint(
         known, where = imitation.statistics(episodes), str(demos)
     policy = make_policy(found, env.task)
     adapted = adapt(policy, _adaptation(found, policy))
-    obs, _, successes = try_aloud(
+    obs, _, seen = try_aloud(
         env,
         adapted,
         play,
@@ -75,7 +76,7 @@ def import_checkpoint(
     new_directory(out)
     adaptation = _adaptation(found, policy, known)
     imitation.save_imported(out, policy, found.shape, task, adaptation)
-    return _report(out, found, policy, where, (successes, play.episodes))
+    return _report(out, found, policy, where, seen)
 
 
 def find(path: Path) -> Path:
@@ -142,7 +143,7 @@ def _adaptation(found: Imported, policy: BasePolicy, statistics=None) -> Adaptat
 
 
 def _report(
-    out: Path, found: Imported, policy: BasePolicy, where: str, tried: tuple[int, int]
+    out: Path, found: Imported, policy: BasePolicy, where: str, seen: Evaluation
 ) -> dict[str, Any]:
     """Prints and returns the findings."""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(policy.params)) - 2 * policy.obs_dim
@@ -154,7 +155,7 @@ def _report(
         f" {pred_horizon}" + (f", {steps} DDIM steps" if steps else "")
     )
     terminal.say(f"observation statistics for the residual policy come from {where}")
-    success = intervals.base_summary(*tried)
+    success = intervals.base_summary(seen)
     tables.show_base(success)
     return {
         "policy": str(out),

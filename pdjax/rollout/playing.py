@@ -134,6 +134,11 @@ def _load(config: Config, base: BasePolicy | None) -> tuple[Env, BasePolicy]:
     schema.validate(config)
     task = config.task
     env = registry.make(task.name, task.physics, task.reward, task.terminate_on_success, task.shift)
+    if task.reward == "success" and not env.task.has_success:
+        raise ConfigError(
+            f"{task.name} has no success, so task.reward=success would always be 0; set"
+            f" task.reward={' or '.join(env.task.rewards)}"
+        )
     if base is None:
         base = load_base(config.base_policy, env.task)
     return env, step_by_step(base) if config.decorator.residual_per == "control_step" else base

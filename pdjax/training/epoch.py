@@ -234,9 +234,12 @@ def _train_epoch(
     metrics |= {
         "episodes": episodes,
         "train_success": jnp.sum(counts["successes"]) / jnp.maximum(episodes, 1),
+        "cut_episodes": jnp.sum(counts["cut_episodes"]),
+        "reward": jnp.sum(counts["reward"]) / parts.config.train.decisions_per_epoch,
         "bad_actions": jnp.sum(counts["bad_actions"]),
         "overflows": jnp.sum(counts["overflows"]),
-        "anomalies": jnp.sum(counts["anomalies"]) / jnp.sum(counts["control_steps"]),
+        "anomalies": jnp.sum(counts["anomalies"])
+        / jnp.maximum(jnp.sum(counts["control_steps"]), 1),
         "drift": jnp.sum(counts["far_numbers"]) / observed,
         "exploration_prob": _exploration(state),
         "decision_steps": state.decision_steps,
