@@ -5,7 +5,6 @@ Training is pure; saving and loading are not. This file knows no simulator.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable
 from functools import partial
@@ -27,8 +26,11 @@ from pdjax.config.seeds import shift_seed
 from pdjax.devices import exhaustion
 from pdjax.output import checkpoint
 from pdjax.types import Array, BasePolicy, Key, Params
-from pdjax_envs.reading import check_fits
+from pdjax_envs import reading, writing
+from pdjax_envs.reading import InputError, check_fits
 
+FILE = "policy.json"
+MOST_NUMBERS = 1_000_000  # in one observation or action, far beyond any robot's
 STD_FLOOR = 1e-2  # small changes of a constant entry (the robot's base) must not become large
 
 MAKERS: dict[str, Callable[..., TrainablePolicy]] = {
@@ -290,7 +292,7 @@ def save_imported(
 def _write(directory: Path, policy: BasePolicy, description: dict[str, Any]) -> None:
     description = description | {"obs_dim": policy.obs_dim, "act_dim": policy.act_dim}
     checkpoint.save(directory / "params", policy.params)
-    (directory / "policy.json").write_text(json.dumps(description, indent=2) + "\n")
+    writing.write_json(directory / FILE, description)
 
 
 def load(directory: Path, act_horizon: int = 0) -> tuple[BasePolicy, str]:
@@ -308,17 +310,18 @@ def load(directory: Path, act_horizon: int = 0) -> tuple[BasePolicy, str]:
       schema.ConfigError: the policy does not predict `act_horizon` steps.
     """
     try:
-        description = json.loads((directory / "policy.json").read_text())
+        description = reading.read_json_object(directory / FILE, "base policy")
         name = description["kind"]
         shape = options.build(KINDS[name], description["imitation"]["policy"])
-        obs_dim, act_dim = int(description["obs_dim"]), int(description["act_dim"])
+        obs_dim, act_dim = (_size(description, key) for key in ("obs_dim", "act_dim"))
         task = str(description["task"])
         around = description.get("adaptation")
         adaptation = options.build(Adaptation, around) if around else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f" ({error})" if isinstance(error, InputError) else ""
         raise checkpoint.CheckpointError(
-            f"no usable base policy in {directory}: expected policy.json and params/ as written by"
-            " `pdjax imitate` or `pdjax import`"
+            f"no usable base policy in {directory}{why}: expected policy.json and params/ as"
+            " written by `pdjax imitate` or `pdjax import`"
         ) from None
     shape = _with_act_horizon(name, shape, act_horizon)
     shape.validate()
@@ -327,6 +330,16 @@ def load(directory: Path, act_horizon: int = 0) -> tuple[BasePolicy, str]:
     like = abstract_params(kind, obs_dim, act_dim)
     policy = kind.make_policy(checkpoint.restore(directory / "params", like))
     return adapt(policy, adaptation) if adaptation else policy, task
+
+
+def _size(description: dict[str, Any], name: str) -> int:
+    """Returns the number of entries of an observation or of an action."""
+    size = description[name]
+    if type(size) is not int or not 0 < size <= MOST_NUMBERS:
+        raise InputError(
+            f"{name} is {reading.short(size)}, expected a count of at most {MOST_NUMBERS:,}"
+        )
+    return size
 
 
 def _with_act_horizon(name: str, shape: PolicyConfig, act_horizon: int) -> PolicyConfig:

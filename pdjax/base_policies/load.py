@@ -89,7 +89,8 @@ def check_links(directory: Path, names: Sequence[str] = ("",)) -> None:
 
 def is_foreign(directory: Path) -> bool:
     """Returns whether a directory holds a policy that pdjax did not train."""
-    return description.peek(directory).get("kind") in description.KINDS
+    kind = description.peek(directory).get("kind")
+    return isinstance(kind, str) and kind in description.KINDS
 
 
 def is_policy(directory: Path) -> bool:

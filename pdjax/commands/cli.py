@@ -8,6 +8,7 @@ import _thread
 import argparse
 import contextlib
 import dataclasses
+import errno
 import inspect
 import json
 import os
@@ -43,6 +44,7 @@ unexpected failure also writes its traceback to a file, which the line names.
 
 exit codes: 0 done, 1 failed, 2 bad input, 3 stopped on request and saved
 """
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE}  # no mistake of ours
 _WIDTH = 100  # characters in a line of help
 _LONGEST = 300  # characters of a mistake's line
 
@@ -273,7 +275,10 @@ def _explain(error: Exception) -> int:
     text = short(str(error), _LONGEST - len("pdjax: "))  # its end says what to do
     if isinstance(error, stopping.Stopped):
         code, text = stopping.STOPPED, f"{text}; {stopping.CONTINUES}"
-    if code == 1 and type(error).__name__ != "RenderError":
+    if isinstance(error, OSError) and error.errno in DISK:
+        where = f" ({short(str(error.filename))})" if error.filename else ""
+        text = f"{error.strerror}{where}; what was saved before is kept; mend that and try again"
+    elif code == 1 and type(error).__name__ not in ("RenderError", "NotSavedError"):
         text = f"failed with {type(error).__name__}: {short(text, 200)}; {_keep_traceback()}"
     print(f"pdjax: {text}", file=sys.stderr)
     return code

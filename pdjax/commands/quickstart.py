@@ -9,7 +9,8 @@ from pdjax.base_policies.settings import ImitationConfig
 from pdjax.config import files as configs
 from pdjax.config.seeds import shift_seed
 from pdjax.output import plots, tables, terminal
-from pdjax.output.paths import new_directory, write_result
+from pdjax.output.paths import new_directory
+from pdjax.output.run_directory import write_result
 from pdjax.prepare import demonstrate, imitate
 from pdjax.runs import render
 from pdjax.runs.video import RenderError

@@ -22,7 +22,8 @@ class Train:
     config: str
     """YAML file, or name of a config that comes with pdjax."""
     out: Path | None = None
-    """Run directory; new or empty. Default: runs/CONFIG-seedN."""
+    """Run directory; new or empty. Default: runs/CONFIG-seedN; with --resume and a run's own
+    config.yaml, the directory of that run."""
     set: tuple[str, ...] = ()
     """Changes values: section.key=value, with the value in YAML. One --set takes several values;
     --set may be repeated."""
@@ -65,7 +66,10 @@ class Train:
         members = configs.load_members(self.config, self.set, self.members)
         name = f"{Path(self.config).stem}-seed{members[0].seed}"
         several = len(members) > 1
-        out = self.out or Path("runs") / (f"{name}-{len(members)}members" if several else name)
+        out = Path("runs") / (f"{name}-{len(members)}members" if several else name)
+        if self.resume and Path(self.config).name == "config.yaml":  # of the run that it lies in
+            out = Path(self.config).parent
+        out = self.out or out
         from pdjax.output import terminal, trackers
 
         trackers.use(self.track)

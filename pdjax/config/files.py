@@ -18,6 +18,7 @@ from pdjax.config.options import ConfigError
 from pdjax.config.presets import PRESETS
 from pdjax.config.schema import Config, describe, validate
 from pdjax.config.seeds import shift_seed
+from pdjax_envs import writing
 from pdjax_envs.names import suggest
 from pdjax_envs.reading import is_file, short
 
@@ -199,19 +200,6 @@ def load_of_run(directory: Path, overrides: typing.Sequence[str] = ()) -> Config
         raise error if named else ConfigError(f"{short(str(path))}: {error}") from None
 
 
-def check_base_of_run(directory: Path) -> None:
-    """Checks that a run's directory holds a copy of its base policy.
-
-    Raises:
-      ConfigError: it does not: the policy existed only in memory.
-    """
-    if not (directory / "base_policy").is_dir():
-        raise ConfigError(
-            f"{directory} refines a base policy that existed only in memory; pass it as base= to"
-            " pdjax.resume, pdjax.evaluate or pdjax.export"
-        )
-
-
 def configs() -> dict[str, Path]:
     """Returns the files of the shipped run configs by name.
 
@@ -244,7 +232,7 @@ def _shipped(folder: str) -> list[Path]:
 def save(config: Config, path: Path) -> None:
     """Writes a config to a YAML file, from which `load` reads it back unchanged."""
     data = json.loads(json.dumps(dataclasses.asdict(config)))  # YAML knows lists, not tuples
-    path.write_text(yaml.safe_dump(data, sort_keys=False))
+    writing.write_text(path, yaml.safe_dump(data, sort_keys=False))
 
 
 def flat(config: Config) -> dict[str, Any]:

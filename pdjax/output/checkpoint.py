@@ -17,14 +17,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from pdjax.devices import processes
+from pdjax.output import checkpoint_handler, digests
+from pdjax.output.records import UNREADABLE, free_name
 from pdjax_envs.reading import InputError
 
 # What TensorStore's messages begin with where memory or the file system failed; "UNKNOWN" stands
 # for any error of the operating system that has no name of its own. Damage has other names.
 PASSING = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "UNKNOWN", "PERMISSION_DENIED", "DEADLINE_EXCEEDED")
 
-# Endings of checkpoints that were set aside; Orbax leaves such names alone.
-NEWER, UNREADABLE = ".newer", ".unreadable"
+# Ending of checkpoints that were set aside, like `UNREADABLE`; Orbax leaves such names alone.
+NEWER = ".newer"
 
 
 class CheckpointError(InputError):
@@ -80,7 +82,7 @@ class Checkpoints:
         problem = ""
         try:
             self._manager = self._manager or self._open()
-            saved = ocp.args.StandardSave(jax.tree.map(_plain, tree))
+            saved = checkpoint_handler.Save(jax.tree.map(_plain, tree))
             self._manager.save(step, args=ocp.args.Composite(tree=saved))
             if wait:
                 self._manager.wait_until_finished()
@@ -146,7 +148,7 @@ class Checkpoints:
                 if step > after:
                     path = self._directory / str(step)
                     why = unreadable.get(step)
-                    aside = _free_name(path, NEWER if why is None else UNREADABLE)
+                    aside = free_name(path, NEWER if why is None else UNREADABLE)
                     path.rename(aside)
                     lines.append(f"{why or f'checkpoint {path} is not used'}; kept as {aside.name}")
 
@@ -161,10 +163,19 @@ class Checkpoints:
             self._manager.reload()
         return lines
 
-    def close(self) -> None:
-        """Waits for the last write."""
-        if self._manager is not None:
-            self._manager.close()
+    def close(self) -> str:
+        """Waits for the last write; returns why it failed, or nothing."""
+        manager, self._manager = self._manager, None
+        try:
+            if manager is not None:
+                manager.close()
+        except Exception as error:  # a full disk raises many kinds
+            return _first_line(error)
+        return ""
+
+    def has(self, step: int) -> bool:
+        """Returns whether there is a complete checkpoint of this number."""
+        return step in self._steps()
 
     def _open(self) -> ocp.CheckpointManager:
         # With several processes, background writers of two directories at once were seen to wait
@@ -174,7 +185,9 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             enable_async_checkpointing=not processes.is_shared(),
         )
-        return ocp.CheckpointManager(self._directory, options=options)
+        return ocp.CheckpointManager(
+            self._directory, options=options, item_handlers={"tree": checkpoint_handler.Handler()}
+        )
 
     def _finish_writing(self) -> None:
         """Waits for the last write; one that failed has left nothing to read."""
@@ -191,6 +204,11 @@ class Checkpoints:
         except FileNotFoundError:
             return []
         except OSError as error:
+            if not self._directory.is_dir():  # a file, or a link to nowhere
+                raise CheckpointError(
+                    f"{self._directory} is no directory ({_first_line(error)}), expected one of"
+                    " checkpoints; move it away"
+                ) from None
             raise _try_again(self._directory, error) from None
         return [int(name) for name in names if name.isdecimal()]
 
@@ -220,8 +238,32 @@ def save(path: Path, tree: Any) -> None:
     path = Path(path).absolute()
     if path.exists():
         raise CheckpointError(f"{path} exists already; choose another directory or remove it")
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path, jax.tree.map(_plain, tree))
+    with ocp.Checkpointer(checkpoint_handler.Handler()) as checkpointer:
+        checkpointer.save(path, args=checkpoint_handler.Save(jax.tree.map(_plain, tree)))
+
+
+def is_intact(path: Path) -> bool:
+    """Returns whether a directory written by `save` is there, and as it was written."""
+    try:
+        _check_digests(path)
+    except (CheckpointError, OSError):
+        return False
+    return path.is_dir()
+
+
+def _check_digests(path: Path) -> None:
+    """Compares the files of a checkpoint with their digests.
+
+    Raises:
+      CheckpointError: a file is missing or has changed.
+    """
+    try:
+        digests.check(path, path / digests.FILE)
+    except InputError as error:
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read ({error}); replace it by a good copy or make it"
+            " again"
+        ) from None
 
 
 def restore(path: Path, like: Any) -> Any:
@@ -241,6 +283,7 @@ def restore(path: Path, like: Any) -> Any:
     try:
         if not path.is_dir():
             raise CheckpointError(f"no checkpoint at {path}")
+        _check_digests(path)
         target = jax.tree.map(_abstract, like)
         handler, reader = _make_reader()
         with reader:
@@ -287,16 +330,6 @@ def _try_again(path: Path, error: BaseException) -> TryAgainError:
         f"cannot read {path} now ({_first_line(error)}); nothing was changed, so try again when"
         " there is memory and the file system works"
     )
-
-
-def _free_name(path: Path, ending: str) -> Path:
-    """`path` with an ending, and a number where that name is taken."""
-    wanted = path.with_name(path.name + ending)
-    found, count = wanted, 1
-    while found.exists():
-        count += 1
-        found = wanted.with_name(f"{wanted.name}-{count}")
-    return found
 
 
 def _first_line(error: BaseException) -> str:

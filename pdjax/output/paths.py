@@ -1,15 +1,23 @@
-"""Where results go: checks before any work that nothing will be overwritten, and writes JSON.
+"""Where results go: checks before any work that nothing will be overwritten.
 
 Separate, so that every command treats its output the same way.
 """
 
-import json
 import math
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pdjax.config.options import ConfigError
+from pdjax_envs import writing
+from pdjax_envs.reading import reason
+
+LOCK = "lock"  # name of the file that keeps a second process out of a directory, see `lock`
+
+
+class NotSavedError(Exception):
+    """Says in one line what could not be written; everything else was done."""
 
 
 def check_directory(directory: Path) -> None:
@@ -19,7 +27,7 @@ def check_directory(directory: Path) -> None:
       ConfigError: the directory exists and is not empty, or it cannot be written.
     """
     try:
-        if directory.is_dir() and any(directory.iterdir()):
+        if directory.is_dir() and any(path.name != LOCK for path in directory.iterdir()):
             raise ConfigError(f"{directory} is not empty; choose another --out or remove it")
         _probe(directory)
     except OSError as error:
@@ -64,30 +72,17 @@ def _probe(directory: Path) -> None:
     nearest = next(
         folder for folder in (directory, *directory.absolute().parents) if folder.exists()
     )
-    probe = nearest / ".pdjax-probe"
-    probe.touch()
-    probe.unlink()
+    with tempfile.NamedTemporaryFile(prefix=writing.ASIDE, dir=nearest):
+        pass
 
 
 def _unwritable(path: Path, error: OSError) -> ConfigError:
-    reason = error.strerror or str(error)
-    return ConfigError(f"cannot write to {path}: {reason}; choose another --out")
-
-
-def write_result(directory: Path, summary: Mapping[str, Any]) -> None:
-    """Writes `result.json`."""
-    write_json(directory / "result.json", summary)
-
-
-def read_result(directory: Path) -> dict[str, Any]:
-    """Reads `result.json`; returns an empty dict if there is none."""
-    path = directory / "result.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return ConfigError(f"cannot write to {path}: {reason(error)}; choose another --out")
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Writes a file of strict JSON."""
-    path.write_text(json.dumps(plain(values), indent=2) + "\n")
+    """Writes a file of strict JSON, complete or not at all."""
+    writing.write_json(path, plain(values))
 
 
 def plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ import numpy as np
 
 from pdjax.output.records import read_metrics, read_records
 from pdjax.output.tables import told_gain
+from pdjax_envs.writing import aside
 
 
 def plot_screening(
@@ -247,7 +248,8 @@ def _subplots(*grid: int, figsize: tuple[float, float], **more: Any):
 def _save(figure: Any, path: Path) -> Path:
     """Writes a figure as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with aside(path) as written:
+        figure.savefig(written, dpi=150)
     return path
 
 

@@ -1,22 +1,25 @@
-"""Reports a run's numbers to W&B or MLflow as they come: optional, and offline by default.
+"""Reports a run's numbers to those who follow them: TensorBoard, and W&B or MLflow if asked for.
 
-Nothing leaves this machine unless the tracker's own environment variables (WANDB_MODE,
-MLFLOW_TRACKING_URI) say so. The only state here is which tracker this process uses.
+Whatever fails here, the run goes on without it. Nothing leaves this machine unless the tracker's
+own environment variables (WANDB_MODE, MLFLOW_TRACKING_URI) say so. The only state here is which
+tracker this process uses.
 """
 
 import importlib.util
-import json
 import os
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
-from pdjax.config.options import ConfigError, flatten
+from pdjax.config.options import ConfigError, flatten, read_yaml
+from pdjax_envs import reading, writing
+from pdjax_envs.reading import InputError
 
 PROJECT = "pdjax"  # name of W&B's project and MLflow's experiment, unless one is set
+
+FLUSH_S = 30.0  # s after which TensorBoard sees what is new
 
 _chosen = "none"
 
@@ -53,16 +56,28 @@ def follow(directory: Path, say: Callable[[str], None]) -> Tracker | None:
     Returns:
       The run in the tracker; None without a tracker.
     """
-    return None if _chosen == "none" else _Careful(directory, say)
+    make = _KINDS.get(_chosen)
+    return _Careful(_chosen, lambda: make(directory), say) if make else None
+
+
+def tensorboard(directory: Path, begin: int, say: Callable[[str], None]) -> Tracker:
+    """Opens `tb/` of a run directory for TensorBoard.
+
+    Args:
+      directory: of the run.
+      begin: decisions that the run goes on from; TensorBoard drops what it has of later ones.
+      say: see `follow`.
+    """
+    return _Careful("tb", lambda: _TensorBoard(directory, begin), say)
 
 
 class _Careful:
     """A tracker that does nothing after its first failure, such as a lost server or a full disk."""
 
-    def __init__(self, directory: Path, say: Callable[[str], None]):
-        self._name, self._say = _chosen, say
+    def __init__(self, name: str, make: Callable[[], Tracker], say: Callable[[str], None]):
+        self._name, self._say = name, say
         self._tracker: Tracker | None = None
-        self._try(lambda: setattr(self, "_tracker", _KINDS[self._name](directory)))
+        self._try(lambda: setattr(self, "_tracker", make()))
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:
         tracker = self._tracker
@@ -78,9 +93,47 @@ class _Careful:
         try:
             action()
         except Exception as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            self._say(f"{self._name} failed ({first}); the run continues without it")
+            self._say(
+                f"{self._name} failed ({reading.reason(error)}); the run continues without it"
+            )
             self._tracker = None
+
+
+class _TensorBoard:
+    """TensorBoard: event files in `tb/`.
+
+    Written from here and not by tensorboardX's own thread, which waits forever once a full disk has
+    ended it.
+    """
+
+    def __init__(self, directory: Path, begin: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        folder = directory / "tb"
+        folder.mkdir(exist_ok=True)
+        self._events = EventsWriter(str(folder / "events"), f".{os.getpid()}.{begin}")
+        restart = SessionLog(status=SessionLog.SessionStatus.Value("START"))
+        self._write(Event(step=begin + 1, session_log=restart))
+        self._events.flush()
+        self._flushed = time.monotonic()
+
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._events.write_event(event)
+
+    def log(self, scalars: Mapping[str, float], step: int) -> None:
+        from tensorboardX import summary
+        from tensorboardX.proto.event_pb2 import Event
+
+        for name, value in scalars.items():
+            self._write(Event(step=step, summary=summary.scalar(name, value)))
+        if time.monotonic() - self._flushed > FLUSH_S:
+            self._events.flush()
+            self._flushed = time.monotonic()
+
+    def close(self, failed: bool) -> None:
+        self._events.close()
 
 
 class _Wandb:
@@ -145,14 +198,17 @@ _KINDS: dict[str, Callable[[Path], Tracker]] = {"wandb": _Wandb, "mlflow": _Mlfl
 def _known(directory: Path, tracker: str, make: Callable[[], str]) -> str:
     """Returns the name of a run in a tracker: from `trackers.json`, or a new one."""
     path = directory / "trackers.json"
-    names = json.loads(path.read_text()) if path.is_file() else {}
-    if tracker not in names:
+    try:
+        names = reading.read_json_object(path, "trackers") if path.is_file() else {}
+    except InputError:  # then the run begins anew in the tracker
+        names = {}
+    if not isinstance(names.get(tracker), str):
         names[tracker] = make()
-        path.write_text(json.dumps(names) + "\n")
+        writing.write_json(path, names)
     return names[tracker]
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
     """Returns a run's `config.yaml` by dotted keys."""
     path = directory / "config.yaml"
-    return flatten(yaml.safe_load(path.read_text())) if path.is_file() else {}
+    return flatten(read_yaml(path, "config", "sections of keys")) if path.is_file() else {}

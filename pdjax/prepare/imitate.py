@@ -12,8 +12,9 @@ import numpy as np
 
 from pdjax.base_policies import imitation
 from pdjax.base_policies.settings import ImitationConfig
-from pdjax.output import plots, records, tables, terminal
-from pdjax.output.paths import check_directory, new_directory, read_result, write_result
+from pdjax.output import lock, plots, records, tables, terminal
+from pdjax.output.paths import check_directory, new_directory
+from pdjax.output.run_directory import read_result, write_result
 from pdjax.prepare import imitation_directory
 from pdjax.rollout import intervals
 from pdjax.rollout.playing import make_play, make_playing
@@ -83,6 +84,20 @@ def train_base_policy(
         new_directory(out)
         if config.eval_every:
             imitation_directory.start(out, description)
+    with lock.held(out):
+        return _make(env, trainer, len(found), config, out, eval_episodes)
+
+
+def _make(
+    env: Env,
+    trainer: imitation.Trainer,
+    demonstrations: int,
+    config: ImitationConfig,
+    out: Path,
+    eval_episodes: int,
+) -> dict[str, Any]:
+    """Trains and evaluates a policy, and writes it to a directory that has been begun."""
+    task = env.task.name
     start = time.monotonic()
     best, last = _train(env, trainer, config, out)
     wall_s = time.monotonic() - start
@@ -92,7 +107,7 @@ def train_base_policy(
         "task": task,
         "policy": str(out),
         "kind": config.kind,
-        "episodes": len(found),
+        "episodes": demonstrations,
         "steps": trained["step"],
         "seed": config.seed,
         "wall_s": wall_s,
@@ -122,6 +137,7 @@ def _train(
             terminal.say(f"{line}; going on from step {done:,}")
     curve = out / "imitation.jsonl"
     records.drop_records(curve, "step", done)
+    lines = records.Lines(curve)
     with (
         closing(saved) if saved is not None else nullcontext(),
         terminal.progress("imitating", config.steps, "steps") as bar,
@@ -138,7 +154,7 @@ def _train(
                 record["success_once" if won.success_once is not None else "return"] = won.score
                 if success >= kept.success:  # among equals the one that was trained longer
                     kept = kept._replace(best=params, success=success)
-            records.add_record(curve, {"step": done, **record})
+            lines.add({"step": done, **record})
             if due and saved is not None:
                 terminal.say_unsaved(saved.save(done, kept))
             bar.update(done, _note(record))

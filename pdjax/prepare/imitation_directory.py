@@ -22,7 +22,10 @@ from pdjax.base_policies.settings import ImitationConfig
 from pdjax.config.options import ConfigError
 from pdjax.output import checkpoint
 from pdjax.output.checkpoint import Checkpoints
+from pdjax.output.run_directory import read_result
 from pdjax.types import BasePolicy, Params
+from pdjax_envs import reading, writing
+from pdjax_envs.reading import InputError
 
 
 class Kept(NamedTuple):
@@ -52,8 +55,8 @@ def describe(config: ImitationConfig, task: str, episodes: imitation.Episodes) -
 def start(directory: Path, description: Mapping[str, Any]) -> None:
     """Writes what is trained, as `describe` returns it."""
     folder = directory / "training"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n")
+    folder.mkdir(exist_ok=True)
+    writing.write_json(folder / "config.json", dict(description))
 
 
 def checkpoints(directory: Path) -> Checkpoints:
@@ -76,18 +79,21 @@ def is_finished(directory: Path, config: ImitationConfig, task: str) -> bool:
     Raises:
       ConfigError: the directory holds the result of a training with other settings.
     """
-    if not (directory / "result.json").is_file():
-        return False
+    try:
+        if not read_result(directory):
+            return False
+    except InputError as error:
+        if (directory / "training").is_dir():  # its training can go on, and evaluates it again
+            return False
+        raise ConfigError(f"{error}; remove that file, or choose another --out") from None
     wanted = json.loads(json.dumps(imitation.describe(config, task)))  # as it is read back
     return _holds(directory, directory / "policy.json", wanted)
 
 
 def _holds(directory: Path, path: Path, description: Mapping[str, Any]) -> bool:
     try:
-        started = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return False
-    if not isinstance(started, dict):
+        started = reading.read_json_object(path, "training")
+    except InputError:
         return False
     difference = _difference(started, description)
     if difference:

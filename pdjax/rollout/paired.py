@@ -14,6 +14,8 @@ from pdjax.rollout import intervals
 from pdjax.rollout.evaluate import Evaluation
 from pdjax.rollout.playing import Playing, make_play, no_residual
 from pdjax.types import Params
+from pdjax_envs.reading import InputError, read_npz, short
+from pdjax_envs.writing import aside
 
 EPISODES = "episodes.npz"  # the file's name in a run's directory
 OUTCOMES = (
@@ -24,6 +26,8 @@ OUTCOMES = (
     "saturation",
     "returns",
 )
+SUCCESS = ("success_once", "success_at_end")  # a task may be without these
+SIDES = ("base", "refined")
 
 
 class Paired(NamedTuple):
@@ -68,11 +72,12 @@ def save_paired(path: Path, paired: Paired) -> None:
     """
     arrays = {
         f"{side}_{name}": value
-        for side in ("base", "refined")
+        for side in SIDES
         for name in OUTCOMES
         if (value := getattr(getattr(paired, side), name)) is not None
     }
-    np.savez(path, seed=paired.seed, **arrays)
+    with aside(path) as written:
+        np.savez(written, seed=paired.seed, **arrays)
 
 
 def read_paired(path: Path, summary: Mapping[str, Any]) -> Paired:
@@ -81,13 +86,26 @@ def read_paired(path: Path, summary: Mapping[str, Any]) -> Paired:
     Args:
       path: the file.
       summary: the evaluation's `Paired.summary`, which names the task and the physics engine.
+
+    Raises:
+      InputError: the file is damaged, or holds something else.
     """
-    with np.load(path) as found:
-        base, refined = (
-            Evaluation(**{name: found.get(f"{side}_{name}") for name in OUTCOMES}, qpos=None)
-            for side in ("base", "refined")
+    found: Any = read_npz(path, "episodes")
+    optional = () if "base_success_once" in found else SUCCESS
+    names = [f"{side}_{name}" for side in SIDES for name in OUTCOMES if name not in optional]
+    sizes = {found[name].shape for name in names if name in found}
+    whole = found.keys() >= {"seed", *names} and len(sizes) == 1 and found["seed"].shape == ()
+    if not whole or any(found[name].dtype.kind not in "bfiu" for name in ("seed", *names)):
+        raise InputError(
+            f"cannot read episodes {short(str(path))}: expected seed and arrays of one length for"
+            f" {', '.join(OUTCOMES)} of both policies; evaluate the run again with `pdjax eval`"
         )
-        return Paired(summary["task"], summary["physics"], int(found["seed"]), base, refined)
+    base, refined = (
+        Evaluation(**{name: found.get(f"{side}_{name}") for name in OUTCOMES}, qpos=None)
+        for side in SIDES
+    )
+    task, physics = (str(summary.get(name, "")) for name in ("task", "physics"))
+    return Paired(task, physics, int(found["seed"]), base, refined)
 
 
 def play_paired(

@@ -18,7 +18,8 @@ from pdjax.config import files as configs
 from pdjax.config.presets import PRESETS
 from pdjax.config.schema import Config, ConfigError
 from pdjax.output import plots, records, tables, terminal
-from pdjax.output.paths import check_file, read_result
+from pdjax.output.paths import check_file
+from pdjax.output.run_directory import read_result_of_run
 from pdjax.rollout.intervals import score_of
 from pdjax.runs import curves
 
@@ -156,6 +157,7 @@ def read(directory: Path) -> Read:
 
     Raises:
       ConfigError: the directory is no run, or the run has no interim evaluation.
+      InputError: one of its files is damaged.
     """
     config = configs.load_of_run(directory)
     evaluations = records.read_metrics(directory, "eval")
@@ -170,7 +172,7 @@ def read(directory: Path) -> Read:
     # The length of a decision is a setting, whether the config or the policy's directory sets it.
     found["base_policy.act_horizon"] = config.base_policy.act_horizon or act_horizon
     is_rate = evaluations[0]["success_once"] is not None
-    return Read(directory, found, curve, is_rate, read_result(directory))
+    return Read(directory, found, curve, is_rate, read_result_of_run(directory))
 
 
 def settings(config: Config) -> dict[str, Any]:

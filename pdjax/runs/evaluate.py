@@ -8,7 +8,7 @@ from typing import Any
 
 from pdjax.config import files as configs
 from pdjax.output import terminal
-from pdjax.output.paths import read_result
+from pdjax.output.run_directory import read_result_of_run
 from pdjax.rollout.paired import Paired, play_paired
 from pdjax.runs.load import load_refined
 from pdjax.types import BasePolicy
@@ -39,7 +39,7 @@ def evaluate_run(
     Raises:
       ConfigError, checkpoint.CheckpointError: see `load_refined`.
     """
-    trained_with = read_result(directory).get("physics")
+    trained_with = read_result_of_run(directory).get("physics")
     refined = load_refined(directory, physics, shift, base)
     playing = refined.playing
     if trained_with not in (None, playing.env.engine):

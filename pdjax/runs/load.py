@@ -17,7 +17,7 @@ from pdjax.devices.sharding import make_playing_mesh
 from pdjax.modules import is_finite
 from pdjax.output import checkpoint, records
 from pdjax.output.checkpoint import CheckpointError
-from pdjax.output.paths import read_result
+from pdjax.output.run_directory import check_base, read_result_of_run
 from pdjax.rollout.paired import EPISODES, Paired, read_paired
 from pdjax.rollout.playing import Playing, load_playing
 from pdjax.types import BasePolicy, Params
@@ -79,10 +79,11 @@ def load_run(directory: Path | str, base: BasePolicy | None = None) -> Run:
 
     Raises:
       ConfigError: the directory is no run.
+      InputError: one of its files is damaged.
     """
     directory = Path(directory)
     config = configs.load_of_run(directory)
-    summary = read_result(directory)
+    summary = read_result_of_run(directory)
     episodes = directory / EPISODES
     evaluation = read_paired(episodes, summary) if summary and episodes.is_file() else None
     curve, metrics = (
@@ -109,7 +110,7 @@ def load_refined(
     overrides += [f"task.shift={'' if shift == 'none' else shift!r}"] if shift else []
     config = configs.load_of_run(directory, overrides)
     if base is None:
-        configs.check_base_of_run(directory)
+        check_base(directory)
     playing = load_playing(config, make_playing_mesh(config), base)
     like = jax.eval_shape(playing.sac.init, jax.random.key(0)).actor
     actor = checkpoint.restore(directory / "residual", like)

@@ -13,11 +13,16 @@ import numpy as np
 from pdjax.config import files as configs
 from pdjax.config.options import ConfigError
 from pdjax.output import plots, records, tables, terminal
-from pdjax.output.paths import read_result
+from pdjax.output.paths import write_json
+from pdjax.output.run_directory import read_result_of_run
 from pdjax.rollout.intervals import score_of
 from pdjax.runs import compare, curves
 from pdjax.sweep import spec as sweep_spec
+from pdjax_envs import reading, writing
+from pdjax_envs.reading import InputError
 
+TRIAL, STARTS, STATUS = "trial.json", "starts.jsonl", "status.txt"  # files of a trial
+STATUSES = ("unfinished", "ended early", "failed")  # of trials without a result
 FEW = 4  # finished trials that importances need at least
 DRAWN = 10  # settings of each task whose curves are drawn, the best ones
 
@@ -108,7 +113,7 @@ def _settings(names: Sequence[str], trials: list[dict[str, Any]]) -> list[dict[s
 
 
 def _directories(out: Path) -> list[Path]:
-    return sorted(path.parent for path in out.glob("trials/*/trial.json"))
+    return sorted(path.parent for path in out.glob(f"trials/*/{TRIAL}"))
 
 
 def _trial(spec: sweep_spec.Spec, directory: Path) -> dict[str, Any]:
@@ -117,17 +122,22 @@ def _trial(spec: sweep_spec.Spec, directory: Path) -> dict[str, Any]:
     runs = [path.parent for path in sorted(places)]
     by_run = {str(run): records.read_metrics(run, "eval") for run in runs}
     known = [curve for curve in by_run.values() if curve]
-    results = [result for run in runs if (result := read_result(run))]
+    results = [result for run in runs if (result := read_result_of_run(run))]
     finished = bool(results) and len(results) == len(runs)
-    ended = directory / "status.txt"
-    status = ended.read_text().strip() if ended.is_file() else "unfinished"
-    values = json.loads((directory / "trial.json").read_text())
+    ended = directory / STATUS
+    status = reading.read_text(ended, "status").strip() if ended.is_file() else "unfinished"
+    if status not in STATUSES:
+        raise InputError(
+            f"cannot read status {reading.short(str(ended))}: it says {reading.short(status)},"
+            f" expected one of {', '.join(STATUSES)}; remove it"
+        )
+    values = _values(directory)
     row = {
         "trial": directory.name,
         "task": sweep_spec.make_members(spec, values)[0].task.name,
         "values": values,
         "status": "finished" if finished else status,
-        "starts": len(records.read_records(directory / "starts.jsonl")),
+        "starts": len(records.read_records(directory / STARTS)),
         "members": len(runs),
         "runs": [run for run, curve in by_run.items() if curve],
         "successes": [],
@@ -162,6 +172,21 @@ def _trial(spec: sweep_spec.Spec, directory: Path) -> dict[str, Any]:
     return row | {"success": _mean(row["successes"])}
 
 
+def _values(directory: Path) -> dict[str, Any]:
+    """Returns what a trial sets, from its `trial.json`.
+
+    Raises:
+      InputError: the file cannot be read, or names no config.
+    """
+    values = reading.read_json_object(directory / TRIAL, "trial")
+    if not isinstance(values.get("config"), str):
+        raise InputError(
+            f"cannot read trial {reading.short(str(directory / TRIAL))}: it names no config; move"
+            " the trial's directory away"
+        )
+    return values
+
+
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
@@ -177,7 +202,7 @@ def _write_tables(out: Path, names: list[str], found: list[dict[str, Any]], file
         }
         for row in found
     ]
-    (out / "trials.json").write_text(json.dumps(flat, indent=2) + "\n")
+    write_json(out / "trials.json", flat)
     files.append("trials.json")
     try:
         import pyarrow
@@ -187,7 +212,8 @@ def _write_tables(out: Path, names: list[str], found: list[dict[str, Any]], file
         return
     for row in flat:  # a column has one type
         row |= {name: _plain(row[name]) for name in names}
-    parquet.write_table(pyarrow.Table.from_pylist(flat), out / "trials.parquet")
+    with writing.aside(out / "trials.parquet") as written:
+        parquet.write_table(pyarrow.Table.from_pylist(flat), written)
     files.append("trials.parquet")
 
 
@@ -200,7 +226,7 @@ def _write_best(
         best = next(row for row in settings if row["task"] == task)
         if best["status"] != "finished":
             continue
-        trial = json.loads((out / "trials" / best["trials"][0] / "trial.json").read_text())
+        trial = _values(out / "trials" / best["trials"][0])
         path = out / (f"best_{_in_name(task)}.yaml" if len(tasks) > 1 else "best.yaml")
         configs.save(sweep_spec.make_members(spec, trial)[0], path)
         files.append(path.name)

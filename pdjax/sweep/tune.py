@@ -6,7 +6,6 @@ after each loss) and `run/`. Ray only decides what runs where and when; a lost t
 its run's own checkpoints. `report` reads the directories.
 """
 
-import json
 import logging
 import os
 import socket
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pdjax.config.options import ConfigError
-from pdjax.output import records, terminal, trackers
+from pdjax.output import lock, records, terminal, trackers
 from pdjax.output.paths import check_directory, new_directory
 from pdjax.rollout.intervals import score_of
 from pdjax.sweep import report
@@ -26,6 +25,7 @@ from pdjax.sweep.spec import Settings, Spec
 from pdjax.training import run
 from pdjax.training.loop import Epoch
 from pdjax.training.stopping import Stopped
+from pdjax_envs import reading, writing
 
 METRIC = "success_once"  # or the return; mean over the members' latest interim evaluations
 RAY = "ray"  # folder of Ray's own records in a sweep's directory
@@ -55,7 +55,8 @@ def sweep(spec_path: Path, out: Path, address: str = "", resume: bool = False) -
     trackers.use(spec.settings.track)
     tune = _import_tune(spec.settings)
     begun = resume and (out / "sweep.yaml").is_file()
-    if begun and (out / "sweep.yaml").read_text() != spec_path.read_text():
+    text = reading.read_text(spec_path, "sweep")
+    if begun and reading.read_text(out / "sweep.yaml", "sweep") != text:
         raise ConfigError(
             f"cannot resume {out}: its sweep.yaml differs from {spec_path}; use the same"
             " file, or choose another --out"
@@ -65,11 +66,13 @@ def sweep(spec_path: Path, out: Path, address: str = "", resume: bool = False) -
     with _cluster(address, spec.settings) as where:
         if not begun:
             new_directory(out)
-            (out / "sweep.yaml").write_text(spec_path.read_text())
-        terminal.say(f"sweeping on {where}; each trial's log: {out}/trials/ID/log.txt")
-        logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the loggers switched off
-        tuner = _make_tuner(tune, spec, out.resolve())
-        tuner.fit()
+            writing.write_text(out / "sweep.yaml", text)
+        with lock.held(out):
+            terminal.say(f"sweeping on {where}; each trial's log: {out}/trials/ID/log.txt")
+            # Ray misses the loggers that are switched off.
+            logging.getLogger("ray.tune").setLevel(logging.ERROR)
+            tuner = _make_tuner(tune, spec, out.resolve())
+            tuner.fit()
     found = report.write(out)
     unfinished = sum(row["status"] == "unfinished" for row in found["trials"])
     if unfinished:
@@ -197,7 +200,7 @@ def _make_tuner(tune: Any, spec: Spec, out: Path) -> Any:
             storage_path=str(out),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=settings.restarts),
-            callbacks=[_make_progress(tune, len(planned) if planned else settings.samples, out)],
+            callbacks=[_make_progress(tune, len(planned) if planned else settings.samples)],
         ),
     )
 
@@ -240,9 +243,10 @@ def _trial(values: Mapping[str, Any], job: Mapping[str, str]) -> None:
     trackers.use(spec.settings.track)
     directory = out / "trials" / tune.get_context().get_trial_id()
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "trial.json").write_text(json.dumps(dict(values)) + "\n")
+    writing.write_json(directory / report.TRIAL, dict(values))
     start = {"time": time.time(), "host": socket.gethostname(), "pid": os.getpid()}
-    records.add_record(directory / "starts.jsonl", start)
+    records.drop_records(directory / report.STARTS)
+    records.add_record(directory / report.STARTS, start)
 
     def watch(epochs: Sequence[Epoch]) -> None:
         scores = [e.evaluation.score for e in epochs if e.evaluation is not None]
@@ -262,7 +266,7 @@ def _trial(values: Mapping[str, Any], job: Mapping[str, str]) -> None:
     )
 
 
-def _make_progress(tune: Any, total: int, out: Path) -> Any:
+def _make_progress(tune: Any, total: int) -> Any:
     """Makes a progress line over trials, which also notes how trials without a result end."""
 
     class Line(tune.Callback):
@@ -288,7 +292,10 @@ def _make_progress(tune: Any, total: int, out: Path) -> Any:
             self._bar.close()
 
         def _end(self, trial, status):
-            (out / "trials" / trial.trial_id / "status.txt").write_text(status + "\n")
+            # Not the place at its start: Ray keeps this object, and a sweep may be moved.
+            out = Path(trial.storage.storage_fs_path)
+            path = out / "trials" / trial.trial_id / report.STATUS
+            writing.write_text(path, status + "\n")
             self._done += 1
             self._show()
 

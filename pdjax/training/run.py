@@ -3,45 +3,46 @@
 Every command and the Python library train through this one file; `runs.load` reads the directories
 back. It is not pure.
 
-A run's directory holds `config.yaml`, `base_policy/` (a copy, so that the directory is complete),
-`starts.jsonl` (command, commit, versions and machine of each start), `residual/` (the parameters of
-the best residual policy), `checkpoints/` (to resume from), `metrics.jsonl`, `tb/`,
-`learning_curve.png`, `episodes.npz` (outcomes of the final evaluation) and, written last,
-`result.json`. Each of several members of one program has such a directory.
+A run's directory holds `config.yaml`, `base_policy/` (a copy, so that the directory is complete)
+and its digests, `lock` (which process trains it), `starts.jsonl` (command, commit, versions and
+machine of each start), `residual/` (the parameters of the best residual policy), `checkpoints/` (to
+resume from), `metrics.jsonl`, `tb/`, `learning_curve.png`, `episodes.npz` (outcomes of the final
+evaluation) and, written last, `result.json`. Each of several members of one program has such a
+directory.
 """
 
 import dataclasses
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pdjax.base_policies import load
 from pdjax.base_policies.foreign import exported
-from pdjax.config import files as configs
 from pdjax.config.schema import BasePolicyConfig, Config, ConfigError
 from pdjax.devices import processes
-from pdjax.output import checkpoint, plots, records, terminal
-from pdjax.output.paths import (
-    check_directory,
-    new_directory,
-    read_result,
-    write_json,
-    write_result,
-)
+from pdjax.output import checkpoint, plots, records, run_directory, terminal
+from pdjax.output.checkpoint import Checkpoints
+from pdjax.output.paths import NotSavedError, check_directory, write_json
+from pdjax.output.run_directory import read_result_of_run
 from pdjax.rollout.paired import EPISODES, Paired, play_paired, save_paired
 from pdjax.rollout.playing import check_sizes
-from pdjax.training import memory_plan
+from pdjax.training import memory_plan, start
+from pdjax.training.build import Run as Built
 from pdjax.training.build import build
 from pdjax.training.compiled import prepare
 from pdjax.training.loop import OnEpoch, refine
 from pdjax.training.members import check as check_members
 from pdjax.training.members import varied
-from pdjax.training.run_in_progress import Member
+from pdjax.training.run_in_progress import CHECKPOINTS, Member, Progress
 from pdjax.types import BasePolicy
-from pdjax_envs import registry
+from pdjax_envs import reading, registry
+
+MEMBERS = "members.json"
+MOST_SAID = 400  # characters of a message about what could not be written
 
 
 class Result(NamedTuple):
@@ -124,9 +125,10 @@ def run(
       base: the base policy, if it exists in memory; None = read it from `base_policy.path`.
 
     Raises:
-      ConfigError: the directory is not empty, cannot be written or holds another run; or see
-        `plan`.
+      ConfigError: the directory is not empty, cannot be written, is in use by another process or
+        holds another run; or see `plan`.
       stopping.Stopped: the run was asked to stop, and can be resumed.
+      NotSavedError: the run is trained and evaluated, but something could not be written.
     """
     return run_members([config], directory, resume, memory_gib, on_epoch, base)[0]
 
@@ -152,9 +154,10 @@ def run_members(
 
     Raises:
       ConfigError: the configs are not members of one program; or see `run`.
-      stopping.Stopped: see `run`.
+      stopping.Stopped, NotSavedError: see `run`.
     """
     check_members(members)
+    processes.agree(partial(start.check_layout, directory, len(members)))
     if len(members) == 1:
         return _run([Member(members[0], directory)], resume, memory_gib, on_epoch, base)
     if not resume:
@@ -165,7 +168,7 @@ def run_members(
         {"directory": result.directory.name, "set": values, "result": result.summary}
         for values, result in zip(varied(members), results, strict=True)
     ]
-    processes.by_writer(partial(write_json, directory / "members.json", rows))
+    processes.by_writer(partial(write_json, directory / MEMBERS, rows))
     return results
 
 
@@ -176,66 +179,108 @@ def _run(
     on_epoch: OnEpoch | None,
     base: InMemory | None,
 ) -> list[Result]:
-    start = time.monotonic()
-    new, finished = _survey(members, resume)
-    if finished == len(members):
-        first = members[0].directory
-        terminal.say(f"{first.parent if len(members) > 1 else first} is finished already")
-        return [_read(member.directory) for member in members]
-    config, base = _base_to_use(members, new, base)
-    path = base.files if base else Path(config.base_policy.path)
-    built = build(config, base.policy if base else None)
-    if path and members[0].directory.resolve().is_relative_to(path.resolve()):
-        raise ConfigError(
-            f"{members[0].directory} is inside the base policy's directory; choose another --out"
-        )
-    steps, _ = prepare(built, memory_gib, [member.config for member in members])
-    for member in new:
-        processes.by_writer(partial(_begin, *member, path))
-        processes.agree(partial(_check_shared, member.directory))
-    if base or load.is_foreign(Path(config.base_policy.path)):
-        num_envs = config.train.num_envs
-        way, microseconds = load.cost(built.base, num_envs)
-        terminal.say(
-            f"base policy called {way}: {microseconds:,.0f} us per call for {num_envs} environments"
-        )
-    before = time.monotonic() - start
-    ends = refine(members, steps, on_epoch)
-    start = time.monotonic()
+    began = time.monotonic()
+    new, finished = start.survey(members, resume)
+    folder = members[0].directory.parent if len(members) > 1 else members[0].directory
+    if len(finished) == len(members):
+        terminal.say(f"{folder} is finished already")
+        return [Result(m.directory, finished[m.directory]) for m in members]
+    with ExitStack() as locks:
+        hold = partial(processes.by_writer, partial(start.hold, locks, folder))
+        if len(new) < len(members):
+            hold()
+        config, base = _base_to_use(members, new, base)
+        path = base.files if base else Path(config.base_policy.path)
+        built = build(config, base.policy if base else None)
+        if path and members[0].directory.resolve().is_relative_to(path.resolve()):
+            raise ConfigError(
+                f"{members[0].directory} is inside the base policy's directory; choose another"
+                " --out"
+            )
+        steps, _ = prepare(built, memory_gib, [member.config for member in members])
+        if len(new) == len(members) > 1:  # nothing is made before all is known to fit
+            hold()
+        for member in members:
+            begin = partial(start.begin, *member, path, locks) if member in new else None
+            own = partial(start.hold, locks, member.directory) if len(members) > 1 else lambda: None
+            processes.by_writer(begin or own)
+            processes.agree(partial(start.check_shared, member.directory))
+        if base or load.is_foreign(Path(config.base_policy.path)):
+            num_envs = config.train.num_envs
+            way, microseconds = load.cost(built.base, num_envs)
+            terminal.say(
+                f"base policy called {way}: {microseconds:,.0f} us per call for {num_envs}"
+                " environments"
+            )
+        before = time.monotonic() - began
+        ends = refine(members, steps, on_epoch)
+        return _evaluate(members, ends, built, before)
+
+
+def _evaluate(
+    members: Sequence[Member], ends: Sequence[Progress], built: Built, before: float
+) -> list[Result]:
+    """Evaluates trained members and writes what they end with.
+
+    Args:
+      members: the members.
+      ends: the last progress of each.
+      built: what they were trained with.
+      before: seconds that this start took before it trained.
+
+    Raises:
+      NotSavedError: something could not be written; it names each part.
+    """
+    began, config = time.monotonic(), members[0].config
+    lost: list[str] = []
     for member, end in zip(members, ends, strict=True):
-        residual = member.directory / "residual"  # exists if an earlier start ended right here
-        processes.by_writer(partial(shutil.rmtree, residual, ignore_errors=True))
-        checkpoint.save(residual, end.best_actor)
+        _attempt(lost, member.directory / "residual", partial(_save_residual, member, end))
     refined = [(end.best_actor, float(end.state.hyperparams.residual_scale)) for end in ends]
     played = play_paired(built.playing, refined, config.eval.episodes, config.eval.seed)
+    results: list[Result] = []
     for member, end, paired in zip(members, ends, played, strict=True):
-        state, trained = end.state, records.wall_s(member.directory)  # of all starts together
+        directory, state = member.directory, end.state
+        trained = records.wall_s(directory)  # of all starts together
         summary = paired.summary | {
             "seed": member.config.seed,
             "decision_steps": int(state.decision_steps),
             "control_steps": int(state.control_steps),
             "gradient_steps": int(state.sac.gradient_steps),
-            "wall_s": before + trained + time.monotonic() - start,
+            "wall_s": before + trained + time.monotonic() - began,
         }
-        processes.by_writer(partial(_finish, member.directory, paired, summary))
-    return [_read(member.directory) for member in members]
+        if processes.is_writer():
+            _finish(lost, directory, paired, summary)
+        results.append(Result(directory, summary))
+    if processes.any_of(bool(lost)):
+        first = results[0].summary
+        raise NotSavedError(
+            f"trained and evaluated (base {first['base_success']:.1%}, refined"
+            f" {first['refined_success']:.1%}), but not written: {'; '.join(lost)}"[:MOST_SAID]
+            + "; make room, then repeat the command with --resume"
+        )
+    return [Result(directory, read_result_of_run(directory)) for directory, _ in results]
 
 
-def _survey(members: Sequence[Member], resume: bool) -> tuple[list[Member], int]:
-    """Returns the members that have not begun, and the number of those that are finished.
+def _attempt(lost: list[str], path: Path, write: Callable[[], Any]) -> None:
+    """Calls what writes a file or directory; adds to `lost` if that fails."""
+    try:
+        write()
+    except (OSError, ValueError) as error:  # Orbax wraps errors of the file system
+        lost.append(f"{path} ({reading.reason(error)})")
 
-    Raises:
-      ConfigError: a directory cannot be used, see `run`; or the processes of this run differ in
-        their configs or do not see the same run directories.
-    """
-    processes.check_same("config", [repr(member.config) for member in members])
-    begun = processes.agree(lambda: [resume and _is_begun(*member) for member in members])
-    processes.check_same("folder for runs", begun)
-    new = [member for member, is_begun in zip(members, begun, strict=True) if not is_begun]
-    for member in new:
-        processes.by_writer(partial(check_directory, member.directory))
-    finished = [member for member in members if member not in new and read_result(member.directory)]
-    return new, len(finished)
+
+def _save_residual(member: Member, end: Progress) -> None:
+    """Writes `residual/`, in place of what an earlier start left there."""
+    path = member.directory / "residual"
+
+    def clear() -> None:
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+        elif path.exists():
+            shutil.rmtree(path)
+
+    processes.by_writer(clear)
+    checkpoint.save(path, end.best_actor)
 
 
 def _base_to_use(
@@ -256,62 +301,29 @@ def _base_to_use(
     begun = [member.directory for member in members if member not in new]
     if not begun:
         return config, base
-    copy = begun[0] / "base_policy"
+    copy = begun[0] / run_directory.BASE
     if base is None:
-        configs.check_base_of_run(begun[0])
+        run_directory.check_base(begun[0])
     elif not copy.is_dir():
         return config, base
     own = dataclasses.replace(config.base_policy, path=str(copy))
     return dataclasses.replace(config, base_policy=own), None
 
 
-def _finish(directory: Path, paired: Paired, summary: dict[str, Any]) -> None:
-    """Writes the episodes, draws the curve and, last of all, writes `result.json`."""
-    save_paired(directory / EPISODES, paired)
-    plots.plot_learning_curve(directory, summary)
-    write_result(directory, summary)
+def _finish(lost: list[str], directory: Path, paired: Paired, summary: dict[str, Any]) -> None:
+    """Writes the episodes, draws the curve and, last of all, writes `result.json`.
 
-
-def _read(directory: Path) -> Result:
-    """Reads the result of a finished run."""
-    return Result(directory, read_result(directory))
-
-
-def _is_begun(config: Config, directory: Path) -> bool:
-    """Returns whether a directory holds this run, begun or finished.
-
-    Raises:
-      ConfigError: the directory holds a run with another config.
+    Adds to `lost` what cannot be written; a run without its residual has no result either.
     """
-    path = directory / "config.yaml"
-    if not path.is_file():
-        return False
-    copy = (directory / "base_policy").resolve()
-    for name, (got, held) in configs.differences(config, configs.load(str(path))).items():
-        if name == "base_policy.path" and Path(got).resolve() in (copy, Path(held).resolve()):
-            continue
-        raise ConfigError(
-            f"cannot resume {directory}: it was begun with {name}={held!r}, got {got!r};"
-            " give the same config, or choose another --out"
-        )
-    return True
-
-
-def _check_shared(directory: Path) -> None:
-    """Checks that this process sees a run directory that process 0 made."""
-    if not (directory / "config.yaml").is_file():
-        raise ConfigError(
-            f"cannot see {directory}, which process 0 made; all processes must share"
-            " the folder of --out"
-        )
-
-
-def _begin(config: Config, directory: Path, base: Path | None) -> None:
-    """Makes a run directory with the config and a copy of the base policy, or nothing at all."""
-    partial = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    new_directory(partial)
-    if base is not None:
-        shutil.copytree(base, partial / "base_policy")
-    configs.save(config, partial / "config.yaml")
-    partial.replace(directory)
+    done = summary["decision_steps"]
+    if done and not Checkpoints(directory / CHECKPOINTS, 1).has(done):
+        lost.append(f"{directory / CHECKPOINTS}/{done}")
+    if not records.reaches(directory, done):
+        lost.append(f"the end of {directory / records.METRICS}")
+    has_residual = (directory / "residual").is_dir()
+    episodes, curve = directory / EPISODES, directory / "learning_curve.png"
+    _attempt(lost, episodes, partial(save_paired, episodes, paired))
+    _attempt(lost, curve, partial(plots.plot_learning_curve, directory, summary))
+    if has_residual:
+        result = directory / run_directory.RESULT
+        _attempt(lost, result, partial(run_directory.write_result, directory, summary))

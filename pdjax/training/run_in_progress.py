@@ -15,16 +15,20 @@ import jax
 import numpy as np
 
 from pdjax.config.schema import Config
+from pdjax.devices import processes
 from pdjax.modules import is_finite
 from pdjax.output import records, terminal
 from pdjax.output.checkpoint import Checkpoints
-from pdjax.output.paths import plain
+from pdjax.output.paths import NotSavedError, plain
 from pdjax.rollout import intervals
 from pdjax.rollout.evaluate import Evaluation
 from pdjax.rollout.playing import Play, no_residual
 from pdjax.training import guard
 from pdjax.training.epoch import TrainState
 from pdjax.types import Metrics, Params
+
+CHECKPOINTS = "checkpoints"  # name of the folder in a run's directory
+STARTS = "starts.jsonl"
 
 
 class Progress(NamedTuple):
@@ -108,7 +112,7 @@ class Refinement:
         self.index, self._label = index, label
         self._steps = steps
         self._base: Evaluation | None = None
-        self._newest = Checkpoints(self.directory / "checkpoints", self.config.checkpoint.keep)
+        self._newest = Checkpoints(self.directory / CHECKPOINTS, self.config.checkpoint.keep)
         self._best = Checkpoints(self.directory / "best", keep=1)
         self._unreadable: dict[int, str] = {}  # numbers of newer checkpoints -> why
         self.score = math.nan
@@ -151,8 +155,25 @@ class Refinement:
           made_by: command, versions and machine of this start, see `provenance.describe`.
         """
         self._log, self._start = log, time.monotonic() - log.wall_s
-        records.add_record(self.directory / "starts.jsonl", made_by)
-        records.drop_records(self.directory / "audit.jsonl", "decision_steps", log.begin)
+        records.drop_records(self.directory / STARTS)
+        records.Lines(self.directory / STARTS).add(made_by)
+        self._has_starts = (self.directory / STARTS).is_file()
+        audit = self.directory / "audit.jsonl"
+        records.drop_records(audit, "decision_steps", log.begin)
+        self._audit_log = records.Lines(audit)
+
+    def check_there(self) -> None:
+        """Checks that the run's directory still exists; all processes must call it together.
+
+        Raises:
+          NotSavedError: it does not, so nothing of the run can be kept.
+        """
+        is_gone = self._has_starts and not (self.directory / STARTS).is_file()
+        if processes.any_of(is_gone):
+            raise NotSavedError(
+                f"{self.directory} was removed or moved while its run trained, so the training"
+                f" ended after {self.done:,} decisions; resume it where it is now, or begin again"
+            )
 
     def meet(self, base: Evaluation | None) -> None:
         """Takes the base policy's interim evaluation, before the first epoch.
@@ -208,6 +229,7 @@ class Refinement:
 
     def add_epoch(self, metrics: Mapping[str, Any]) -> None:
         """Records the metrics of an epoch and counts its decisions and successes."""
+        self.check_there()
         values = {name: float(value) for name, value in metrics.items()}
         self.done = int(values.pop("decision_steps"))
         self._write("train", values)
@@ -310,7 +332,7 @@ class Refinement:
             "done": action,
             **verdict._asdict(),
         }
-        records.add_record(self.directory / "audit.jsonl", record)
+        self._audit_log.add(record)
         found = plain(verdict.numbers)
         terminal.say(f"{self._label}guard: {verdict.rule} {found}: {action}")
 
@@ -339,12 +361,13 @@ class Refinement:
           wait: return only when the checkpoint is on disk.
         """
         self.progress = self.progress._replace(since_save=np.int32(0))
+        self._log.flush()  # no checkpoint is ahead of the records
         terminal.say_unsaved(self._newest.save(self.done, self.progress, wait))
 
     def close(self) -> None:
         """Waits for the checkpoints that are being written."""
-        self._newest.close()
-        self._best.close()
+        for checkpoints in (self._newest, self._best):
+            terminal.say_unsaved(checkpoints.close())
 
 
 def _start(state: TrainState) -> Progress:

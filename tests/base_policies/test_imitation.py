@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdjax.base_policies import imitation
+from pdjax.base_policies import imitation, load
 from pdjax.base_policies.chunking import (
     executed_part,
     push_history,
@@ -257,3 +257,30 @@ def test_settings_out_of_range_are_refused():
         dataclasses.replace(TOY, ema=1.5).validate()
     with pytest.raises(ConfigError, match=r"diffusion.hidden got 0, expected integer >= 1"):
         dataclasses.replace(TOY, diffusion=DiffusionConfig(hidden=0)).validate()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"obs_dim": 0}, "obs_dim is 0, expected a count"),
+        ({"act_dim": -28}, "act_dim is -28, expected a count"),
+        ({"act_dim": 2.5}, "act_dim is 2.5, expected a count"),
+        ({"obs_dim": 10**12}, "expected a count of at most"),
+        ({"imitation": "x"}, "expected policy.json"),
+        ({"kind": ["mlp"]}, "expected policy.json"),
+    ],
+)
+def test_a_description_with_wrong_values_is_refused(policy_directory, change, why):
+    path = policy_directory / "policy.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(checkpoint.CheckpointError, match=why):
+        imitation.load(policy_directory)
+    kind, act_horizon = load.kind_of(policy_directory)  # only told, never trusted
+    assert isinstance(kind, str) and isinstance(act_horizon, int)
+    assert not load.is_foreign(policy_directory)
+
+
+def test_a_description_nested_too_deeply_is_refused(policy_directory):
+    (policy_directory / "policy.json").write_text("[" * 100_000)
+    with pytest.raises(checkpoint.CheckpointError, match="levels deep"):
+        imitation.load(policy_directory)

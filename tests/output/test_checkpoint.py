@@ -390,3 +390,28 @@ def test_where_one_process_has_no_memory_none_goes_on(tmp_path, two, bad):
     assert str(ends[bad]) == "no memory; try again"
     assert str(ends[1 - bad]) == "another process: no memory; try again"
     assert contents(tmp_path) == before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_no_flipped_bit_goes_unnoticed(tmp_path):
+    saved = keep(tmp_path / "run", 10, 20)
+    newest = tmp_path / "run" / "20" / "tree"
+    files = [path for path in newest.rglob("*") if path.is_file() and path.stat().st_size]
+    assert len(files) > 4
+    for path in files:
+        content = path.read_bytes()
+        for at in {0, len(content) // 2, len(content) - 1}:
+            path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+            found = saved.restore(NUMBERS)
+            same = found.step == 20 and (found.tree["x"] == NUMBERS["x"] + 20).all()
+            assert found.step == 10 or (same and path.name == "_CHECKPOINT_METADATA"), path
+        path.write_bytes(content)
+    assert saved.restore(NUMBERS).step == 20
+    files[0].unlink()
+    assert saved.restore(NUMBERS).step == 10
+
+
+def test_a_checkpoint_without_digests_is_read(tmp_path):
+    saved = keep(tmp_path / "run", 10)
+    (tmp_path / "run" / "10" / "tree" / "digests.json").unlink()  # as before there were any
+    assert saved.restore(NUMBERS).step == 10

@@ -78,6 +78,11 @@ def test_a_fall_is_told_in_points(capsys):
 
 def test_a_learning_curve_tells_its_gain_in_points(monkeypatch, tmp_path):
     drawn = []
-    monkeypatch.setattr(figure.Figure, "savefig", lambda self, path, **_: drawn.append(self))
+
+    def savefig(self, path, **_):
+        drawn.append(self)
+        path.touch()
+
+    monkeypatch.setattr(figure.Figure, "savefig", savefig)
     plots.plot_learning_curve(tmp_path, SUMMARY)
     assert drawn[0].axes[0].get_title() == "Point, seed 3: gain +45.0 points"

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from pdjax.config.options import ConfigError
 from pdjax.devices import processes
-from pdjax.output import paths, plots, records, terminal, trackers
+from pdjax.output import paths, plots, records, run_directory, terminal, trackers
 from pdjax_envs.reading import InputError
 
 SUMMARY = {
@@ -223,7 +223,7 @@ def test_a_picture_may_lie_in_a_folder_that_is_not_there_yet(tmp_path):
 
 
 def test_results_are_strict_json(tmp_path):
-    paths.write_result(tmp_path, {"gain": np.float32(0.5), "steps": np.nan})
+    run_directory.write_result(tmp_path, {"gain": np.float32(0.5), "steps": np.nan})
     assert strict((tmp_path / "result.json").read_text()) == {"gain": 0.5, "steps": None}
 
 

@@ -1,14 +1,16 @@
 """A sweep's report, from directories as trials leave them: finished, ended early, failed, lost."""
 
 import json
+import re
 
 import pytest
 import yaml
 
+from pdjax.commands import cli
 from pdjax.config import files as configs
 from pdjax.config.options import ConfigError
 from pdjax.output import records, terminal
-from pdjax.output.paths import write_result
+from pdjax.output.run_directory import write_result
 from pdjax.sweep import report
 from pdjax.sweep import spec as sweep_spec
 
@@ -176,3 +178,29 @@ def test_nothing_to_report_yet(tmp_path):
     write_trial(out, spec, "t_0", {"config": "peg_fast", "sac.tau": 0.01}, [[]])
     with pytest.raises(ConfigError, match=r"no trial of .* has been evaluated yet"):
         report.write(out)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("trial.json", b"[1]", "holds .1., expected an object"),
+        ("trial.json", b"{}", "names no config"),
+        ("trial.json", b'{"config": "peg_fa', "cannot read trial"),
+        ("starts.jsonl", b'{"time\n{"time": 1}\n', "line 1 is no JSON"),
+        ("status.txt", b"\x9c\x00", "is not UTF-8"),
+        ("status.txt", b"won", "says won, expected one of unfinished, ended early, failed"),
+        ("run/metrics.jsonl", b"\0" * 64 + b"\n", "line 1 is no JSON"),
+        ("run/result.json", b"[1]", "holds .1., expected an object"),
+    ],
+)
+def test_a_damaged_file_is_named_and_nothing_is_written(tmp_path, capsys, name, content, why):
+    out = tmp_path / "sweep"
+    spec = write_sweep(out, config="peg_fast", space={"sac.tau": [0.01, 0.02]})
+    values = {"config": "peg_fast", "sac.tau": 0.01}
+    write_trial(out, spec, "t_0", values, [[0.5, 0.9]], refined=[0.9])
+    (out / "trials" / "t_0" / name).write_bytes(content)
+    before = sorted(out.rglob("*"))
+    assert cli.main(["sweep", "report", str(out)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(why, line) and name in line, line
+    assert sorted(out.rglob("*")) == before

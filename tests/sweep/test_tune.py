@@ -210,3 +210,17 @@ def test_a_sweep_whose_worker_is_killed_ends_with_all_trials(tmp_path):
         from pdjax.sweep import tune
 
         tune.sweep(spec, out)
+
+
+def test_how_a_trial_ends_is_noted_where_the_sweep_is_now(tmp_path):
+    """Ray keeps the progress line with its own records, while a sweep may be moved and resumed."""
+    from types import SimpleNamespace
+
+    from pdjax.sweep import tune
+
+    line = tune._make_progress(SimpleNamespace(Callback=object), 1)
+    moved = tmp_path / "moved"
+    (moved / "trials" / "t_0").mkdir(parents=True)
+    trial = SimpleNamespace(trial_id="t_0", storage=SimpleNamespace(storage_fs_path=str(moved)))
+    line.on_trial_complete(0, [trial], trial)
+    assert (moved / "trials" / "t_0" / "status.txt").read_text() == "ended early\n"

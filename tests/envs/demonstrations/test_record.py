@@ -85,6 +85,17 @@ def test_a_file_comes_back_bitwise(peg, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demos.h5", "demos.json"]
 
 
+def test_the_users_files_beside_it_stay(peg, tmp_path):
+    task, (trajectories, _) = peg
+    for name in ("a.h5.partial", "a.json.partial"):
+        (tmp_path / name).write_text("mine")
+    store.write(tmp_path / "a.h5", task, trajectories)
+    assert {path.name: path.read_text() for path in tmp_path.glob("*.partial")} == {
+        "a.h5.partial": "mine",
+        "a.json.partial": "mine",
+    }
+
+
 def test_the_layout_is_maniskills(peg, tmp_path):
     task, (found, _) = peg
     store.write(tmp_path / "demos.h5", task, found)
