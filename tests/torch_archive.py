@@ -62,7 +62,7 @@ def _tensors(tree):
     return _Tensor(tree) if isinstance(tree, np.ndarray) else tree
 
 
-def write(path, tree, root="archive", compression=zipfile.ZIP_STORED, **more):
+def write(path, tree, more=None, compression=zipfile.ZIP_STORED):
     """Writes nested dicts of arrays; `more` are further members of the archive, by name.
 
     Values may also be what `tensor` and `parameter` return, or anything that can be pickled.
@@ -83,7 +83,7 @@ def write(path, tree, root="archive", compression=zipfile.ZIP_STORED, **more):
     members |= {f"data/{key}": data for key, data in enumerate(storages)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, data in (members | more).items():
+        for name, data in (members | (more or {})).items():
             if data is not None:
-                archive.writestr(f"{root}/{name}", data)
+                archive.writestr(f"archive/{name}", data)
     return path

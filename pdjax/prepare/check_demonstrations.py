@@ -91,11 +91,13 @@ def _success_rate(found: list[Trajectory], rows: list[dict[str, Any]]) -> float 
     Where the file does not say, a replay tells, but only if it equals the recording.
     """
     replayed = {row["episode"]: row["replayed_success"] for row in rows if row["max_drift"] <= SAME}
-    known = [
-        replayed.get(index) if trajectory.success is None else trajectory.success.any()
-        for index, trajectory in enumerate(found)
-    ]
-    return None if None in known else float(np.mean(known))
+    known = []
+    for index, trajectory in enumerate(found):
+        if trajectory.success is None and index not in replayed:
+            return None
+        flags = trajectory.success
+        known.append(replayed[index] if flags is None else flags.any())
+    return float(np.mean(known))
 
 
 def _ranges(parts: tuple[tuple[str, int], ...], episodes: list[np.ndarray]) -> list[dict[str, Any]]:

@@ -88,7 +88,7 @@ def array(group: Any, name: str, kind: Any = np.float32) -> np.ndarray | None:
     itemsize = found.dtype.itemsize
     check_fits(math.prod(found.shape) * (itemsize + np.dtype(kind).itemsize), where)
     if found.chunks:
-        _check_pieces(where, found)
+        _check_pieces(where, found, found.chunks)
     elif found.size and not found.id.get_storage_size():
         raise DataError(f"{where} was never written; record or download the file again")
     return _converted(where, found[()], kind)
@@ -124,7 +124,7 @@ def _converted(where: str, values: Any, kind: Any) -> np.ndarray:
         return np.asarray(values, kind)
 
 
-def _check_pieces(where: str, dataset: h5py.Dataset) -> None:
+def _check_pieces(where: str, dataset: h5py.Dataset, shape: tuple[int, ...]) -> None:
     """Checks an array that is stored in pieces: all are there, and none holds more than it says."""
     settings = dataset.id.get_create_plist()
     filters = [settings.get_filter(index)[0] for index in range(settings.get_nfilters())]
@@ -135,9 +135,9 @@ def _check_pieces(where: str, dataset: h5py.Dataset) -> None:
         )
     if len(set(filters)) < len(filters):
         raise DataError(f"{where} is compressed several times; repack it with `h5repack -f GZIP=4`")
-    size = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    size = math.prod(shape) * dataset.dtype.itemsize
     check_fits(size, where)
-    expected = math.prod(-(-n // piece) for n, piece in zip(dataset.shape, dataset.chunks))
+    expected = math.prod(-(-n // piece) for n, piece in zip(dataset.shape, shape))
     if dataset.id.get_num_chunks() != expected:
         raise DataError(
             f"{where} has {dataset.id.get_num_chunks()} of {expected} pieces: the rest was never"

@@ -111,8 +111,8 @@ def _find(path: Path) -> Path:
     name = short(str(path))
     if os.path.isdir(path):
         raise DataError(
-            f"{name} is a folder without data/{MINARI_FILE}; expected a file, or a dataset that"
-            " Minari wrote with data_format='hdf5'"
+            f"no demonstrations at {name}: a folder without data/{MINARI_FILE}; expected a file, or"
+            " a dataset that Minari wrote with data_format='hdf5'"
         )
     raise DataError(
         f"no demonstrations at {name}; write some with `pdjax demos TASK`, or give a file, a folder"

@@ -143,7 +143,8 @@ def test_every_usual_way_of_storing_is_read(tmp_path, compression):
         np.testing.assert_array_equal(hdf5.array(file, "a"), expected.astype(np.float32))
         np.testing.assert_array_equal(hdf5.array(file, "whole"), expected.astype("f2"))
         np.testing.assert_array_equal(hdf5.array(file, "flags", bool), expected > 0)
-        assert hdf5.array(file, "none").shape == (0, 3)
+        none = hdf5.array(file, "none")
+        assert none is not None and none.shape == (0, 3)
         assert hdf5.array(file, "missing") is None
 
 

@@ -241,7 +241,7 @@ def test_a_file_that_is_no_hdf5_is_refused(file):
 def test_a_missing_file_is_refused(tmp_path):
     refuse(tmp_path / "none.h5", "no demonstrations at .*; write some with `pdjax demos TASK`")
     refuse(tmp_path / ("n" * 300), "no demonstrations at")  # longer than any name can be
-    refuse(tmp_path, "is a folder without data/main_data.hdf5")
+    refuse(tmp_path, "no demonstrations at .*: a folder without data/main_data.hdf5")
 
 
 def test_a_file_without_episodes_is_refused(file):

@@ -107,7 +107,7 @@ def test_code_is_refused_and_not_run(path, monkeypatch, is_old):
 
 def test_members_with_other_paths_are_neither_used_nor_unpacked(path):
     evil = {"../../mark": b"x", "data/../../mark": b"x", "code/__torch__.py": b"1/0"}
-    torch_archive.write(path, {"a": ROWS}, **evil)
+    torch_archive.write(path, {"a": ROWS}, evil)
     before = sorted(path.parent.parent.iterdir())
     np.testing.assert_array_equal(read(path), ROWS)
     assert sorted(path.parent.parent.iterdir()) == before
@@ -125,7 +125,7 @@ def test_members_with_other_paths_are_neither_used_nor_unpacked(path):
     ],
 )
 def test_archives_that_are_not_whole_are_damaged(path, members, words):
-    torch_archive.write(path, {"a": ROWS}, **members)
+    torch_archive.write(path, {"a": ROWS}, members)
     with pytest.raises(Damaged, match=words):
         read(path)
 
