@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -90,7 +91,7 @@ def test_a_module_is_taken_by_a_file_in_the_directory(made, tmp_path, monkeypatc
     names = sorted(path.name for path in (tmp_path / "module").iterdir())
     assert names == ["policy.json", "policy.py"]
     found, _ = assemble.load(tmp_path / "module")
-    obs = np.full((1, 3), 0.5, np.float32)
+    obs = jnp.full((1, 3), 0.5)
     chunk, _ = found.apply((), (), obs, jax.random.key(0))
     np.testing.assert_allclose(chunk, [[0.05]], atol=1e-6)
 
