@@ -20,6 +20,7 @@ from pdjax.base_policies.load import load_base
 from pdjax.config import arguments
 from pdjax.config import files as configs
 from pdjax.config.schema import BasePolicyConfig, Config
+from pdjax.devices.process_settings import plain_numbers
 from pdjax.output import records, terminal
 from pdjax.prepare import imitate as imitation
 from pdjax.prepare import screen as screening
@@ -76,6 +77,7 @@ def load_config(name: str | Path = "fast", /, **sections: Any) -> Config:
     return configs.change(configs.load(str(name)), sections)
 
 
+@plain_numbers()
 def imitate(
     demos: str | Path,
     task: AnyTask,
@@ -120,6 +122,7 @@ def imitate(
     return SavedPolicy(out, summary, columns(records.read_records(out / "imitation.jsonl")))
 
 
+@plain_numbers()
 def wrap(
     source: str,
     task: AnyTask,
@@ -155,7 +158,7 @@ def wrap(
     Raises:
       ConfigError: the policy cannot be used, or the directory cannot be written.
     """
-    arguments.check(episodes=episodes, seed=seed)
+    arguments.check(episodes=episodes, obs_horizon=obs_horizon, seed=seed)
     declared = {"obs_horizon": obs_horizon, "device": device}
     declared |= {"action_low": (action_low,), "action_high": (action_high,)}
     with _shown(progress):
@@ -164,6 +167,7 @@ def wrap(
     return SavedPolicy(Path(out), summary)
 
 
+@plain_numbers()
 def screen(
     base: AnyBase,
     task: AnyTask,
@@ -197,6 +201,7 @@ def screen(
         return screening.screen(env, base, episodes, seed)
 
 
+@plain_numbers()
 def train(
     config: Config | str | Path = "fast",
     *,
@@ -234,6 +239,7 @@ def train(
     return _train(config, Path(out), base, on_epoch, memory_gib, progress, resume=False)
 
 
+@plain_numbers()
 def resume(
     directory: str | Path,
     *,
@@ -266,6 +272,7 @@ def resume(
     return _train(config, Path(directory), base, on_epoch, memory_gib, progress, resume=True)
 
 
+@plain_numbers()
 def evaluate(
     run: AnyRun,
     *,
@@ -319,6 +326,7 @@ def compare(runs: Sequence[AnyRun], *, threshold: float = 0.9) -> comparing.Comp
     return comparing.compare([_directory(run)[0] for run in runs], threshold)
 
 
+@plain_numbers()
 def export(
     run: Exportable,
     out: str | Path,

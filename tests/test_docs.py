@@ -133,7 +133,7 @@ def wrong_names(source):
 
 
 def _importable(name):
-    if name.split(".")[0] == "torch":  # an extra
+    if name.split(".")[0] in ("torch", "stable_baselines3"):  # extras
         return True
     return importlib.util.find_spec(name) is not None
 

@@ -9,7 +9,7 @@ from pdjax.base_policies.foreign.description import Device
 from pdjax.base_policies.settings import NOISE_STEPS
 from pdjax.config import options
 from pdjax.config.files import parse_override
-from pdjax.config.options import Count, Natural, Range, Seed
+from pdjax.config.options import MOST_HORIZON, Count, Natural, Range, Seed
 from pdjax.config.schema import Physics
 
 
@@ -49,6 +49,11 @@ class Imitate:
     physics: Physics = "auto"
     """Physics engine of the evaluations."""
 
+    @property
+    def is_resumable(self) -> bool:
+        """Whether --resume continues what a signal stops."""
+        return self.eval_every > 0
+
     def run(self) -> dict[str, Any]:
         """Trains, evaluates and writes."""
         from pdjax.prepare import imitate
@@ -80,7 +85,7 @@ class Wrap:
     """Task that the policy acts in; `pdjax envs` lists the tasks."""
     out: Path
     """Directory to write; new or empty. FILE is copied into it."""
-    obs_horizon: Natural = 0
+    obs_horizon: Annotated[int, Range(0, MOST_HORIZON)] = 0
     """Number of latest observations that the policy reads; 0 = the number that the policy itself
     declares, else 1."""
     action_low: float = -1.0
@@ -124,8 +129,8 @@ class Import:
 
     checkpoint: Path
     """FILE.pt of policy_decorator's offline scripts, with its args.json in the same folder or the
-    one above (needs torch); or a LeRobot folder with config.json and model.safetensors. No code in
-    the checkpoint is run."""
+    one above; or a LeRobot folder, such as RUN/checkpoints/last/pretrained_model. No code in the
+    checkpoint is run, and torch is not needed."""
     task: str
     """Task that the policy acts in; `pdjax envs` lists the tasks. The policy must take the task's
     observations in the task's order."""

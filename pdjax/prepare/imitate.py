@@ -71,14 +71,20 @@ def train_base_policy(
         check_directory(out)
     env = registry.make(task, physics)
     found = store.read(demos, env.task)
+    if failed := sum(t.success is not None and not t.success.any() for t in found):
+        terminal.say(
+            f"{failed} of {len(found)} demonstrations do not succeed; the policy imitates them all,"
+            " so remove those that it should not learn from"
+        )
     episodes = [(t.obs, t.actions) for t in found]
     description = imitation_directory.describe(config, task, episodes)
+    trainer = imitation.make_trainer(episodes, config)
     if not (resume and imitation_directory.is_begun(out, description)):
         new_directory(out)
         if config.eval_every:
             imitation_directory.start(out, description)
     start = time.monotonic()
-    best, last = _train(env, episodes, config, out)
+    best, last = _train(env, trainer, config, out)
     wall_s = time.monotonic() - start
     plots.plot_imitation(out, task)
     *_, trained = records.read_records(out / "imitation.jsonl")
@@ -93,8 +99,7 @@ def train_base_policy(
     }
     if eval_episodes:
         play = make_play(make_playing(env, best))
-        success = play(FINAL_SEED, eval_episodes).success_once
-        summary |= intervals.base_summary(int(success.sum()), eval_episodes)
+        summary |= intervals.base_summary(play(FINAL_SEED, eval_episodes))
         tables.show_base(summary, f"{out}: ")
     write_result(out, summary)
     imitation_directory.finish(out, best, last if config.eval_every else None, config, task)
@@ -102,14 +107,13 @@ def train_base_policy(
 
 
 def _train(
-    env: Env, episodes: imitation.Episodes, config: ImitationConfig, out: Path
+    env: Env, trainer: imitation.Trainer, config: ImitationConfig, out: Path
 ) -> tuple[BasePolicy, BasePolicy]:
     """Trains to the end, evaluates and saves on the way; returns the best and the last policy."""
-    trainer = imitation.make_trainer(episodes, config)
     state = trainer.init()
     policy = trainer.make_policy(state)
     play = make_play(make_playing(env, policy))
-    kept, done = imitation_directory.Kept(state, policy.params, np.float32(-1)), 0
+    kept, done = imitation_directory.Kept(state, policy.params, np.float32(-np.inf)), 0
     saved = imitation_directory.checkpoints(out) if config.eval_every else None
     if saved is not None:
         found = saved.restore(kept)
@@ -130,8 +134,8 @@ def _train(
             if due:
                 params = trainer.make_policy(state).params
                 won = play(INTERIM_SEED, config.interim_episodes, base_params=params)
-                success = np.float32(won.success_once.mean())
-                record["success_once"] = float(success)
+                success = np.float32(won.score)
+                record["success_once" if won.success_once is not None else "return"] = won.score
                 if success >= kept.success:  # among equals the one that was trained longer
                     kept = kept._replace(best=params, success=success)
             records.add_record(curve, {"step": done, **record})

@@ -78,7 +78,7 @@ def wrap(source: str, task: str, out: Path, declared: dict[str, Any], play: Play
     check_trial(known, play.episodes, about.obs_horizon)
     env = registry.make(task, play.physics, terminate_on_success=False)
     base = assemble.assemble(parts, about)
-    obs, actions, successes = try_aloud(env, base, play, (source, "fix the policy"))
+    obs, actions, seen = try_aloud(env, base, play, (source, "fix the policy"))
     std = np.maximum(obs.std(axis=0), STD_FLOOR)
     about = dataclasses.replace(
         about, obs_mean=tuple(obs.mean(axis=0).tolist()), obs_std=tuple(std.tolist())
@@ -90,7 +90,7 @@ def wrap(source: str, task: str, out: Path, declared: dict[str, Any], play: Play
             else:
                 (shutil.copytree if content.is_dir() else shutil.copyfile)(content, folder / name)
         description.write(folder, about)
-    return _report(out, about, base, (actions, successes, play.episodes))
+    return _report(out, about, base, (actions, seen, play.episodes))
 
 
 def check_trial(task: Task, episodes: int, obs_horizon: int) -> None:
@@ -181,8 +181,7 @@ def try_aloud(env: Env, base: BasePolicy, play: Play, said: tuple[str, str]):
       said: the policy's name and the advice in the error message.
 
     Returns:
-      Observations (n, obs_dim) and base actions (n, chunk_dim) of all decisions, and the number of
-      episodes with success.
+      Observations (n, obs_dim) and base actions (n, chunk_dim) of all decisions, and the episodes.
 
     Raises:
       ConfigError: the policy returns NaN or infinite actions.
@@ -198,14 +197,14 @@ def try_aloud(env: Env, base: BasePolicy, play: Play, said: tuple[str, str]):
                 f"{source} returned NaN actions on observations of {env.task.name}; {advice}"
             )
         bar.update(play.episodes)
-    return obs, actions, int(seen.success_once.sum())
+    return obs, actions, seen
 
 
 def _report(out: Path, about: Description, base: BasePolicy, tried: tuple) -> dict[str, Any]:
     """Prints and returns the findings."""
-    actions, successes, episodes = tried
+    actions, seen, episodes = tried
     crowded = float((np.abs(actions) >= 1).mean())
-    found = intervals.base_summary(successes, episodes)
+    found = intervals.base_summary(seen)
     way, microseconds = load.cost(base, episodes)
     terminal.say(
         f"{out}: {about.kind} policy for {about.task}, obs_horizon {about.obs_horizon},"

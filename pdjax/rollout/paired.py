@@ -9,14 +9,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pdjax.output import terminal
+from pdjax.output import tables, terminal
 from pdjax.rollout import intervals
 from pdjax.rollout.evaluate import Evaluation
 from pdjax.rollout.playing import Playing, make_play, no_residual
 from pdjax.types import Params
 
 EPISODES = "episodes.npz"  # the file's name in a run's directory
-OUTCOMES = ("success_once", "success_at_end", "steps_to_success", "smoothness", "saturation")
+OUTCOMES = (
+    "success_once",
+    "success_at_end",
+    "steps_to_success",
+    "smoothness",
+    "saturation",
+    "returns",
+)
 
 
 class Paired(NamedTuple):
@@ -53,16 +60,17 @@ def save_paired(path: Path, paired: Paired) -> None:
     """Writes the outcomes of all episodes to an .npz file.
 
     Its arrays (episodes,) are named after the policy and the outcome, for example
-    `base_success_once`; `seed` is beside them.
+    `base_success_once`; `seed` is beside them. A task without success has no arrays of it.
 
     Args:
       path: the file to write; an existing one is replaced.
       paired: the evaluation.
     """
     arrays = {
-        f"{side}_{name}": getattr(getattr(paired, side), name)
+        f"{side}_{name}": value
         for side in ("base", "refined")
         for name in OUTCOMES
+        if (value := getattr(getattr(paired, side), name)) is not None
     }
     np.savez(path, seed=paired.seed, **arrays)
 
@@ -76,7 +84,7 @@ def read_paired(path: Path, summary: Mapping[str, Any]) -> Paired:
     """
     with np.load(path) as found:
         base, refined = (
-            Evaluation(**{name: found[f"{side}_{name}"] for name in OUTCOMES}, qpos=None)
+            Evaluation(**{name: found.get(f"{side}_{name}") for name in OUTCOMES}, qpos=None)
             for side in ("base", "refined")
         )
         return Paired(summary["task"], summary["physics"], int(found["seed"]), base, refined)
@@ -101,11 +109,12 @@ def play_paired(
     with terminal.progress("evaluating", (1 + len(refined)) * episodes, "episodes") as bar:
         # With an actor, though a zero one, so that one compiled program plays everything.
         base = play(seed, episodes, no_residual(refined[0][0]))
-        note = f"base {base.success_once.mean():.1%}"
+        is_rate = base.success_once is not None
+        note = f"base {tables.score(base.score, is_rate)}"
         for count, (actor, residual_scale) in enumerate(refined, 1):
             bar.update(count * episodes, note)
             result = play(seed, episodes, actor, residual_scale)
-            note = f"refined {result.success_once.mean():.1%}"
+            note = f"refined {tables.score(result.score, is_rate)}"
             found.append(Paired(playing.env.task.name, playing.env.engine, seed, base, result))
         bar.update((1 + len(refined)) * episodes, note)
     return found

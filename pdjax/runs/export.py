@@ -14,7 +14,7 @@ from pdjax.base_policies.foreign import exported
 from pdjax.config.schema import BasePolicyConfig, Config, ConfigError
 from pdjax.learner.decorator import far_numbers
 from pdjax.output.paths import check_directory
-from pdjax.rollout.intervals import wilson
+from pdjax.rollout import intervals
 from pdjax.rollout.playing import make_play, make_playing
 from pdjax.runs.deployed import make_deployed
 from pdjax.runs.load import Refined, load_refined
@@ -47,8 +47,9 @@ def export_run(
       base: the base policy, if it exists in memory only; None = the copy in the directory.
 
     Returns:
-      What `pdjax export --json` prints: success_once of both (shares in [0, 1]), the 95 % interval,
-      the limit, and the decisions in which the fail-safe tripped.
+      What `pdjax export --json` prints: success_once of both (shares in [0, 1]) or, if `is_rate` is
+      False because the task has no success, their returns; the 95 % interval, the limit, and the
+      decisions in which the fail-safe tripped.
 
     Raises:
       ConfigError, checkpoint.CheckpointError: the run is not finished, its base policy is called
@@ -82,15 +83,17 @@ def export_run(
     before = play(seed, episodes, refined.actor, refined.residual_scale)
     written = load.load_base(BasePolicyConfig(str(out)), env.task)
     played = make_play(make_playing(env, written))(seed, episodes, record=True)
+    is_rate = played.success_once is not None
     decisions = episodes * -(-env.task.episode_steps // deployed.act_horizon)
     return {
         "policy": str(out),
         "task": env.task.name,
         "run": str(directory),
         "episodes": episodes,
-        "success": float(played.success_once.mean()),
-        "ci": list(wilson(int(played.success_once.sum()), episodes)),
-        "run_success": float(before.success_once.mean()),
+        "is_rate": is_rate,
+        "success": played.score,
+        "ci": intervals.base_summary(played)["base_ci" if is_rate else "base_return_ci"],
+        "run_success": before.score,
         "physics": env.engine,
         "drift_limit": limit,
         "drift_of_base": covered,

@@ -30,6 +30,8 @@ from pdjax.rollout.collect import Rollout
 from pdjax.rollout.decision import Frozen, RolloutState
 from pdjax.types import Array, BasePolicy, Batch, Key, Metrics, Transition
 
+TOLD = 0.01  # share of the replay whose loss to rounding is worth a line
+
 
 class TrainState(NamedTuple):
     """Everything that changes in training; donated to `train_epoch`.
@@ -128,6 +130,44 @@ def make_schedule(config: Config) -> Schedule:
     return Schedule(decisions, rounds, round(updates))
 
 
+def whole_epochs(config: Config) -> int:
+    """Returns the decisions that a run trains: its budget, rounded up to whole epochs.
+
+    Raises:
+      ConfigError: a counter of 32 bits cannot hold them, or learning would start after the end.
+    """
+    train = config.train
+    total = -(-train.total_decisions // train.decisions_per_epoch) * train.decisions_per_epoch
+    if total >= 2**31:
+        raise ConfigError(
+            f"train.total_decisions={train.total_decisions:,} in whole epochs of"
+            f" {train.decisions_per_epoch:,} is more than 32 bits can count; lower either"
+        )
+    if train.learning_starts > total:
+        raise ConfigError(
+            f"train.learning_starts={train.learning_starts:,} is beyond the {total:,} decisions of"
+            " the run, so nothing would be learnt; lower it or raise train.total_decisions"
+        )
+    return total
+
+
+def describe_rounding(config: Config) -> list[str]:
+    """Says in sentences where a run takes other numbers than its config, to fill whole units."""
+    train, said = config.train, []
+    if (total := whole_epochs(config)) != train.total_decisions:
+        said.append(
+            f"train.total_decisions={train.total_decisions:,} becomes {total:,}: whole epochs of"
+            f" {train.decisions_per_epoch:,} (train.decisions_per_epoch)"
+        )
+    kept = _replay_rows(config, make_schedule(config)) * train.num_envs
+    if kept < (1 - TOLD) * train.replay_capacity:
+        said.append(
+            f"train.replay_capacity={train.replay_capacity:,} becomes {kept:,}: whole rounds of"
+            f" {train.decisions_per_round:,} (train.decisions_per_round)"
+        )
+    return said
+
+
 def make_trainer(
     config: Config, base: BasePolicy, rollout: Rollout, sac: SAC, mesh: Mesh | None = None
 ) -> Trainer:
@@ -190,13 +230,16 @@ def _train_epoch(
     learned = jnp.maximum(jnp.sum(ready), 1)
     metrics = {name: jnp.sum(value) / learned for name, value in losses.items()}
     episodes = jnp.sum(counts["episodes"])
-    observed = parts.config.train.decisions_per_epoch * parts.obs_dim
+    observed = float(parts.config.train.decisions_per_epoch * parts.obs_dim)  # beyond 32 bits
     metrics |= {
         "episodes": episodes,
         "train_success": jnp.sum(counts["successes"]) / jnp.maximum(episodes, 1),
+        "cut_episodes": jnp.sum(counts["cut_episodes"]),
+        "reward": jnp.sum(counts["reward"]) / parts.config.train.decisions_per_epoch,
         "bad_actions": jnp.sum(counts["bad_actions"]),
         "overflows": jnp.sum(counts["overflows"]),
-        "anomalies": jnp.sum(counts["anomalies"]) / jnp.sum(counts["control_steps"]),
+        "anomalies": jnp.sum(counts["anomalies"])
+        / jnp.maximum(jnp.sum(counts["control_steps"]), 1),
         "drift": jnp.sum(counts["far_numbers"]) / observed,
         "exploration_prob": _exploration(state),
         "decision_steps": state.decision_steps,

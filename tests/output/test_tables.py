@@ -30,6 +30,7 @@ GROUP = {
     "name": "all",
     "runs": ["a"],
     "finished": 1,
+    "is_rate": True,
     "refined_ci": None,
     "base_success": 0.4,
     "refined_success": 0.85,

@@ -66,6 +66,7 @@ def evaluation(success, at_end, steps):
         steps_to_success=jnp.array(steps),
         smoothness=jnp.arange(count, dtype=jnp.float32),
         saturation=jnp.full(count, 0.25),
+        returns=jnp.array(success, jnp.float32),
         qpos=None,
     )
 

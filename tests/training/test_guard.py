@@ -9,7 +9,7 @@ from pdjax.training import guard
 from pdjax.training.guard import Verdict
 
 CONFIG = GuardConfig()
-FINE = {"q_mean": 0.5, "anomalies": 0.0, "drift": 0.02, "actor_loss": -0.1}
+FINE = {"q_mean": 0.5, "cut_episodes": 0.0, "anomalies": 0.0, "drift": 0.02, "actor_loss": -0.1}
 
 
 def judged(limit=1.0, first_drift=0.02, **changes):

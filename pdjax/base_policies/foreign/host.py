@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.buffer_callback import buffer_callback
 
-from pdjax.base_policies.foreign import hanging, user_code
+from pdjax.base_policies.foreign import user_code
 from pdjax.base_policies.foreign.user_code import guard
 from pdjax.config.options import ConfigError
 from pdjax.types import Array, BasePolicy, Key
@@ -236,7 +236,7 @@ def _as_jax(function: Callable[..., list[np.ndarray]], results: list[jax.ShapeDt
         count = math.prod(lead)
         # Copies, because XLA's memory is valid only during this call, and a policy may keep inputs.
         flat = [np.asarray(x).copy().reshape(count, *x.shape[len(lead) :]) for x in inputs]
-        found = hanging.call(function, *flat)
+        found = function(*flat)
         for out, value, result in zip(outputs, found, results, strict=True):
             if value.shape != (count, *result.shape):
                 raise ValueError(
