@@ -149,9 +149,9 @@ def test_a_code_that_fails_in_play_is_the_users_mistake(made, tmp_path, monkeypa
     assert not Path("new").exists()
 
 
-@pytest.mark.parametrize("flags", [["--obs-horizon", "1000000000"], ["--episodes", "10000000000"]])
-def test_a_trial_that_cannot_fit_is_refused_before_it_begins(flags, made, monkeypatch, capsys):
+def test_a_trial_that_cannot_fit_is_refused_before_it_begins(made, monkeypatch, capsys):
     monkeypatch.chdir(made)
-    assert cli.main(["wrap", "own.py:act", "--task", "Point", "--out", "new", *flags]) == 2
+    argv = ["wrap", "own.py:act", "--task", "Point", "--out", "new", "--episodes", "2000000000"]
+    assert cli.main(argv) == 2
     said = capsys.readouterr().err
     assert "of memory, but only" in said and said.count("\n") == 1
