@@ -56,6 +56,7 @@ class SavedPolicy:
 AnyBase = BasePolicy | SavedPolicy | Path | str
 AnyTask = Task | str
 AnyRun = Run | Path | str
+Exportable = AnyRun | SavedPolicy
 
 
 def load_config(name: str | Path = "fast", /, **sections: Any) -> Config:
@@ -327,7 +328,7 @@ def compare(runs: Sequence[AnyRun], *, threshold: float = 0.9) -> comparing.Comp
 
 @plain_numbers()
 def export(
-    run: AnyRun | SavedPolicy,
+    run: Exportable,
     out: str | Path,
     *,
     episodes: int = 100,
@@ -351,8 +352,8 @@ def export(
       The policy's directory and a summary of how it played.
 
     Raises:
-      ConfigError: the run is not finished, its base policy is called through the host, or the
-        directory cannot be written.
+      ConfigError: the run is not finished, its base policy is called through the host, or `out` is
+        not free.
     """
     arguments.check(episodes=episodes, seed=seed)
     directory, base = _directory(run, base)
@@ -397,9 +398,7 @@ def _path(base: SavedPolicy | Path | str) -> str:
     return str(base.directory if isinstance(base, SavedPolicy) else base)
 
 
-def _directory(
-    run: AnyRun | SavedPolicy, base: BasePolicy | None = None
-) -> tuple[Path, BasePolicy | None]:
+def _directory(run: Exportable, base: BasePolicy | None = None) -> tuple[Path, BasePolicy | None]:
     """Returns a run's directory, and its base policy if that exists in memory only."""
     if isinstance(run, Run):
         return run.directory, base if base is not None else run.base

@@ -10,6 +10,7 @@ found out in a process of its own, see `trial`.
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,7 +98,8 @@ def read_policy(path: Path) -> Artefact:
             f"{path} returns chunks of shape {chunk.shape} and dtype {chunk.dtype}, expected"
             " (act_horizon, act_dim) or (act_dim,), floating"
         )
-    params, carry, call = (), (), lambda p, c, obs, s: (_first(program.call(obs)), c)
+    params, carry = (), ()
+    call: Callable[..., Any] = partial(_call_alone, program)
     if len(arguments) == 4:
         params, call = arguments[0], program.call
         carry = _memory(path, arguments, output, shape[0])
@@ -118,7 +120,7 @@ def read(path: Path) -> export.Exported:
     content = read_bytes(path, "the artefact", MOST_BYTES)
     try:
         program = export.deserialize(bytearray(content))
-        context = mlir.make_ir_context()
+        context: Any = mlir.make_ir_context()
         with context, context.attach_diagnostic_handler(lambda _: True):  # else MLIR prints
             module = stablehlo.deserialize_portable_artifact(
                 context, program.mlir_module_serialized
@@ -158,6 +160,12 @@ def _refused(module: ir.Operation) -> list[str]:
 
     module.walk(look)
     return sorted(found)
+
+
+def _call_alone(program: export.Exported, params: Any, carry: Any, obs: Any, seed: Any) -> Any:
+    """Calls a program of the observations alone in the form that `Artefact.call` has."""
+    del params, seed
+    return _first(program.call(obs)), carry
 
 
 def _first(output: Any) -> Any:

@@ -5,6 +5,7 @@ import pickle
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -276,8 +277,9 @@ def test_memory_is_reset_exactly_with_its_environment(kind, tmp_path):
 
 
 def test_the_same_check_catches_memory_that_leaks():
+    leaking: Any = Leaking()
     shape = (CHUNK, ACT)  # as `host.probe`, which catches it too, would find
-    parts = assemble.Parts(*host.make_functions(Leaking(), shape), params=(), chunk_shape=shape)
+    parts = assemble.Parts(*host.make_functions(leaking, shape), params=(), chunk_shape=shape)
     counts, is_reset = counts_and_resets(assemble.assemble(parts, about()))
     assert not follows_resets(counts, is_reset)
 

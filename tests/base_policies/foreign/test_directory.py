@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -90,7 +91,7 @@ def test_a_module_is_taken_by_a_file_in_the_directory(made, tmp_path, monkeypatc
     names = sorted(path.name for path in (tmp_path / "module").iterdir())
     assert names == ["policy.json", "policy.py"]
     found, _ = assemble.load(tmp_path / "module")
-    obs = np.full((1, 3), 0.5, np.float32)
+    obs = jnp.full((1, 3), 0.5)
     chunk, _ = found.apply((), (), obs, jax.random.key(0))
     np.testing.assert_allclose(chunk, [[0.05]], atol=1e-6)
 
@@ -148,9 +149,9 @@ def test_a_code_that_fails_in_play_is_the_users_mistake(made, tmp_path, monkeypa
     assert not Path("new").exists()
 
 
-@pytest.mark.parametrize("flags", [["--obs-horizon", "1000000000"], ["--episodes", "10000000000"]])
-def test_a_trial_that_cannot_fit_is_refused_before_it_begins(flags, made, monkeypatch, capsys):
+def test_a_trial_that_cannot_fit_is_refused_before_it_begins(made, monkeypatch, capsys):
     monkeypatch.chdir(made)
-    assert cli.main(["wrap", "own.py:act", "--task", "Point", "--out", "new", *flags]) == 2
+    argv = ["wrap", "own.py:act", "--task", "Point", "--out", "new", "--episodes", "2000000000"]
+    assert cli.main(argv) == 2
     said = capsys.readouterr().err
     assert "of memory, but only" in said and said.count("\n") == 1
