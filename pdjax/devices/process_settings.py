@@ -85,8 +85,8 @@ def missing_devices() -> InputError | None:
         wanted = f" for {' '.join(asked)}" if asked else ""
         why = f" ({reason(error)})" if str(error) else ""
         return InputError(
-            f"JAX finds no device{wanted}{why}; unset {' and '.join(DEVICES)} to take what there is,"
-            " or install JAX for that device"
+            f"JAX finds no device{wanted}{why}; unset {' and '.join(DEVICES)} to take what there"
+            " is, or install JAX for that device"
         )
     return None
 
