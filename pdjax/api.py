@@ -1,14 +1,13 @@
 """The Python library: what a notebook or a script calls. Objects go in, typed results come out.
 
-Each function does what the command of the same name does, through the same code, and writes the
-same records. It prints nothing unless `progress=True`. `pdjax` imports each name on first use. Bad
-input raises a ValueError with a message of one line, most often a `ConfigError`.
+Each function does what the command of the same name does and writes the same records. It prints
+nothing unless `progress=True`. Bad input raises a ValueError of one line, most often a ConfigError.
 """
 
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,6 @@ def load_config(name: str | Path = "fast", /, **sections: Any) -> Config:
     return configs.change(configs.load(str(name)), sections)
 
 
-@plain_numbers()
 def imitate(
     demos: str | Path,
     task: AnyTask,
@@ -93,8 +91,7 @@ def imitate(
     """Trains a base policy on demonstrations.
 
     Args:
-      demos: a demonstration file, as `pdjax demos` writes it or in another layout that
-        `pdjax data check` reads.
+      demos: a demonstration file in a layout that `pdjax data check` reads.
       task: the task, by name or as an object.
       out: directory to write; new or empty, unless it is resumed.
       policy: `diffusion`, `diffusion_unet`, `bet`, `act` or `mlp`.
@@ -122,7 +119,6 @@ def imitate(
     return SavedPolicy(out, summary, columns(records.read_records(out / "imitation.jsonl")))
 
 
-@plain_numbers()
 def wrap(
     source: str,
     task: AnyTask,
@@ -167,7 +163,6 @@ def wrap(
     return SavedPolicy(Path(out), summary)
 
 
-@plain_numbers()
 def screen(
     base: AnyBase,
     task: AnyTask,
@@ -194,14 +189,13 @@ def screen(
       ConfigError: there is no such policy, or the policy is for another task.
     """
     arguments.check(episodes=episodes, seed=seed)
-    env = registry.make(_name(task), physics)
-    if not isinstance(base, BasePolicy):
-        base = load_base(BasePolicyConfig(_path(base)), env.task)
     with _shown(progress):
+        env = registry.make(_name(task), physics)
+        if not isinstance(base, BasePolicy):
+            base = load_base(BasePolicyConfig(_path(base)), env.task)
         return screening.screen(env, base, episodes, seed)
 
 
-@plain_numbers()
 def train(
     config: Config | str | Path = "fast",
     *,
@@ -216,9 +210,8 @@ def train(
 
     Args:
       config: the run's config, or the name of one, see `load_config`.
-      base: the frozen base policy, as an object or a directory; None = the config's
-        `base_policy.path`. If no file can hold a policy in memory, such as NumPy code, `resume`,
-        `evaluate` and `export` need it again.
+      base: the base policy, as an object or a directory; None = the config's `base_policy.path`.
+        `resume`, `evaluate` and `export` need one again that no file can hold, such as NumPy code.
       task: the task, by name or as an object; None = `task.name` of the config.
       out: the run's directory, new or empty.
       on_epoch: called with an `Epoch` after each epoch. An exception that it raises ends the
@@ -239,7 +232,6 @@ def train(
     return _train(config, Path(out), base, on_epoch, memory_gib, progress, resume=False)
 
 
-@plain_numbers()
 def resume(
     directory: str | Path,
     *,
@@ -272,7 +264,6 @@ def resume(
     return _train(config, Path(directory), base, on_epoch, memory_gib, progress, resume=True)
 
 
-@plain_numbers()
 def evaluate(
     run: AnyRun,
     *,
@@ -326,7 +317,6 @@ def compare(runs: Sequence[AnyRun], *, threshold: float = 0.9) -> comparing.Comp
     return comparing.compare([_directory(run)[0] for run in runs], threshold)
 
 
-@plain_numbers()
 def export(
     run: Exportable,
     out: str | Path,
@@ -352,8 +342,7 @@ def export(
       The policy's directory and a summary of how it played.
 
     Raises:
-      ConfigError: the run is not finished, its base policy is called through the host, or `out` is
-        not free.
+      ConfigError: the run is not finished or calls the host, or the directory cannot be written.
     """
     arguments.check(episodes=episodes, seed=seed)
     directory, base = _directory(run, base)
@@ -405,5 +394,8 @@ def _directory(run: Exportable, base: BasePolicy | None = None) -> tuple[Path, B
     return Path(_path(run)), base
 
 
-def _shown(progress: bool) -> contextlib.AbstractContextManager[None]:
-    return contextlib.nullcontext() if progress else terminal.quiet()
+@contextlib.contextmanager
+def _shown(progress: bool) -> Iterator[None]:
+    """Computes by JAX's standard rules for numbers; shows what is printed only if asked to."""
+    with plain_numbers(), contextlib.nullcontext() if progress else terminal.quiet():
+        yield

@@ -19,7 +19,7 @@ from pdjax.commands.runs import Profile, Train
 from pdjax.config import files as configs
 from pdjax.config import options, schema
 from pdjax.sweep import spec as sweep_spec
-from pdjax.training.epoch import make_schedule
+from pdjax.training.schedule import make_schedule
 from pdjax_envs import registry
 
 ROOT = Path(__file__).parents[1]

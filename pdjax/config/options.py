@@ -201,15 +201,16 @@ def convert(option: Option, value: Any, source: str) -> Any:
     """
     problem = f"{source} got {short(repr(value))}, expected"
     try:
-        found = _convert(option.kind, option.range, value)
+        found: Any = _convert(option.kind, option.range, value)
         if found == () != option.default:
             raise ValueError  # an empty list is allowed only if it is the default
     except OverflowError:
         raise ConfigError(f"{problem} {option.expected()} that 32 bits can hold") from None
     except (TypeError, ValueError):
         raise ConfigError(f"{problem} {option.expected()}") from None
-    if isinstance(found, tuple) and len(found) > MOST_NUMBERS:
-        raise ConfigError(f"{problem} at most {MOST_NUMBERS:,} values, not {len(found):,}")
+    count = len(found) if get_origin(option.kind) is tuple else 1
+    if count > MOST_NUMBERS:
+        raise ConfigError(f"{problem} at most {MOST_NUMBERS:,} values, not {count:,}")
     return found
 
 

@@ -71,7 +71,7 @@ class _Loader(yaml.SafeLoader):
         self._sizes: dict[int, int] = {}  # of nodes that are complete, aliases expanded
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event: Any = self.peek_event()
+        event: Any = cast("Any", self).peek_event()
         if getattr(event, "tag", None):
             raise self._error(f"the tag {short(event.tag, 40)}; write plain values", event)
         before = self._count
@@ -95,7 +95,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise self._error("a key that is no text", key)
-            name: Any = key.tag if key.tag == _MERGE else self.construct_object(key)
+            name = key.tag if key.tag == _MERGE else cast("Any", self).construct_object(key)
             if name in seen:
                 raise self._error(f"the key {short(repr(name), 60)} twice", key)
             seen.add(name)

@@ -16,7 +16,8 @@ from pdjax.rollout.collect import Rollout
 from pdjax.rollout.decision import Frozen
 from pdjax.rollout.playing import Playing, load_playing
 from pdjax.training.demo_ring import load_demos
-from pdjax.training.epoch import Trainer, make_trainer, whole_epochs
+from pdjax.training.epoch import Trainer, make_trainer
+from pdjax.training.schedule import whole_epochs
 from pdjax.types import BasePolicy
 from pdjax_envs.task import Env
 

@@ -18,8 +18,9 @@ from pdjax.output import terminal
 from pdjax.rollout.playing import make_play
 from pdjax.training import memory_plan
 from pdjax.training.build import Run
-from pdjax.training.epoch import TrainState, describe_rounding, placement
+from pdjax.training.epoch import TrainState, placement
 from pdjax.training.run_in_progress import Steps
+from pdjax.training.schedule import describe_rounding
 
 
 def prepare(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pdjax.config.schema import Config, ConfigError
+from pdjax.config.schema import Config
 from pdjax.devices.sharding import AXIS, split
 from pdjax.learner import decorator
 from pdjax.learner.gradient_step import Hyperparams, SACState
@@ -28,9 +28,8 @@ from pdjax.learner.replay import (
 from pdjax.learner.sac import SAC, residual_dim
 from pdjax.rollout.collect import Rollout
 from pdjax.rollout.decision import Frozen, RolloutState
+from pdjax.training.schedule import Schedule, make_schedule, replay_rows
 from pdjax.types import Array, BasePolicy, Batch, Key, Metrics, Transition
-
-TOLD = 0.01  # share of the replay whose loss to rounding is worth a line
 
 
 class TrainState(NamedTuple):
@@ -53,20 +52,6 @@ class TrainState(NamedTuple):
     decision_steps: Array
     control_steps: Array
     key: Key
-
-
-class Schedule(NamedTuple):
-    """How an epoch is divided, in the whole numbers that follow from the config's ratios.
-
-    Attributes:
-      decisions: decisions of each environment per round.
-      rounds: rounds per epoch.
-      updates: gradient steps per round.
-    """
-
-    decisions: int
-    rounds: int
-    updates: int
 
 
 class Trainer(NamedTuple):
@@ -100,74 +85,6 @@ class _Parts(NamedTuple):
     mesh: Mesh | None
 
 
-def make_schedule(config: Config) -> Schedule:
-    """Divides an epoch into rounds.
-
-    Raises:
-      ConfigError: the config's decisions do not divide into whole rounds, or a round owes a
-        fraction of a gradient step.
-    """
-    train = config.train
-    decisions, rest = divmod(train.decisions_per_round, train.num_envs)
-    if rest or decisions < 1:
-        raise ConfigError(
-            f"train.decisions_per_round={train.decisions_per_round} must be a multiple of"
-            f" train.num_envs={train.num_envs}"
-        )
-    rounds, rest = divmod(train.decisions_per_epoch, train.decisions_per_round)
-    if rest or rounds < 1:
-        raise ConfigError(
-            f"train.decisions_per_epoch={train.decisions_per_epoch} must be a multiple of"
-            f" train.decisions_per_round={train.decisions_per_round}"
-        )
-    updates = train.decisions_per_round * train.updates_per_decision
-    if abs(updates - round(updates)) > 1e-6 or updates < 1:
-        raise ConfigError(
-            f"train.decisions_per_round={train.decisions_per_round} times"
-            f" train.updates_per_decision={train.updates_per_decision} gives {updates:g} updates"
-            " per round, expected a whole number of at least 1; change either"
-        )
-    return Schedule(decisions, rounds, round(updates))
-
-
-def whole_epochs(config: Config) -> int:
-    """Returns the decisions that a run trains: its budget, rounded up to whole epochs.
-
-    Raises:
-      ConfigError: a counter of 32 bits cannot hold them, or learning would start after the end.
-    """
-    train = config.train
-    total = -(-train.total_decisions // train.decisions_per_epoch) * train.decisions_per_epoch
-    if total >= 2**31:
-        raise ConfigError(
-            f"train.total_decisions={train.total_decisions:,} in whole epochs of"
-            f" {train.decisions_per_epoch:,} is more than 32 bits can count; lower either"
-        )
-    if train.learning_starts > total:
-        raise ConfigError(
-            f"train.learning_starts={train.learning_starts:,} is beyond the {total:,} decisions of"
-            " the run, so nothing would be learnt; lower it or raise train.total_decisions"
-        )
-    return total
-
-
-def describe_rounding(config: Config) -> list[str]:
-    """Says in sentences where a run takes other numbers than its config, to fill whole units."""
-    train, said = config.train, []
-    if (total := whole_epochs(config)) != train.total_decisions:
-        said.append(
-            f"train.total_decisions={train.total_decisions:,} becomes {total:,}: whole epochs of"
-            f" {train.decisions_per_epoch:,} (train.decisions_per_epoch)"
-        )
-    kept = _replay_rows(config, make_schedule(config)) * train.num_envs
-    if kept < (1 - TOLD) * train.replay_capacity:
-        said.append(
-            f"train.replay_capacity={train.replay_capacity:,} becomes {kept:,}: whole rounds of"
-            f" {train.decisions_per_round:,} (train.decisions_per_round)"
-        )
-    return said
-
-
 def make_trainer(
     config: Config, base: BasePolicy, rollout: Rollout, sac: SAC, mesh: Mesh | None = None
 ) -> Trainer:
@@ -181,14 +98,14 @@ def make_trainer(
       mesh: devices over which batches are split; None means one device.
 
     Raises:
-      ConfigError: see `make_schedule`; or the replay is too small for one n-step transition.
+      ConfigError: see `schedule.make_schedule` and `schedule.replay_rows`.
     """
     schedule = make_schedule(config)
     packing = make_packing(config.train.replay_dtype, base.obs_mean, base.obs_std)
     row = _example_row(
         base.obs_dim, base.act_horizon * base.act_dim, residual_dim(config.decorator, base), packing
     )
-    replay = make_replay(_replay_rows(config, schedule), config.train.num_envs, row)
+    replay = make_replay(replay_rows(config, schedule), config.train.num_envs, row)
     parts = _Parts(config, schedule, base.obs_dim, rollout, sac, replay, packing, mesh)
     # `_learn_if_ready` first asks for the shapes of its results; with jit it is traced only once.
     learn = partial(_learn_if_ready, parts, jax.jit(partial(_learn, parts)))
@@ -398,19 +315,6 @@ def placement(mesh: Mesh, stacked: bool = False) -> TrainState:
     replay = ReplayState(storage=by_column, cursor=whole, size=whole)
     everything = TrainState(*[whole] * len(TrainState._fields))
     return everything._replace(replay=replay, rollout=by_env)
-
-
-def _replay_rows(config: Config, schedule: Schedule) -> int:
-    """Returns the rows of the ring: whole rounds, and more than an n-step transition needs."""
-    rows = config.train.replay_capacity // config.train.num_envs
-    rows -= rows % schedule.decisions
-    if rows <= config.sac.n_step:
-        raise ConfigError(
-            f"train.replay_capacity={config.train.replay_capacity} holds {rows} decisions of each"
-            f" of {config.train.num_envs} environments in whole rounds, expected more than"
-            f" sac.n_step={config.sac.n_step}; raise train.replay_capacity"
-        )
-    return rows
 
 
 def _example_row(obs_dim: int, chunk_dim: int, residual_dim: int, packing: Packing) -> Transition:

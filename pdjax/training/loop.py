@@ -18,9 +18,9 @@ from pdjax.output import provenance, records, tables, terminal
 from pdjax.output.checkpoint import CheckpointError
 from pdjax.rollout.evaluate import Evaluation
 from pdjax.rollout.playing import no_residual
-from pdjax.training.epoch import whole_epochs
 from pdjax.training.members import Stack, lost
 from pdjax.training.run_in_progress import Member, Progress, Refinement, Steps
+from pdjax.training.schedule import whole_epochs
 from pdjax.training.stopping import Stopped, stop_asked
 
 

@@ -97,8 +97,13 @@ def test_every_function_of_the_library_that_computes_has_these_rules(monkeypatch
         seen.append((jax.config.jax_enable_x64, jax.config.jax_numpy_rank_promotion))
         raise ZeroDivisionError
 
-    for name in ("_name", "_directory", "_path", "load_config"):
-        monkeypatch.setattr(api, name, fail)
+    monkeypatch.setattr(api.imitation, "train_base_policy", fail)
+    monkeypatch.setattr(api.wrapping, "wrap", fail)
+    monkeypatch.setattr(api.registry, "make", fail)
+    monkeypatch.setattr(api.training, "run", fail)
+    monkeypatch.setattr(api.configs, "load_of_run", lambda directory: api.Config())
+    monkeypatch.setattr(api.evaluation, "evaluate_run", fail)
+    monkeypatch.setattr(api.exporting, "export_run", fail)
     calls = [
         lambda: api.imitate("d", "t", "o"),
         lambda: api.wrap("p", "t", "o"),

@@ -13,8 +13,8 @@ from pdjax.config.schema import Config, ConfigError, DecoratorConfig
 from pdjax.learner.sac import make_hyperparams, make_sac, residual_dim
 from pdjax.rollout.collect import make_rollout
 from pdjax.rollout.decision import Frozen
-from pdjax.training import epoch
-from pdjax.training.epoch import make_schedule, make_trainer
+from pdjax.training.epoch import make_trainer
+from pdjax.training.schedule import make_schedule
 from tests.probe import make_constant_policy, make_point_env
 
 
@@ -267,35 +267,3 @@ def test_limits_must_be_one_for_each_number_of_an_action():
     config = DecoratorConfig(residual_limits=(0.5, 0.5))
     with pytest.raises(ConfigError, match="has 2 numbers, expected one for each of an action's 1"):
         residual_dim(config, make_constant_policy())
-
-
-def test_a_budget_is_rounded_up_to_whole_epochs_and_said():
-    config = small_config(total_decisions=2_000, decisions_per_epoch=512)
-    assert epoch.whole_epochs(config) == 2_048
-    (line,) = epoch.describe_rounding(config)
-    assert line.startswith("train.total_decisions=2,000 becomes 2,048: whole epochs of 512")
-    config = small_config(total_decisions=2_048, decisions_per_epoch=512)
-    assert epoch.whole_epochs(config) == 2_048
-    assert epoch.describe_rounding(config) == []
-
-
-def test_a_replay_that_loses_much_to_rounding_is_said():
-    config = small_config(total_decisions=1_024, decisions_per_epoch=512)
-    train = config.train
-    capacity = train.decisions_per_round * 3 - 1
-    config = dataclasses.replace(config, train=dataclasses.replace(train, replay_capacity=capacity))
-    (line,) = epoch.describe_rounding(config)
-    kept = train.decisions_per_round * 2
-    assert line.startswith(f"train.replay_capacity={capacity:,} becomes {kept:,}: whole rounds")
-
-
-@pytest.mark.parametrize(
-    ("train", "message"),
-    [
-        ({"total_decisions": 2_000, "learning_starts": 4_000}, "so nothing would be learnt"),
-        ({"total_decisions": 2**31 - 1}, "is more than 32 bits can count"),
-    ],
-)
-def test_a_budget_in_which_nothing_is_learnt_or_counted_is_refused(train, message):
-    with pytest.raises(ConfigError, match=message):
-        epoch.whole_epochs(small_config(decisions_per_epoch=512, **train))
