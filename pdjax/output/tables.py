@@ -180,9 +180,9 @@ def told_gain(summary: Mapping[str, Any]) -> str:
     return points(gain) if _is_rate(summary) else text("{:+,.4g}", gain)
 
 
-def points(difference: float) -> str:
+def points(difference: float | None) -> str:
     """Returns a difference of two rates in percentage points, such as "+45.0 points"."""
-    return text("{:+.1f} points", 100 * difference)
+    return text("{:+.1f} points", None if difference is None else 100 * difference)
 
 
 def show_settings(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
