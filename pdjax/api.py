@@ -225,6 +225,8 @@ def train(
     Raises:
       ConfigError: the config cannot work, or the directory cannot be written.
       Stopped: SIGINT or SIGTERM came; the state is saved, and `resume` continues the run.
+      pdjax.output.paths.NotSavedError: the run is trained and evaluated, but something could not be
+        written, as on a full disk.
     """
     config = config if isinstance(config, Config) else load_config(config)
     if name := _name(task):

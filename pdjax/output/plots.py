@@ -74,7 +74,7 @@ def plot_learning_curve(directory: Path, summary: Mapping[str, Any]) -> Path:
     if is_rate:
         axis.plot(
             [e["decision_steps"] for e in epochs],
-            [e["train_success"] for e in epochs],
+            [e.get("train_success", np.nan) for e in epochs],
             color="0.75",
             linewidth=1.2,
             label="while exploring (training episodes)",
@@ -102,7 +102,7 @@ def plot_learning_curve(directory: Path, summary: Mapping[str, Any]) -> Path:
             linestyle="none",
             label=f"refined, final ({summary['episodes']} paired episodes)",
         )
-        minutes = [e["wall_s"] / 60 for e in epochs]
+        minutes = [(e.get("wall_s") or 0.0) / 60 for e in epochs]
         top = axis.secondary_xaxis("top", functions=_time_axis(epochs, minutes))
         ticks = MaxNLocator(6).tick_values(0, minutes[-1])
         top.set_xticks([tick for tick in ticks if tick <= minutes[-1]])  # others would pile up

@@ -262,14 +262,15 @@ def wall_s(directory: Path) -> float:
     return max((record.get("wall_s") or 0.0 for record in records), default=0.0)
 
 
-def reaches(directory: Path, decision_steps: int) -> bool:
-    """Returns whether a run's `metrics.jsonl` goes up to a number of decisions.
+def check_reaches(directory: Path, decision_steps: int) -> None:
+    """Checks that a run's `metrics.jsonl` goes up to a number of decisions.
 
     Raises:
-      InputError: see `read_metrics`.
+      InputError: it does not; or see `read_metrics`.
     """
     found = [record["decision_steps"] for record in read_metrics(directory, "train")]
-    return max(found, default=0) >= decision_steps
+    if max(found, default=0) < decision_steps:
+        raise InputError("its end is missing")
 
 
 def judge_metrics(record: Mapping[str, Any]) -> str:

@@ -318,8 +318,8 @@ def _finish(lost: list[str], directory: Path, paired: Paired, summary: dict[str,
     done = summary["decision_steps"]
     if done and not Checkpoints(directory / CHECKPOINTS, 1).has(done):
         lost.append(f"{directory / CHECKPOINTS}/{done}")
-    if not records.reaches(directory, done):
-        lost.append(f"the end of {directory / records.METRICS}")
+    metrics = directory / records.METRICS
+    _attempt(lost, metrics, partial(records.check_reaches, directory, done))
     has_residual = (directory / "residual").is_dir()
     episodes, curve = directory / EPISODES, directory / "learning_curve.png"
     _attempt(lost, episodes, partial(save_paired, episodes, paired))

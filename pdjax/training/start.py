@@ -102,7 +102,8 @@ def _is_begun(config: Config, directory: Path) -> bool:
 def _tell_base(directory: Path, given: Path) -> None:
     """Says that the base policy at its path is no longer the one that a run began with."""
     copy = directory / run_directory.BASE
-    if copy.is_dir() and load.is_policy(given) and not run_directory.is_base(directory, given):
+    is_other = load.is_policy(given) and given.resolve() != copy.resolve()
+    if copy.is_dir() and is_other and not run_directory.is_base(directory, given):
         terminal.say(f"{given} has changed since the run began, which goes on with its own copy")
 
 

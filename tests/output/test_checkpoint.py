@@ -404,7 +404,9 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path):
             path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
             found = saved.restore(NUMBERS)
             same = found.step == 20 and (found.tree["x"] == NUMBERS["x"] + 20).all()
-            assert found.step == 10 or (same and path.name == "_CHECKPOINT_METADATA"), path
+            # What Orbax adds once a checkpoint is complete has no digest, and holds no numbers.
+            added = path.name in ("_CHECKPOINT_METADATA", "commit_success.txt")
+            assert found.step == 10 or (same and added), path
         path.write_bytes(content)
     assert saved.restore(NUMBERS).step == 20
     files[0].unlink()

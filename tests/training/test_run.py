@@ -285,7 +285,7 @@ def test_a_full_disk_is_told_with_the_result(here, capsys, monkeypatch):
         patch.setattr("pdjax.output.trackers._TensorBoard", full)
         code, lines = ask(capsys, "train", "peg_fast", "--out", "new", "--set", *SMALL)
     assert code == 1 and "trained and evaluated (base " in lines[-1]
-    for name in ("new/checkpoints/128", "the end of new/metrics.jsonl"):
+    for name in ("new/checkpoints/128", "new/metrics.jsonl (its end is missing)"):
         assert name in lines[-1]
     assert not any("Traceback" in line for line in lines)
 
