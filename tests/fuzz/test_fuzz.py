@@ -1,8 +1,8 @@
 """Whatever comes in, a command answers in one line or works: no traceback, no damage, no delay.
 
 Each case goes through `cli.main`, the function that `pdjax` itself calls. The same examples come
-every time; `pytest -m slow -n 0 tests/fuzz` tries others, and twenty times as many
-(`--hypothesis-seed=N` repeats them).
+every time; `pytest -m slow -n 0 tests/fuzz` tries others, twenty times as many, and cases that
+compile (`--hypothesis-seed=N` repeats them).
 """
 
 import contextlib
@@ -21,8 +21,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from pdjax.base_policies import load
+from pdjax.base_policies.foreign import exported
 from pdjax.commands import cli, table
-from pdjax.config import options
+from pdjax.config import options, schema
 from pdjax.config.schema import BasePolicyConfig
 from pdjax.output import checkpoint
 from pdjax_envs import registry
@@ -30,6 +31,7 @@ from pdjax_envs.reading import InputError
 from tests import layouts, mjrl_pickle
 from tests.commands.test_cli import everything, make_base_policy, make_demos, make_run
 from tests.fuzz import damage
+from tests.probe import make_constant_policy, make_point_task, registered
 from tests.runs.test_compare import write_run
 
 SECONDS, BYTES, CHARACTERS = 10, 1 << 30, 320
@@ -60,7 +62,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def attempt(folder, argv):
+def attempt(folder, argv, seconds=SECONDS):
     """Runs a command; asserts that it works, or refuses in one line and changes nothing."""
     before, started = everything(folder), time.monotonic()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -74,7 +76,7 @@ def attempt(folder, argv):
         assert said.startswith("pdjax: ") and said.count("\n") == 1 and len(said) < CHARACTERS, said
         assert out.getvalue() == ""
         assert everything(folder) == before
-    assert time.monotonic() - started < SECONDS, said
+    assert time.monotonic() - started < seconds, said
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
     assert grown * (1 if sys.platform == "darwin" else 1024) < BYTES
     return code
@@ -216,6 +218,37 @@ def checkpoints(good, here):
     return damage_one(good, here, sorted(map(str, files)), act)
 
 
+def plans(good, here):
+    """Numbers in an otherwise good config, up to the memory plan."""
+    names = [option.name for option in schema.describe() if option.kind in (int, float)]
+    base = f"base_policy.path={good / 'base'}"
+
+    def case(pair):
+        name, number = pair
+        attempt(here, ["train", "peg_fast", "--plan", "--set", base, f"{name}={number}"], 120)
+
+    return st.tuples(st.sampled_from(names), st.sampled_from(damage.NUMBERS)), case
+
+
+def artefacts(good, here):
+    """Programs whose bytes are damaged; XLA itself reads them, in a process of its own."""
+
+    def act(name):
+        shutil.rmtree(here / "out", ignore_errors=True)
+        attempt(here, ["wrap", name, "--task", "Point", "--episodes", "2", "--out", "out"], 120)
+
+    with registered(make_point_task()):
+        exported.export_policy(make_constant_policy(0.5), good / "point", "Point")
+        shutil.copy(good / "point" / "policy.jaxexport", good / "policy.jaxexport")
+    strategy, case = damage_one(good, here, ["policy.jaxexport"], act)
+
+    def with_task(found):
+        with registered(make_point_task()):
+            case(found)
+
+    return strategy, with_task
+
+
 COUNTS = {
     configs: 120,
     overrides: 120,
@@ -228,6 +261,8 @@ COUNTS = {
     base_policies: 30,
     checkpoints: 40,
 }
+
+MORE = {make: 20 * count for make, count in COUNTS.items()} | {plans: 40, artefacts: 40}
 
 
 def fuzz(make, good, here, count, **more):
@@ -246,6 +281,6 @@ def test_the_same_cases_every_time(make, good, here):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", COUNTS, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", MORE, ids=lambda make: make.__name__)
 def test_other_cases(make, good, here):
-    fuzz(make, good, here, 20 * COUNTS[make])
+    fuzz(make, good, here, MORE[make])
