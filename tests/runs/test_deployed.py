@@ -275,7 +275,7 @@ def test_its_readme_resets_the_memory_of_one_robot_among_several(here, monkeypat
     exec(code.replace("num_envs = 1 ", "num_envs = 3 "), names)
     assert names["chunk"].shape == (3, 2, 1)
     obs = np.full((3, 2, 3), np.nan, np.float32)
-    chunk, carry = names["act"]((), names["start"](names["draw"]()), obs, names["draw"]())
+    _, carry = names["act"]((), names["start"](names["draw"]()), obs, names["draw"]())
     carry = names["reset"](carry, np.array([False, True, False]))
     assert np.asarray(carry[0]).tolist() == [1, 0, 1]  # trips
     assert np.asarray(carry[2]).tolist() == [1, 0, 1]  # the base policy's own count
@@ -287,8 +287,8 @@ def test_a_base_policy_alone_is_exported_too(here, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["success"] == found["run_success"] < 0.9
     assert (found["trips"], found["task"]) == (0, "Point")
-    chunk, carry = act_alone(here, "alone"), act_alone(here, "base")
-    np.testing.assert_allclose(chunk, carry, atol=1e-6)
+    both = [act_alone(here, name) for name in ("alone", "base")]
+    np.testing.assert_allclose(*both, atol=1e-6)
 
 
 def act_alone(here, name):
