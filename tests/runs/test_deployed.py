@@ -287,8 +287,8 @@ def test_a_base_policy_alone_is_exported_too(here, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["success"] == found["run_success"] < 0.9
     assert (found["trips"], found["task"]) == (0, "Point")
-    chunk, carry = act_alone(here, "alone"), act_alone(here, "base")
-    np.testing.assert_allclose(chunk, carry, atol=1e-6)
+    both = [act_alone(here, name) for name in ("alone", "base")]
+    np.testing.assert_allclose(*both, atol=1e-6)
 
 
 def act_alone(here, name):

@@ -71,7 +71,7 @@ def test_a_description_cannot_name_code_outside_of_its_directory(entry, base):
         (folder / "evil.py").write_text("raise RuntimeError('it ran')")
     (base / "link.py").symlink_to(base.parent / "evil.py")
     name_code(base, entry.format(here=base.parent))
-    with pytest.raises(ConfigError, match=r"names code outside of it, .*; expected FILE.py:NAME"):
+    with pytest.raises(ConfigError, match=r"names code outside of it, .*; expected FILE\.py:NAME"):
         assemble.load(base)
 
 
