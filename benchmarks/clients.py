@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import importlib
 import importlib.metadata
+import json
 import os
 import re
 import subprocess
@@ -169,16 +170,11 @@ def minari_folder() -> str:
         while not env.step(env.action_space.sample())[3]:
             pass
     env.create_dataset("pdjax/door-v0", algorithm_name="random", author="x", author_email="x@x.x")
-    folder = Path("datasets/pdjax/door-v0")
-    found = pdjax_command("data", "check", str(folder), "--task", "AdroitDoor")
-    if found.returncode == 2:
-        why = found.stderr.strip().splitlines()[-1]
-        file = folder / "data/main_data.hdf5"
-        found = pdjax_command("data", "check", str(file), "--task", "AdroitDoor")
-        assert found.returncode == 0, found.stderr[-500:]
-        return f"the folder is refused ({why[:60]}...), its main_data.hdf5 is read"
-    assert found.returncode == 0, found.stderr[-500:]
-    return "3 episodes collected, the folder is read: " + found.stdout.strip().splitlines()[-1]
+    command = [sys.executable, "-m", "pdjax.commands.cli", "data", "check", "--json"]
+    done = run_checked([*command, "datasets/pdjax/door-v0", "--task", "AdroitDoor"])
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert found["episodes"] == 3, found
+    return f"{found['episodes']} episodes collected, and the folder is read"
 
 
 def exported_policy() -> str:
@@ -201,8 +197,9 @@ def exported_policy() -> str:
     packages = [f"jax=={jax.__version__}" if name == "jax" else name for name in packages]
     venv.create("bare", with_pip=True)
     bare = Path("bare/bin/python").absolute()
-    run_checked([str(bare), "-m", "pip", "install", "-q", "--timeout", "60", *packages])
     outside = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    pip = [str(bare), "-m", "pip", "install", "-q", "--timeout", "60"]
+    run_checked([*pip, *packages], env=outside)
     found = [
         run_checked([str(python), "call.py"], cwd="deployed", env=outside).stdout
         for python in (bare, sys.executable)
@@ -286,12 +283,6 @@ CLIENTS = (
         playground_in_our_trainer,
     ),
 )
-
-
-def pdjax_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command `pdjax`."""
-    command = [sys.executable, "-m", "pdjax.commands.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
 
 
 def run_checked(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:

@@ -330,12 +330,12 @@ def test_gymnasium_records_a_video(drawing, tmp_path):
     env: Any = gymnasium.make(
         "pdjax/AdroitDoor-v0", 3, physics="native", render_mode="rgb_array", width=64, height=48
     )
-    env = gymnasium.wrappers.RecordVideo(env, str(tmp_path))
+    env = gymnasium.wrappers.RecordVideo(env, str(tmp_path / "videos"))
     env.reset(seed=0)
     while not env.step(env.action_space.sample())[3]:
         pass
     env.close()
-    assert [path.suffix for path in tmp_path.iterdir()] == [".mp4"]
+    assert [path.suffix for path in (tmp_path / "videos").iterdir()] == [".mp4"]
 
 
 def test_drawing_is_asked_for_by_name():
