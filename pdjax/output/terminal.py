@@ -111,7 +111,8 @@ def _stderr() -> Any:
     return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
 
 
-console = Console(file=Forgiving(_stderr), highlight=False, markup=False, emoji=False)
+_messages: Any = Forgiving(_stderr)
+console = Console(file=_messages, highlight=False, markup=False, emoji=False)
 
 
 def mute() -> None:

@@ -70,7 +70,7 @@ def prepare(
 
     play = make_play(built.playing)
     play_all = make_play(built.playing, stacked) if stacked else play
-    return Steps(init, like, advance, play, play_all), plans
+    return Steps(init, like, advance, play, play_all, built.env.task.has_success), plans
 
 
 def _sizes(built: Run) -> memory_plan.Sizes:

@@ -200,7 +200,7 @@ def _note(training: Sequence[Refinement], metrics: Mapping[int, Any], count: int
         sum(one[name] for one in found) for name in ("overflows", "bad_actions", "cut_episodes")
     )
     words = [] if count == 1 else [f"{len(training)} of {count} members"]
-    score = np.mean([run.score for run in training])
+    score = float(np.mean([run.score for run in training]))
     words += [] if np.isnan(score) else [f"evaluated {tables.score(score, is_rate, 0)}"]
     if is_rate:
         words += [f"exploring {np.mean([one['train_success'] for one in found]):.0%}"]

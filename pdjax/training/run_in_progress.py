@@ -69,6 +69,7 @@ class Steps(NamedTuple):
         members all leaves are (members, ...).
       play: plays whole episodes, see `playing.make_play`.
       play_all: the same for several members at once, on the same episodes; leaves (members, ...).
+      has_success: see `Task.has_success`.
     """
 
     init: Callable[[int], TrainState]
@@ -76,6 +77,7 @@ class Steps(NamedTuple):
     train_epoch: Callable[[TrainState], tuple[TrainState, Metrics]]
     play: Play
     play_all: Play
+    has_success: bool = True
 
 
 class Member(NamedTuple):
@@ -219,8 +221,7 @@ class Refinement:
     @property
     def measure(self) -> str:
         """What policies are judged by: `success_once`, or `return` if the task has no success."""
-        has_success = self._base is None or self._base.success_once is not None
-        return "success_once" if has_success else "return"
+        return "success_once" if self._steps.has_success else "return"
 
     @property
     def is_over(self) -> bool:

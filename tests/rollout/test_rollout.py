@@ -284,7 +284,8 @@ def test_an_observation_that_is_not_finite_cuts_the_episode():
         return jnp.where(physics.raw >= 3, jnp.nan, task.observe(episode, physics))
 
     broken = dataclasses.replace(task, observe=observe)
-    env = make_env(broken, broken.engine)
+    assert task.engine is not None
+    env = make_env(broken, task.engine)
     rows, metrics = collect(env, make_constant_policy(0.1), decisions=6)
     assert all(np.isfinite(leaf).all() for leaf in rows)
     # a decision of two steps; one that ends in NaN, truncated; the hole where its observation was
@@ -309,6 +310,7 @@ def test_smoothness_is_that_of_what_is_executed():
 
 def test_a_task_without_success_is_judged_by_its_return():
     task = dataclasses.replace(make_point_task(episode_steps=3), has_success=False)
+    assert task.engine is not None
     env = make_env(task, task.engine, reward="dense")
     result = evaluate(env, make_constant_policy(1.0), nothing, 0.0, record=True)
     assert result.success_once is None and result.success_at_end is None

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -21,6 +20,22 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with registered(make_point_task()):
         yield tmp_path
+
+
+SOMETIMES = """
+import os
+import numpy as np
+
+class policy:
+    def init_carry():
+        return np.zeros((), np.float32)
+
+    def act(carry, obs_history, seed):
+        action = np.full((len(seed), 2, 1), 0.2, np.float32)
+        if os.environ.get("BAD"):
+            action[seed % 7 == 3] = np.nan  # as a policy that divides by zero now and then
+        return action, carry
+"""
 
 
 def train(out, *sets, flags=()):
@@ -60,15 +75,12 @@ def test_a_run_that_diverges_keeps_the_base_policy(here, capsys):
 
 
 @jax.debug_key_reuse(False)  # as in `test_members`
-def test_a_base_policy_that_gives_nan_now_and_then_is_refined_all_the_same(here, capsys):
-    constant = make_constant_policy(0.2)
-
-    def apply(params, carry, obs_history, key):
-        is_bad = jax.random.uniform(key) < 1 / 7
-        chunk, carry = constant.apply(params, carry, obs_history, key)
-        return jnp.where(is_bad, jnp.nan, chunk), carry
-
-    exported.export_policy(constant._replace(apply=apply), Path("base"), "Point")
+def test_a_base_policy_that_gives_nan_now_and_then_is_refined_all_the_same(
+    here, capsys, monkeypatch
+):
+    Path("sometimes.py").write_text(SOMETIMES)
+    assert cli.main(["wrap", "sometimes.py:policy", "--task", "Point", "--out", "base"]) == 0
+    monkeypatch.setenv("BAD", "1")  # only now, because `wrap` refuses such a policy
     sets = ["train.total_decisions=256", "eval.episodes=8"]
     assert train("runs", *sets, flags=["--members", "2"]) == 0
     said = capsys.readouterr().err
