@@ -225,8 +225,7 @@ def train(
     Raises:
       ConfigError: the config cannot work, or the directory cannot be written.
       Stopped: SIGINT or SIGTERM came; the state is saved, and `resume` continues the run.
-      pdjax.output.paths.NotSavedError: the run is trained and evaluated, but something could not be
-        written, as on a full disk.
+      pdjax.output.paths.NotSavedError: the run is trained, but some of it could not be written.
     """
     config = config if isinstance(config, Config) else load_config(config)
     if name := _name(task):
@@ -249,9 +248,7 @@ def resume(
       directory: the run's directory, which may have been moved. Demonstrations are read again.
       base: the base policy, if it exists in memory only; the directory's copy has precedence.
       task: the task, if it exists in memory only.
-      on_epoch: see `train`.
-      memory_gib: see `train`.
-      progress: see `train`.
+      on_epoch, memory_gib, progress: see `train`.
 
     Returns:
       The finished run; immediately, if it is finished already.
