@@ -17,7 +17,7 @@ from pdjax.output.paths import check_directory, new_directory
 from pdjax.output.run_directory import read_result, write_result
 from pdjax.prepare import imitation_directory
 from pdjax.rollout import intervals
-from pdjax.rollout.playing import make_play, make_playing
+from pdjax.rollout.playing import check_episodes, make_play, make_playing
 from pdjax.types import BasePolicy
 from pdjax_envs import registry
 from pdjax_envs.demonstrations import store
@@ -80,6 +80,7 @@ def train_base_policy(
     episodes = [(t.obs, t.actions) for t in found]
     description = imitation_directory.describe(config, task, episodes)
     trainer = imitation.make_trainer(episodes, config)
+    check_episodes(env.task, max(eval_episodes, config.interim_episodes))
     if not (resume and imitation_directory.is_begun(out, description)):
         new_directory(out)
         if config.eval_every:

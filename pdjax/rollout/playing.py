@@ -107,12 +107,29 @@ def make_playing(
     )
 
 
-def _numbers(playing: Playing, record: bool) -> int:
-    """Returns how many numbers the program holds for each episode that it plays, at least."""
+def check_episodes(task: Task, episodes: int, more: int = 0) -> None:
+    """Checks that episodes of a task fit into memory, by what a program keeps of each at least.
+
+    Args:
+      task: the task.
+      episodes: number of episodes that one program plays.
+      more: how many numbers it keeps of each, besides the actions.
+
+    Raises:
+      InputError: they do not fit.
+    """
+    check_fits(
+        4 * COPIES * episodes * (task.act_dim * task.episode_steps + more),
+        f"playing {episodes:,} episodes of {task.name} at once",
+        "lower their number",
+    )
+
+
+def _more_numbers(playing: Playing, record: bool) -> int:
+    """Returns how many numbers a program keeps of each episode, besides the actions."""
     task, base = playing.env.task, playing.base
-    kept = task.act_dim * task.episode_steps + base.obs_horizon * base.obs_dim
-    decisions = -(-task.episode_steps // base.act_horizon)
-    return kept + (decisions * base.obs_dim + task.act_dim * task.episode_steps) * record
+    read, decisions = base.obs_horizon * base.obs_dim, -(-task.episode_steps // base.act_horizon)
+    return read + record * (decisions * base.obs_dim + task.act_dim * task.episode_steps)
 
 
 def check_sizes(base: BasePolicy, task: Task) -> None:
@@ -216,11 +233,7 @@ def make_play(playing: Playing, stacked: bool = False) -> Play:
             frozen = frozen._replace(base_params=base_params)
         scale = jnp.asarray(residual_scale, jnp.float32)
         count = math.prod(scale.shape) * episodes
-        check_fits(
-            4 * COPIES * count * _numbers(playing, record),
-            f"playing {count:,} episodes of {playing.env.task.name} at once",
-            "lower their number",
-        )
+        check_episodes(playing.env.task, count, _more_numbers(playing, record))
         with exhaustion.lower("the number of episodes"):
             return jax.device_get(
                 compiled(frozen, episodes, record, jax.random.key(seed), actor, scale)

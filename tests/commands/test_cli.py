@@ -126,6 +126,7 @@ DEMOS = ["demos", TASK, "--out", "new/x.h5"]
         (["demos", TASK, "--out", "demos.hdf5"], "demos.json exists already; choose another"),
         (["demos", TASK, "--out", "demos.h5/x.h5"], "cannot write to demos.h5/x.h5: Not a dir"),
         (["quickstart", "--seed", "2147483648"], "--seed got '2147483648', expected integer 0 to"),
+        ([*DEMOS, "--episodes", "2e9"], "2,000,000,000 demonstrations of PegInsertionSide needs"),
         (["demos", "Fetch-v4", "--out", "x.h5"], "or brax:NAME or playground:NAME, an environment"),
         (["x" * 5_000], "invalid choice: 'xxx"),
         (["envs", "y" * 5_000], "unknown task 'yyy"),
@@ -250,6 +251,12 @@ IMITATE = ["imitate", "demos.h5", "--task", TASK, "--out", "new/base"]
         ([*IMITATE, "--set", "bet.heads=3", "--policy", "bet"], "width got 128, expected a multi"),
         ([*IMITATE, "--set", "bet.head=3"], "unknown config key 'bet.head'; did you mean bet.head"),
         ([*IMITATE, "--policy", "gpt"], "--policy got 'gpt', expected diffusion | diffusion_unet"),
+        ([*IMITATE, "--set", "batch_size=1e9"], "batch_size=1,000,000,000 needs "),
+        (
+            [*IMITATE, "--eval-episodes", "1e9"],
+            "playing 1,000,000,000 episodes of PegInsertionSide",
+        ),
+        ([*IMITATE, "--set", "bet.bins=1e6", "--policy", "bet"], "expected integer 1 to 4096"),
         ([*IMITATE, "--eval_every", "8"], "did you mean --eval-every?"),
     ],
 )

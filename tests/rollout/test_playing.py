@@ -16,10 +16,10 @@ def test_more_episodes_than_fit_into_memory_are_refused_at_once(record):
         play(0, 2**31 - 1, record=record)
 
 
-def test_what_an_episode_needs_at_least():
+def test_what_an_episode_needs_besides_its_actions_at_least():
     found = playing.make_playing(make_point_env(episode_steps=8), make_constant_policy())
-    assert playing._numbers(found, record=False) == 8 * 1 + 2 * 3  # actions, observations read
-    assert playing._numbers(found, record=True) == 14 + 4 * 3 + 8  # an observation a decision
+    assert playing._more_numbers(found, record=False) == 2 * 3  # the observations that it reads
+    assert playing._more_numbers(found, record=True) == 6 + 4 * 3 + 8  # one at each decision
 
 
 @pytest.mark.parametrize(

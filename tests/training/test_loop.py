@@ -195,7 +195,8 @@ def test_without_memory_or_disk_a_run_waits_for_better_times(
 def test_the_command_refuses_in_one_line_and_changes_no_byte(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exported.export_policy(make_constant_policy(0.2), Path("base"), "Point")
-    argv = ["train", "peg_fast", "--out", "run", "--set", *TINY, "train.total_decisions=128"]
+    tiny = [*TINY, "train.total_decisions=128", "train.learning_starts=64"]
+    argv = ["train", "peg_fast", "--out", "run", "--set", *tiny]
     with registered(make_point_task()):
         assert cli.main(argv) == 0
         Path("run/result.json").unlink()  # as if killed while the result was evaluated
