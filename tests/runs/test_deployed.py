@@ -288,7 +288,7 @@ def test_a_base_policy_alone_is_exported_too(here, capsys):
     assert found["success"] == found["run_success"] < 0.9
     assert (found["trips"], found["task"]) == (0, "Point")
     both = [act_alone(here, name) for name in ("alone", "base")]
-    np.testing.assert_allclose(*both, atol=1e-6)
+    np.testing.assert_allclose(both[0], both[1], atol=1e-6)
 
 
 def act_alone(here, name):
