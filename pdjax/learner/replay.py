@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, Num
 
+from pdjax.learner.holes import is_hole
 from pdjax.types import Array, Batch, Key, Scalar, Transition
 
 
@@ -178,27 +179,6 @@ def add(state: ReplayState, rows: Transition) -> ReplayState:
     )
 
 
-def mark_holes(rows: Transition, is_hole: Bool[Array, "*rows"]) -> Transition:
-    """Takes rows with numbers that are not finite out of what enters the ring.
-
-    A hole holds zeros and is marked as both reset and truncated, which no other row is. No
-    transition that starts at a hole, crosses one or bootstraps from one has any weight.
-
-    Args:
-      rows: leaves (*rows, ...).
-      is_hole: the rows to take out.
-    """
-
-    def clear(numbers: Array) -> Array:
-        is_out = is_hole.reshape(*is_hole.shape, *[1] * (numbers.ndim - is_hole.ndim))
-        return jnp.where(is_out, jnp.zeros_like(numbers), numbers)
-
-    cleared: Transition = jax.tree.map(clear, rows)
-    return cleared._replace(
-        truncated=cleared.truncated | is_hole, is_reset=cleared.is_reset | is_hole
-    )
-
-
 def can_sample(state: ReplayState, n_step: int) -> Bool[Array, ""]:
     """Returns whether at least one row has n_step successors."""
     return state.size > n_step
@@ -222,7 +202,7 @@ def sample(
       discount = gamma^k, or 0 if decision t+k-1 terminated. A truncated episode thus bootstraps
         from its true final observation.
     A start on a reset row is not a transition: its weight is 0. So is the weight of a transition
-    that meets a hole, see `mark_holes`.
+    that meets a hole, see `holes`.
 
     Args:
       state: the ring. `can_sample` must hold, or the batch contains rows that were never written.
@@ -262,7 +242,7 @@ def sample(
     successor = (start + num_used) % capacity
     # A window ends before the next reset, so a reset within it is its start or a hole.
     meets_reset = jnp.any(storage.is_reset[window, envs[:, None]] & used, axis=1)
-    ends_at_hole = storage.is_reset[successor, envs] & storage.truncated[successor, envs]
+    ends_at_hole = is_hole(storage.is_reset[successor, envs], storage.truncated[successor, envs])
     is_terminal = jnp.any(terminated & used, axis=1)
     is_whole = ~meets_reset & (is_terminal | ~ends_at_hole)
 

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 from pdjax.config.schema import DecoratorConfig
 from pdjax.devices.sharding import AXIS, by_env
 from pdjax.learner.decorator import clip_action, decorate, far_numbers, normalize
-from pdjax.learner.replay import mark_holes
+from pdjax.learner.holes import mark_holes
 from pdjax.rollout.decision import (
     Frozen,
     Outcome,

@@ -118,7 +118,7 @@ def _rates(side: str, result: Evaluation) -> dict[str, Any]:
     once, returns = result.success_once, np.asarray(result.returns, float)
     return {
         f"{side}_success": None if once is None else float(np.mean(once)),
-        f"{side}_ci": None if once is None else list(wilson(int(np.sum(once)), len(once))),
+        f"{side}_ci": None if once is None else list(wilson(int(once.sum()), len(once))),
         f"{side}_return": float(returns.mean()),
         f"{side}_return_ci": list(_mean_ci(returns)),
     }
@@ -171,7 +171,7 @@ def summarize(base: Evaluation, refined: Evaluation) -> dict[str, Any]:
         once, at_end = result.success_once, result.success_at_end
         summary[f"{name}_success_at_end"] = None if at_end is None else float(np.mean(at_end))
         summary[f"{name}_at_end_ci"] = (
-            None if at_end is None else list(wilson(int(np.sum(at_end)), episodes))
+            None if at_end is None else list(wilson(int(at_end.sum()), episodes))
         )
         summary[f"{name}_smoothness"] = float(np.mean(result.smoothness))
         steps = np.asarray(result.steps_to_success)

@@ -18,7 +18,8 @@ import numpy as np
 from pdjax.base_policies.chunking import training_windows
 from pdjax.config.schema import Config, ConfigError
 from pdjax.learner.decorator import hold
-from pdjax.learner.replay import ReplayState, make_packing, mark_holes
+from pdjax.learner.holes import mark_holes
+from pdjax.learner.replay import ReplayState, make_packing
 from pdjax.types import Array, BasePolicy, Key, Params, Transition
 from pdjax_envs.demonstrations import store
 from pdjax_envs.demonstrations.trajectory import Trajectory

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdjax.learner.replay import can_sample, make_packing, make_replay, mark_holes, sample
+from pdjax.learner.holes import mark_holes
+from pdjax.learner.replay import can_sample, make_packing, make_replay, sample
 from pdjax.types import Transition
 
 
