@@ -107,6 +107,7 @@ def _obey(order: Order) -> typing.NoReturn:
         timer = threading.Timer(order.at, os.kill, (os.getpid(), signal.SIGKILL))
         timer.daemon = True
         timer.start()
+    sys.unraisablehook = cli._unraisable  # as `cli.program` does
     faults = Faults(order)
     with registered(make_point_task()):
         code = cli.main(order.argv)
