@@ -4,6 +4,8 @@ The ring is written in whole rows of all environments, so a row cannot be left o
 `replay`, because a rollout marks holes but knows no replay.
 """
 
+# pyright: reportUnknownMemberType=false
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool

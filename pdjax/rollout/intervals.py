@@ -117,11 +117,17 @@ def _rates(side: str, result: Evaluation) -> dict[str, Any]:
     """Returns success_once and return of a policy, with their 95 % intervals."""
     once, returns = result.success_once, np.asarray(result.returns, float)
     return {
-        f"{side}_success": None if once is None else float(np.mean(once)),
-        f"{side}_ci": None if once is None else list(wilson(int(once.sum()), len(once))),
+        f"{side}_success": None if once is None else float(np.asarray(once, bool).mean()),
+        f"{side}_ci": None if once is None else _rate_ci(once),
         f"{side}_return": float(returns.mean()),
         f"{side}_return_ci": list(_mean_ci(returns)),
     }
+
+
+def _rate_ci(solved: ArrayLike) -> list[float]:
+    """Returns Wilson's interval of outcomes (episodes,) bool."""
+    solved = np.asarray(solved, bool)
+    return list(wilson(int(np.count_nonzero(solved)), len(solved)))
 
 
 def figures(result: Evaluation) -> dict[str, float | None]:
@@ -169,10 +175,10 @@ def summarize(base: Evaluation, refined: Evaluation) -> dict[str, Any]:
     for name, result in (("base", base), ("refined", refined)):
         summary |= _rates(name, result)
         once, at_end = result.success_once, result.success_at_end
-        summary[f"{name}_success_at_end"] = None if at_end is None else float(np.mean(at_end))
-        summary[f"{name}_at_end_ci"] = (
-            None if at_end is None else list(wilson(int(at_end.sum()), episodes))
+        summary[f"{name}_success_at_end"] = (
+            None if at_end is None else float(np.asarray(at_end, bool).mean())
         )
+        summary[f"{name}_at_end_ci"] = None if at_end is None else _rate_ci(at_end)
         summary[f"{name}_smoothness"] = float(np.mean(result.smoothness))
         steps = np.asarray(result.steps_to_success)
         steps = steps[:0] if once is None else steps[np.asarray(once)]
