@@ -174,21 +174,32 @@ def _check_start(path: Path, start: Callable[..., Any], carry: tuple[Any, ...]) 
 
 
 def _batched(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Turns a function of (params, *batches) into one of (params, *rows) that `vmap` can batch."""
+    """Turns a function of (params, *batches) into one of (params, *rows) that `vmap` can batch.
+
+    Under `vmap`, even nested, all rows arrive in one batch.
+    """
 
     @custom_vmap
-    def call(params, *rows):
-        result = function(params, *jax.tree.map(lambda x: x[None], rows))
-        return jax.tree.map(lambda x: x[0], result)
+    def many(params, *batches):
+        return function(params, *batches)
 
-    @call.def_vmap
-    def _rule(size, in_batched, params, *rows):
+    @many.def_vmap
+    def _rule(size, in_batched, params, *batches):
         if any(jax.tree.leaves(in_batched[0])):
             raise NotImplementedError(
                 "an artefact takes one set of parameters; do not vmap over the parameters"
             )
-        spread = lambda x, is_batch: x if is_batch else jnp.broadcast_to(x, (size, *x.shape))  # noqa: E731
-        result = function(params, *jax.tree.map(spread, rows, tuple(in_batched[1:])))
-        return result, jax.tree.map(lambda _: True, result)
+
+        def flat(x, is_batched):
+            x = x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
+            return x.reshape(size * x.shape[1], *x.shape[2:])
+
+        result = many(params, *jax.tree.map(flat, batches, tuple(in_batched[1:])))
+        nested = jax.tree.map(lambda x: x.reshape(size, len(x) // size, *x.shape[1:]), result)
+        return nested, jax.tree.map(lambda _: True, nested)
+
+    def call(params, *rows):
+        result = many(params, *jax.tree.map(lambda x: x[None], rows))
+        return jax.tree.map(lambda x: x[0], result)
 
     return call

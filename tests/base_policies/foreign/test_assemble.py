@@ -304,6 +304,19 @@ def test_an_exported_policy_acts_bit_for_bit_as_the_original(tmp_path):
     for one, other in zip(*leaves, strict=True):
         np.testing.assert_array_equal(one, other)
 
+    # and in several members of one program, each with environments of its own
+    members = jax.random.split(jax.random.key(5), (3, 4))
+    histories = jax.random.normal(jax.random.key(6), (3, 4, 2, 3))
+
+    def act(base):
+        def one(key, history):
+            return base.apply(base.params, base.init_carry(key), history, jax.random.clone(key))
+
+        return jax.jit(jax.vmap(jax.vmap(one)))(jax.random.clone(members), histories)
+
+    for one, other in zip(*(jax.tree.leaves(act(base)) for base in (original, read)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
 
 def test_one_call_of_the_host_serves_all_environments():
     sizes = []
