@@ -23,8 +23,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from base_policies import save_base
 from harness import alternate, append_row, median, ratio
 
@@ -86,10 +84,6 @@ def make_brax(args: argparse.Namespace, physics: str) -> Callable[[], float]:
     """Returns a loop that measures Brax's trainer: the median of its epochs after the first."""
     from brax.training.agents.sac import networks, train
 
-    if not hasattr(jax, "device_put_replicated"):  # JAX dropped it, Brax calls it
-        jax.device_put_replicated = lambda tree, devices: jax.tree.map(
-            lambda leaf: jnp.stack([leaf] * len(devices)), tree
-        )
     env = brax.make(args.task, physics)
     steps = args.steps if physics == "native" else args.mjx_steps
     factory: Any = functools.partial(

@@ -1,14 +1,13 @@
 """The Python library: what a notebook or a script calls. Objects go in, typed results come out.
 
-Each function does what the command of the same name does, through the same code, and writes the
-same records. It prints nothing unless `progress=True`. `pdjax` imports each name on first use. Bad
-input raises a ValueError with a message of one line, most often a `ConfigError`.
+Each function does what the command of the same name does and writes the same records. It prints
+nothing unless `progress=True`. Bad input raises a ValueError of one line, most often a ConfigError.
 """
 
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from pdjax.base_policies.load import load_base
 from pdjax.config import arguments
 from pdjax.config import files as configs
 from pdjax.config.schema import BasePolicyConfig, Config
+from pdjax.devices.process_settings import plain_numbers
 from pdjax.output import records, terminal
 from pdjax.prepare import imitate as imitation
 from pdjax.prepare import screen as screening
@@ -55,6 +55,7 @@ class SavedPolicy:
 AnyBase = BasePolicy | SavedPolicy | Path | str
 AnyTask = Task | str
 AnyRun = Run | Path | str
+Exportable = AnyRun | SavedPolicy
 
 
 def load_config(name: str | Path = "fast", /, **sections: Any) -> Config:
@@ -90,8 +91,7 @@ def imitate(
     """Trains a base policy on demonstrations.
 
     Args:
-      demos: a demonstration file, as `pdjax demos` writes it or in another layout that
-        `pdjax data check` reads.
+      demos: a demonstration file in a layout that `pdjax data check` reads.
       task: the task, by name or as an object.
       out: directory to write; new or empty, unless it is resumed.
       policy: `diffusion`, `diffusion_unet`, `bet`, `act` or `mlp`.
@@ -154,7 +154,7 @@ def wrap(
     Raises:
       ConfigError: the policy cannot be used, or the directory cannot be written.
     """
-    arguments.check(episodes=episodes, seed=seed)
+    arguments.check(episodes=episodes, obs_horizon=obs_horizon, seed=seed)
     declared = {"obs_horizon": obs_horizon, "device": device}
     declared |= {"action_low": (action_low,), "action_high": (action_high,)}
     with _shown(progress):
@@ -189,10 +189,10 @@ def screen(
       ConfigError: there is no such policy, or the policy is for another task.
     """
     arguments.check(episodes=episodes, seed=seed)
-    env = registry.make(_name(task), physics)
-    if not isinstance(base, BasePolicy):
-        base = load_base(BasePolicyConfig(_path(base)), env.task)
     with _shown(progress):
+        env = registry.make(_name(task), physics)
+        if not isinstance(base, BasePolicy):
+            base = load_base(BasePolicyConfig(_path(base)), env.task)
         return screening.screen(env, base, episodes, seed)
 
 
@@ -210,9 +210,8 @@ def train(
 
     Args:
       config: the run's config, or the name of one, see `load_config`.
-      base: the frozen base policy, as an object or a directory; None = the config's
-        `base_policy.path`. If no file can hold a policy in memory, such as NumPy code, `resume`,
-        `evaluate` and `export` need it again.
+      base: the base policy, as an object or a directory; None = the config's `base_policy.path`.
+        `resume`, `evaluate` and `export` need one again that no file can hold, such as NumPy code.
       task: the task, by name or as an object; None = `task.name` of the config.
       out: the run's directory, new or empty.
       on_epoch: called with an `Epoch` after each epoch. An exception that it raises ends the
@@ -226,8 +225,7 @@ def train(
     Raises:
       ConfigError: the config cannot work, or the directory cannot be written.
       Stopped: SIGINT or SIGTERM came; the state is saved, and `resume` continues the run.
-      pdjax.output.paths.NotSavedError: the run is trained and evaluated, but something could not be
-        written, as on a full disk.
+      pdjax.output.paths.NotSavedError: the run is trained, but some of it could not be written.
     """
     config = config if isinstance(config, Config) else load_config(config)
     if name := _name(task):
@@ -250,9 +248,7 @@ def resume(
       directory: the run's directory, which may have been moved. Demonstrations are read again.
       base: the base policy, if it exists in memory only; the directory's copy has precedence.
       task: the task, if it exists in memory only.
-      on_epoch: see `train`.
-      memory_gib: see `train`.
-      progress: see `train`.
+      on_epoch, memory_gib, progress: see `train`.
 
     Returns:
       The finished run; immediately, if it is finished already.
@@ -321,7 +317,7 @@ def compare(runs: Sequence[AnyRun], *, threshold: float = 0.9) -> comparing.Comp
 
 
 def export(
-    run: AnyRun,
+    run: Exportable,
     out: str | Path,
     *,
     episodes: int = 100,
@@ -330,10 +326,10 @@ def export(
     base: BasePolicy | None = None,
     progress: bool = False,
 ) -> SavedPolicy:
-    """Writes the refined policy of a finished run as files that need JAX but not pdjax.
+    """Writes the refined policy of a finished run, or a base policy, as files without pdjax.
 
     Args:
-      run: the run, or its directory.
+      run: the run or its directory; or a base policy's directory, to export that policy alone.
       out: directory to write, new or empty.
       episodes: number of episodes that set the limit of the fail-safe and try what was written.
       seed: seed of these episodes.
@@ -345,8 +341,7 @@ def export(
       The policy's directory and a summary of how it played.
 
     Raises:
-      ConfigError: the run is not finished, its base policy is called through the host, or the
-        directory cannot be written.
+      ConfigError: the run is not finished or calls the host, or the directory cannot be written.
     """
     arguments.check(episodes=episodes, seed=seed)
     directory, base = _directory(run, base)
@@ -391,12 +386,15 @@ def _path(base: SavedPolicy | Path | str) -> str:
     return str(base.directory if isinstance(base, SavedPolicy) else base)
 
 
-def _directory(run: AnyRun, base: BasePolicy | None = None) -> tuple[Path, BasePolicy | None]:
+def _directory(run: Exportable, base: BasePolicy | None = None) -> tuple[Path, BasePolicy | None]:
     """Returns a run's directory, and its base policy if that exists in memory only."""
     if isinstance(run, Run):
         return run.directory, base if base is not None else run.base
-    return Path(run), base
+    return Path(_path(run)), base
 
 
-def _shown(progress: bool) -> contextlib.AbstractContextManager[None]:
-    return contextlib.nullcontext() if progress else terminal.quiet()
+@contextlib.contextmanager
+def _shown(progress: bool) -> Iterator[None]:
+    """Computes by JAX's standard rules for numbers; shows what is printed only if asked to."""
+    with plain_numbers(), contextlib.nullcontext() if progress else terminal.quiet():
+        yield

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from pdjax.types import Key, Params
@@ -25,3 +26,8 @@ def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Any, Callable[[
 
     graph, _ = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(params=jax.random.key(0)))))
     return graph, init
+
+
+def is_finite(params: Params) -> bool:
+    """Returns whether all parameters are finite; reads them on the host."""
+    return all(bool(np.isfinite(leaf).all()) for leaf in jax.tree.leaves(jax.device_get(params)))

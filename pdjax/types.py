@@ -58,7 +58,8 @@ class Transition(NamedTuple):
 
     The observation after a decision is in the next row of the same environment, so the ring stores
     each observation once. A row with `is_reset` holds the final observation of an episode; its
-    action was ignored, and it never starts a transition.
+    action was ignored, and it never starts a transition. A row with both `is_reset` and `truncated`
+    is a hole, see `learner.holes`.
 
     Attributes:
       obs: the observation before the decision; `replay.make_packing` describes how the ring keeps

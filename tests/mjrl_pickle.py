@@ -3,6 +3,7 @@
 import pickle
 import sys
 import types
+from contextlib import contextmanager
 from unittest import mock
 
 import numpy as np
@@ -27,6 +28,15 @@ def make_weights(obs_dim, act_dim, width=5, seed=0):
         "out_scale": 0.1 * draw(act_dim),
         "log_std": draw(act_dim).astype(np.float64) - 2,
     }
+
+
+@contextmanager
+def without_torch():
+    """Leaves the names of torch to stand-ins, also where torch is installed."""
+    with mock.patch.dict(sys.modules):
+        for name in [name for name in sys.modules if name.split(".")[0] == "torch"]:
+            del sys.modules[name]
+        yield
 
 
 class _Tensor:
@@ -89,14 +99,16 @@ def _instance(module, name, state):
     return instance
 
 
-def dumps(weights, storage_of_w0=None):
+def dumps(weights, storage_of_w0=None, protocol=3, activation="tanh"):
     """The bytes of an mjrl policy pickle of such weights.
 
     Args:
       weights: see `make_weights`.
       storage_of_w0: bytes to put in place of what torch saved for the first weights.
+      protocol: the pickle's protocol.
+      activation: name of the function between the layers, as torch 2.13 names it.
     """
-    with mock.patch.dict(sys.modules):
+    with without_torch():
         layers = {}
         for index in range(3):
             weight, bias = _Tensor(weights[f"w{index}"]), _Tensor(weights[f"b{index}"])
@@ -110,16 +122,18 @@ def dumps(weights, storage_of_w0=None):
                 "torch.nn.modules.linear", "Linear", {"_parameters": rebuilt}
             )
         stack = _instance("torch.nn.modules.container", "ModuleList", {"_modules": layers})
+        functions = _named("torch._C", "_VariableFunctionsClass")
         scales = ("in_shift", "in_scale", "out_shift", "out_scale")
         model = _instance(
             "mjrl.utils.fc_network",
             "FCNetwork",
             {
                 "_modules": {"fc_layers": stack},
+                "nonlinearity": _Call("builtins", "getattr", functions, activation),
                 **{name: _Tensor(weights[name]) for name in scales},
             },
         )
         policy = _instance(
             "mjrl.policies.gaussian_mlp", "MLP", {"model": model, "log_std_val": weights["log_std"]}
         )
-        return pickle.dumps(policy, 3)
+        return pickle.dumps(policy, protocol)

@@ -19,7 +19,7 @@ from pdjax.commands.runs import Profile, Train
 from pdjax.config import files as configs
 from pdjax.config import options, schema
 from pdjax.sweep import spec as sweep_spec
-from pdjax.training.epoch import make_schedule
+from pdjax.training.schedule import make_schedule
 from pdjax_envs import registry
 
 ROOT = Path(__file__).parents[1]
@@ -133,7 +133,7 @@ def wrong_names(source):
 
 
 def _importable(name):
-    if name.split(".")[0] == "torch":  # an extra
+    if name.split(".")[0] in ("torch", "stable_baselines3"):  # extras
         return True
     return importlib.util.find_spec(name) is not None
 

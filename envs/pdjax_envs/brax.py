@@ -1,7 +1,8 @@
 """pdjax's environments for Brax and MuJoCo Playground: one object serves both protocols.
 
-Separate from the environments because it alone needs Brax. Holds no state. `from_brax` goes the
-other way: it makes environments of Brax and Playground available to pdjax.
+Separate from the environments because it alone needs Brax. Holds no state, but importing it gives
+JAX a function back that Brax's trainers call. `from_brax` goes the other way: it makes environments
+of Brax and Playground available to pdjax.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from pdjax_envs import registry
@@ -18,6 +20,19 @@ from pdjax_envs.task import ControlStep, Env, EnvState
 
 with contextlib.redirect_stdout(io.StringIO()):  # MJX prints that Warp is not installed
     from brax.envs import base
+
+
+def _device_put_replicated(tree: Any, devices: Any) -> Any:
+    """Returns a copy of each leaf on each device, stacked along a new first axis."""
+    mesh = jax.sharding.Mesh(np.array(devices), ("devices",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
+    return jax.tree.map(lambda x: jax.device_put(jnp.stack([x] * len(devices)), sharding), tree)
+
+
+# Brax 0.14.2, the newest, calls `jax.device_put_replicated` in its trainers (PPO, SAC, APG), which
+# JAX 0.10 took away. Remove this, with the function above, once Brax no longer calls it.
+if not hasattr(jax, "device_put_replicated"):
+    jax.device_put_replicated = _device_put_replicated
 
 
 @struct.dataclass

@@ -111,6 +111,7 @@ def _make_task(theirs: Any, name: str, episode_steps: int) -> Task:
         observe=lambda episode, physics: _observation(name, physics.raw.obs),
         rewards={"dense": lambda episode, physics: {"reward": physics.raw.reward}},
         success=lambda episode, physics: _success(physics.raw),
+        has_success="success" in example.metrics or "success" in example.info,
     )
 
 
@@ -190,6 +191,8 @@ def _load_playground(name: str) -> tuple[Any, int]:
     if name not in registry.ALL_ENVS:
         raise unknown("environment of Playground", name, registry.ALL_ENVS)
     config = registry.get_default_config(name)
+    if "impl" in config:  # Warp's data has fields that all environments share, so rows of a batch
+        config.impl = "jax"  # could not be replaced where an episode ends
     return registry.load(name, config), config.episode_length
 
 

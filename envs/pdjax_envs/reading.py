@@ -4,7 +4,7 @@ This is the border for what other people and other programs wrote. Size, encodin
 memory are checked here before anything is used, and every failure is an `InputError`. No function
 here runs code from a file. Formats that need more than that have readers of their own, which raise
 the same error: `demonstrations.layouts` (HDF5), `demonstrations.pickles`, and in pdjax
-`config.options` (YAML), `torch_checkpoints.weights` and `foreign.exported`.
+`config.plain_yaml`, `torch_checkpoints.weights` and `foreign.exported`.
 """
 
 import json
@@ -41,12 +41,13 @@ def reason(error: BaseException) -> str:
     return short(text or type(error).__name__, 160)
 
 
-def check_fits(size: int, what: str) -> None:
+def check_fits(size: int, what: str, advice: str = "use a smaller one") -> None:
     """Checks before something is loaded that it fits into half of the free memory.
 
     Args:
       size: bytes needed.
       what: what needs them, to begin the error message.
+      advice: what to do about it.
 
     Raises:
       InputError: it does not fit.
@@ -55,7 +56,7 @@ def check_fits(size: int, what: str) -> None:
     if free is not None and size > free // 2:
         raise InputError(
             f"{what} needs {size / 2**30:,.1f} GiB of memory, but only {free / 2**30:,.1f} GiB are"
-            " free; use a smaller one, or a machine with more memory"
+            f" free; {advice}, or take a machine with more memory"
         )
 
 

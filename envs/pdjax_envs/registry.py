@@ -14,8 +14,9 @@ from importlib.metadata import entry_points
 import jax
 
 from pdjax_envs import shifts
-from pdjax_envs.names import UnknownName, unknown
+from pdjax_envs.names import UnknownName, suggest, unknown
 from pdjax_envs.physics.engine import Engine, Scene
+from pdjax_envs.reading import short
 from pdjax_envs.task import Env, Task, make_env
 
 ENGINES = ("native", "mjx", "warp")
@@ -37,6 +38,7 @@ BUILT_IN = {
 
 
 _FOREIGN = ("brax:", "playground:")
+OTHER_TASKS = "brax:NAME or playground:NAME, an environment of Brax or MuJoCo Playground"
 _registered: dict[str, Task] = {}
 
 
@@ -111,7 +113,10 @@ def _build_task(name: str) -> Task:
     for entry in entry_points(group="pdjax_envs.tasks"):
         if entry.name == name:
             return entry.load()()
-    raise unknown("task", name, task_names())
+    raise UnknownName(
+        f"unknown task {short(repr(name))}; {suggest(name, task_names(), '`pdjax envs`')};"
+        f" or {OTHER_TASKS}"
+    )
 
 
 def family(name: str) -> str:
@@ -136,7 +141,9 @@ def resolve_engine(physics: str) -> str:
             return "native"
         return "warp" if has_warp and "NVIDIA" in jax.devices()[0].device_kind else "mjx"
     if physics not in ENGINES:
-        raise UnknownName(f"unknown physics engine {physics!r}; choose auto, {', '.join(ENGINES)}")
+        raise UnknownName(
+            f"unknown physics engine {short(repr(physics))}; choose auto, {', '.join(ENGINES)}"
+        )
     if physics == "warp" and not has_warp:
         raise UnknownName(
             "physics engine 'warp' is not installed; pip install 'mujoco-mjx[warp]'"
@@ -164,7 +171,7 @@ def make_engine(scene: Scene, physics: str = "auto") -> Engine:
 def make(
     name: str,
     physics: str = "auto",
-    reward: str = "success",
+    reward: str = "",
     terminate_on_success: bool = True,
     shift: str = "",
 ) -> Env:
@@ -174,7 +181,7 @@ def make(
       name: the task.
       physics: the physics engine, or `auto`. A task with physics of its own accepts only `auto` or
         the name of its own engine.
-      reward: see `task.make_env`.
+      reward: see `task.make_env`; "" = `success`, or `dense` if the task has no success.
       terminate_on_success: see `task.make_env`.
       shift: perturbations joined by +, see `shifts`; "" means none.
 
@@ -182,9 +189,12 @@ def make(
       UnknownName: no such task, engine, reward or shift, or the engine is not installed.
     """
     task = make_task(name)
+    reward = reward or ("success" if task.has_success else "dense")
     if reward != "success" and reward not in task.rewards:
         kinds = ", ".join(["success", *task.rewards])
-        raise UnknownName(f"task {name} has no reward {reward!r}; choose one of: {kinds}")
+        raise UnknownName(
+            f"task {name} has no reward {short(repr(reward))}; choose one of: {kinds}"
+        )
     if name.startswith(_FOREIGN):
         env = _make_foreign(name, reward, terminate_on_success)
         _check_own_physics(name, physics, env.engine)

@@ -89,6 +89,7 @@ class Task:
       rewards: kind ("sparse", "dense") -> function (episode, physics) -> named terms. Their sum is
         the reward that the task's original package defines.
       success: (episode, physics) -> bool.
+      has_success: whether the task can be solved; without success, policies are judged by return.
       adapt: (scene, name of an engine) -> the scene for that engine, which may lack a feature of
         the model.
       objects: names of the bodies that the robot moves, see `shifts`.
@@ -117,6 +118,7 @@ class Task:
     success: Callable[[Episode, PhysicsState], Array]
     scene: Scene = _NO_SCENE
     engine: Engine | None = None
+    has_success: bool = True
     summary: str = ""
     make_visual_model: Callable[[], Any] = _no_picture
     meanings: Mapping[str, str] = dataclasses.field(default_factory=dict)

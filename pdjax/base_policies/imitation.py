@@ -5,6 +5,7 @@ Training is pure; saving and loading are not. This file knows no simulator.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,10 +23,11 @@ from pdjax.base_policies.settings import KINDS, ImitationConfig, PolicyConfig
 from pdjax.base_policies.torch_checkpoints.adaptation import Adaptation, adapt
 from pdjax.config import options
 from pdjax.config.seeds import shift_seed
+from pdjax.devices import exhaustion
 from pdjax.output import checkpoint
 from pdjax.types import Array, BasePolicy, Key, Params
 from pdjax_envs import reading, writing
-from pdjax_envs.reading import InputError
+from pdjax_envs.reading import InputError, check_fits
 
 FILE = "policy.json"
 MOST_NUMBERS = 1_000_000  # in one observation or action, far beyond any robot's
@@ -129,10 +131,11 @@ def make_trainer(episodes: Episodes, config: ImitationConfig) -> Trainer:
     validation_key = jax.random.key(shift_seed(config.seed, 1))
 
     def advance(state: ImitationState, steps: int = block):
-        if steps == block:
-            state, train_loss = advance_block(state, training)
-        else:
-            state, train_loss = advance_part(state, training, steps)
+        with exhaustion.lower("batch_size or the sizes of the policy"):
+            if steps == block:
+                state, train_loss = advance_block(state, training)
+            else:
+                state, train_loss = advance_part(state, training, steps)
         same_noise = jax.random.clone(validation_key)  # so that only changes of the policy show
         return state, {
             "train_loss": float(train_loss),
@@ -145,7 +148,20 @@ def make_trainer(episodes: Episodes, config: ImitationConfig) -> Trainer:
         return kind.make_policy(kept | {"obs_mean": mean, "obs_std": std})
 
     init = partial(jit_init, jax.random.key(config.seed), training)
+    _check_memory(config, jax.eval_shape(init), training)
     return Trainer(block, init, advance, make_policy)
+
+
+def _check_memory(config: ImitationConfig, state: ImitationState, windows: Windows) -> None:
+    """Checks that parameters, optimiser and a batch fit into memory, by their shapes alone.
+
+    Raises:
+      InputError: they do not.
+    """
+    held = sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(state))
+    check_fits(2 * held, f"a policy of these sizes ({config.kind})")
+    window = sum(math.prod(leaf.shape[1:]) * 4 for leaf in windows)
+    check_fits(config.batch_size * window, f"batch_size={config.batch_size:,}", "lower it")
 
 
 def train(

@@ -5,7 +5,9 @@ is not pure: it reads files.
 """
 
 import dataclasses
+import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from pdjax.config import options
 from pdjax.config.schema import BasePolicyConfig, ConfigError
 from pdjax.types import BasePolicy
 from pdjax_envs import registry
+from pdjax_envs.reading import short
 from pdjax_envs.task import Task
 
 MEASURED_S = 0.3  # seconds that measuring a call may take, once it is compiled
@@ -35,7 +38,8 @@ def load_base(base_policy: BasePolicyConfig, task: Task) -> BasePolicy:
       task: the task that the policy will play.
 
     Returns:
-      The policy. Python code in the directory is run: load only code that you trust.
+      The policy. Python code in the directory is run, which a line on stderr says: load only code
+      that you trust.
 
     Raises:
       ConfigError, checkpoint.CheckpointError: the directory holds no policy, or a policy of another
@@ -46,6 +50,7 @@ def load_base(base_policy: BasePolicyConfig, task: Task) -> BasePolicy:
         raise ConfigError(
             "base_policy.path is empty; set it to a directory of `pdjax imitate` or `pdjax wrap`"
         )
+    check_links(path)
     read = assemble.load if is_foreign(path) else imitation.load
     base, trained_for = read(path, base_policy.act_horizon)
     other = trained_for != task.name and registry.family(trained_for) != task.family
@@ -56,6 +61,30 @@ def load_base(base_policy: BasePolicyConfig, task: Task) -> BasePolicy:
             f" {task.act_dim}); change base_policy.path or task.name"
         )
     return base
+
+
+def check_links(directory: Path, names: Sequence[str] = ("",)) -> None:
+    """Checks that a policy's directory holds only files and folders, which can be copied.
+
+    A link could bring any file of its reader into a copy. The directory itself may be a link.
+
+    Args:
+      directory: the policy's directory.
+      names: the parts of it to check; "" = all of it.
+
+    Raises:
+      ConfigError: it holds a symbolic link or a special file.
+    """
+    for path in (directory / name for name in names):
+        found = [path] if path != directory else []
+        for root, folders, files in os.walk(path):
+            found += [Path(root) / name for name in folders + files]
+        for entry in found:
+            if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
+                raise ConfigError(
+                    f"base policy {short(str(directory))} holds {short(entry.name)}, a link or"
+                    " special file; put the file itself there"
+                )
 
 
 def is_foreign(directory: Path) -> bool:
@@ -69,6 +98,20 @@ def is_policy(directory: Path) -> bool:
     return (directory / description.FILE).is_file()
 
 
+def task_of(directory: Path) -> str:
+    """Returns the name of the task that a directory says its policy is for.
+
+    Raises:
+      ConfigError: the directory does not say.
+    """
+    task = description.peek(directory).get("task")
+    if not isinstance(task, str):
+        raise ConfigError(
+            f"{directory / description.FILE} names no task; write the directory with `pdjax wrap`"
+        )
+    return task
+
+
 def kind_of(directory: Path) -> tuple[str, int]:
     """Reads what a directory says about its policy, without loading the policy.
 
@@ -79,16 +122,13 @@ def kind_of(directory: Path) -> tuple[str, int]:
       The kind of policy, and the number of control steps in a chunk as trained or wrapped;
       ("unknown", 0) if the directory does not say.
     """
-    about: Any = description.peek(directory)
-    trained: Any = about
-    for name in ("imitation", "policy"):  # where a policy that pdjax trained has it
-        below = trained.get(name)
-        trained = below if isinstance(below, dict) else trained
-    kind, act_horizon = about.get("kind"), trained.get("act_horizon")
-    return (
-        kind if isinstance(kind, str) else "unknown",
-        act_horizon if type(act_horizon) is int else 0,
-    )
+    about = description.peek(directory)
+    trained = about
+    for name in ("imitation", "policy"):  # of a policy that pdjax trained
+        inner = trained.get(name)
+        trained = inner if isinstance(inner, dict) else trained
+    kind, steps = about.get("kind"), trained.get("act_horizon")
+    return kind if isinstance(kind, str) else "unknown", steps if isinstance(steps, int) else 0
 
 
 def from_memory(

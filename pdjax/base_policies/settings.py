@@ -12,15 +12,21 @@ from pdjax.config import options
 from pdjax.config.options import (
     ConfigError,
     Count,
+    Horizon,
+    Layers,
     Natural,
     NonNegative,
     Positive,
     Range,
     Seed,
     Share,
+    Width,
 )
+from pdjax_envs.names import suggest
+from pdjax_envs.reading import short
 
 NOISE_STEPS = 100  # policy_decorator online/pi_dec_diffusion_maniskill2.py, num_diffusion_iters
+MOST_PARTS = 4_096  # clusters or Gaussians; each is compared with every window
 
 Dropout = Annotated[float, Range(0, 0.9)]
 Rollout = Literal["greedy", "sampled"]
@@ -30,15 +36,15 @@ Rollout = Literal["greedy", "sampled"]
 class DiffusionConfig:
     """Shape of a diffusion policy (arXiv:2303.04137)."""
 
-    obs_horizon: Count = 2
+    obs_horizon: Horizon = 2
     """Observations that the policy reads."""
-    act_horizon: Count = 4
+    act_horizon: Horizon = 4
     """Control steps executed of each prediction."""
-    pred_horizon: Count = 8
+    pred_horizon: Horizon = 8
     """Actions that the policy predicts; at least obs_horizon - 1 + act_horizon."""
-    hidden: Count = 256
+    hidden: Width = 256
     """Width of the MLP denoiser."""
-    blocks: Count = 3
+    blocks: Layers = 3
     """Residual blocks of the MLP denoiser."""
     ddim_steps: Annotated[int, Range(1, NOISE_STEPS)] = 4
     """Denoising steps in a rollout; training uses 100."""
@@ -49,16 +55,16 @@ class DiffusionConfig:
     denoiser: Literal["mlp", "unet"] = "mlp"
     """The network: a residual MLP, which is many times cheaper on a CPU, or the conditional 1-D
     U-Net of Diffusion Policy."""
-    unet_dims: Annotated[tuple[int, ...], Range(1)] = (64, 128, 256)
+    unet_dims: Annotated[tuple[int, ...], Range(1, 65_536)] = (64, 128, 256)
     """Channels of the U-Net's levels; every level except the last halves the chunk's length."""
-    unet_kernel: Count = 5
+    unet_kernel: Width = 5
     """Control steps that a convolution of the U-Net spans; must be odd."""
-    unet_groups: Count = 8
+    unet_groups: Width = 8
     """Groups of the U-Net's group normalisation; must divide every width."""
-    unet_final_groups: Natural = 0
+    unet_final_groups: Annotated[int, Range(0, 65_536)] = 0
     """Groups of the U-Net's last normalisation; 0 = unet_groups. policy_decorator and LeRobot
     always use 8."""
-    unet_step_dim: Annotated[int, Range(4)] = 64
+    unet_step_dim: Annotated[int, Range(4, 65_536)] = 64
     """Numbers in the U-Net's embedding of the noise level; must be even."""
     unet_scale: bool = True
     """Whether the condition scales the U-Net's channels in addition to shifting them, as in
@@ -92,21 +98,21 @@ class DiffusionConfig:
 class BehaviorTransformerConfig:
     """Shape of a Behavior Transformer (arXiv:2206.11251)."""
 
-    obs_horizon: Count = 10
+    obs_horizon: Horizon = 10
     """Observations that the policy reads: the transformer's context."""
-    act_horizon: Count = 1
+    act_horizon: Horizon = 1
     """Control steps that a bin spans, predicted and executed at once; 1 in the source. More steps
     keep the policy from copying its own history, which can cost precise tasks most of their
     success."""
-    bins: Count = 8
+    bins: Annotated[int, Range(1, MOST_PARTS)] = 8
     """Clusters of actions (policy_decorator offline/bet_maniskill2.py, n_clusters)."""
-    layers: Count = 4
+    layers: Layers = 4
     """Transformer blocks (same source)."""
-    heads: Count = 4
+    heads: Width = 4
     """Attention heads (same source); must divide width."""
-    width: Count = 128
+    width: Width = 128
     """Numbers in each token (same source)."""
-    readout: Count = 256
+    readout: Width = 256
     """Numbers that the transformer outputs for bins and offsets (same source, output_dim)."""
     dropout: Dropout = 0.1
     """Share of activations dropped in training (same source)."""
@@ -127,25 +133,25 @@ class BehaviorTransformerConfig:
 class ActConfig:
     """Shape of ACT, action chunking with transformers (arXiv:2304.13705)."""
 
-    obs_horizon: Count = 1
+    obs_horizon: Horizon = 1
     """Observations that the policy reads."""
-    obs_tokens: Count = 1
+    obs_tokens: Width = 1
     """Tokens for each observation (LeRobot: one for the robot's state, one for the rest)."""
-    act_horizon: Count = 4
+    act_horizon: Horizon = 4
     """Control steps executed of each prediction; 1 with temporal_ensemble."""
-    pred_horizon: Count = 8
+    pred_horizon: Horizon = 8
     """Actions that the policy predicts: the chunk (ACT: 100, at 50 Hz)."""
-    encoder_layers: Count = 1
+    encoder_layers: Layers = 1
     """Transformer layers of the style encoder and of the observation encoder (ACT: 4)."""
-    decoder_layers: Count = 1
+    decoder_layers: Layers = 1
     """Transformer layers that turn queries into actions (ACT: 7, but it only uses the first)."""
-    heads: Count = 4
+    heads: Width = 4
     """Attention heads (ACT: 8); must divide width."""
-    width: Annotated[int, Range(2)] = 128
+    width: Annotated[int, Range(2, 65_536)] = 128
     """Numbers in each token (ACT: 512); must be even."""
-    feedforward: Count = 256
+    feedforward: Width = 256
     """Hidden width of a layer's feed-forward part (ACT: 3200)."""
-    latent_dim: Count = 32
+    latent_dim: Width = 32
     """Numbers in the style variable z, which is 0 in a rollout."""
     style: bool = True
     """Whether training uses a style encoder to find z; if not, z is 0 in training as well, and the
@@ -183,13 +189,13 @@ class ActConfig:
 class MLPConfig:
     """Shape of a Gaussian or Gaussian-mixture MLP."""
 
-    obs_horizon: Count = 1
+    obs_horizon: Horizon = 1
     """Observations that the policy reads."""
-    act_horizon: Count = 4
+    act_horizon: Horizon = 4
     """Control steps predicted and executed at once."""
-    hidden: Annotated[tuple[int, ...], Range(1)] = (256, 256, 256)
+    hidden: Annotated[tuple[int, ...], Range(1, 65_536)] = (256, 256, 256)
     """Widths of the hidden layers."""
-    components: Count = 1
+    components: Annotated[int, Range(1, MOST_PARTS)] = 1
     """Gaussians in the mixture over whole chunks; 1 = a single Gaussian."""
     std_floor: Positive = 0.05
     """Smallest standard deviation of an action number; more precision does not lower the loss."""
@@ -287,7 +293,7 @@ def recipe(name: str, changes: Mapping[str, Any]) -> ImitationConfig:
         or the shape cannot work.
     """
     if name not in RECIPES:
-        raise ConfigError(f"unknown policy {name!r}; {options.suggest(name, RECIPES)}")
+        raise ConfigError(f"unknown policy {short(repr(name))}; {suggest(name, RECIPES)}")
     start = options.merge(dataclasses.asdict(ImitationConfig()), RECIPES[name])
     config = options.build(ImitationConfig, options.merge(start, changes))
     config.validate()

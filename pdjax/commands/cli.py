@@ -23,14 +23,18 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import pdjax
 from pdjax.base_policies import settings
+from pdjax.base_policies.foreign import user_code
 from pdjax.commands.table import COMMANDS, GROUPS, Command
 from pdjax.config import files as configs
 from pdjax.config import options as schema
 from pdjax.config import schema as fields
 from pdjax.config.options import ConfigError, Option
 from pdjax.config.presets import PRESETS
+from pdjax.devices import process_settings
 from pdjax.sweep import spec
-from pdjax_envs.reading import InputError
+from pdjax.training import stopping
+from pdjax_envs.names import suggest
+from pdjax_envs.reading import InputError, short
 
 _DESCRIPTION = "Refine a frozen robot policy online with a bounded residual policy, trained in JAX."
 _CONVENTIONS = """\
@@ -42,6 +46,7 @@ exit codes: 0 done, 1 failed, 2 bad input, 3 stopped on request and saved
 """
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE}  # no mistake of ours
 _WIDTH = 100  # characters in a line of help
+_LONGEST = 300  # characters of a mistake's line
 
 
 class _Parser(argparse.ArgumentParser):
@@ -242,8 +247,8 @@ def _parse(argv: list[str]) -> tuple[Command, bool]:
     if unknown:
         flags = [*map(_flag, options.values()), "--json", "--help"]
         known = unknown[0] in flags
-        hint = "write it after the command" if known else schema.suggest(unknown[0], flags)
-        raise ConfigError(f"{found.command} does not take {unknown[0]!r} here; {hint}")
+        hint = "write it after the command" if known else suggest(unknown[0], flags, "--help")
+        raise ConfigError(f"{found.command} does not take {short(repr(unknown[0]))} here; {hint}")
     values = {}
     for index, (name, option) in enumerate(options.items()):
         if hasattr(found, name):
@@ -267,22 +272,16 @@ def _explain(error: Exception) -> int:
     """Prints in one line what went wrong; returns the exit code."""
     known = isinstance(error, InputError)  # what the user can correct
     code = 2 if known else 1
-    text = " ".join(str(error).split())
-    if not known and _is_stop(error):
-        code, text = 3, f"{text}; the same command with --resume continues from there"
+    text = short(str(error), _LONGEST - len("pdjax: "))  # its end says what to do
+    if isinstance(error, stopping.Stopped):
+        code, text = stopping.STOPPED, f"{text}; {stopping.CONTINUES}"
     if isinstance(error, OSError) and error.errno in DISK:
-        where = f" ({error.filename})" if error.filename else ""
+        where = f" ({short(str(error.filename))})" if error.filename else ""
         text = f"{error.strerror}{where}; what was saved before is kept; mend that and try again"
     elif code == 1 and type(error).__name__ not in ("RenderError", "NotSavedError"):
-        text = f"failed with {type(error).__name__}: {text[:300]}; {_keep_traceback()}"
+        text = f"failed with {type(error).__name__}: {short(text, 200)}; {_keep_traceback()}"
     print(f"pdjax: {text}", file=sys.stderr)
     return code
-
-
-def _is_stop(error: Exception) -> bool:
-    from pdjax.training.stopping import Stopped
-
-    return isinstance(error, Stopped)
 
 
 def _keep_traceback() -> str:
@@ -296,15 +295,25 @@ def _keep_traceback() -> str:
     return f"traceback in {Path(file.name)}"
 
 
+def _run(command: Command) -> dict[str, Any]:
+    """Runs a command; code of the user's that fails in it becomes the user's mistake."""
+    try:
+        return command.run()
+    except (Exception, SystemExit) as error:
+        found = user_code.cause(error)
+        if found is error:
+            raise
+        raise found from None
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     try:
         command, as_json = _parse(sys.argv[1:] if argv is None else argv)
-        from pdjax.devices import process_settings
-
-        process_settings.prepare()
-        with contextlib.redirect_stdout(sys.stderr):
-            result = command.run()
+        with stopping.listening(getattr(command, "is_resumable", False)):
+            process_settings.prepare()
+            with contextlib.redirect_stdout(sys.stderr):
+                result = _run(command)
         if as_json:
             from pdjax.devices import processes
             from pdjax.output import terminal
@@ -314,8 +323,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("pdjax: interrupted", file=sys.stderr)
         return 1
-    except Exception as error:
+    except InputError as error:
         return _explain(error)
+    except Exception as error:
+        return _explain(process_settings.missing_devices() or error)
     return 0
 
 
@@ -334,11 +345,16 @@ def _unraisable(event: Any) -> None:
 
 def program() -> NoReturn:
     """Runs the command that the process was started with, and exits with its code."""
+    from pdjax.output import terminal
+
     sys.unraisablehook = _unraisable
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code == 1:
+    terminal.forgive()
+    try:
+        code = main()
+    except SystemExit as end:  # --help and --version
+        code = end.code
+    terminal.flush()
+    if code in (1, stopping.STOPPED):
         # An interrupted computation still calls back into Python, which must not be torn down.
         os._exit(code)
     sys.exit(code)

@@ -52,6 +52,7 @@ class Envs:
             for t in tasks
         ]
         terminal.show_table("Tasks", header, rows, text="summary")
+        terminal.say(f"also {registry.OTHER_TASKS}; such as brax:ant")
         return {"tasks": [_describe(task) for task in tasks]}
 
 
@@ -115,8 +116,8 @@ class Data:
     action: Literal["check"]
     """What to do; the only choice is `check`."""
     file: Path
-    """Demonstrations: HDF5 of `pdjax demos`, ManiSkill, D4RL or Minari, or a DAPG pickle. Its
-    content decides which of these it is."""
+    """Demonstrations: HDF5 of `pdjax demos`, ManiSkill, D4RL or Minari, a DAPG pickle, or a folder
+    or name of a Minari dataset. The content decides which of these it is."""
     task: str | None = None
     """Task of the demonstrations; by default the task that the file names, or the only task with
     the same sizes."""

@@ -9,7 +9,7 @@ from pdjax.base_policies.foreign.description import Device
 from pdjax.base_policies.settings import NOISE_STEPS
 from pdjax.config import options
 from pdjax.config.files import parse_override
-from pdjax.config.options import Count, Natural, Range, Seed
+from pdjax.config.options import MOST_HORIZON, Count, Natural, Range, Seed
 from pdjax.config.schema import Physics
 
 
@@ -49,6 +49,11 @@ class Imitate:
     physics: Physics = "auto"
     """Physics engine of the evaluations."""
 
+    @property
+    def is_resumable(self) -> bool:
+        """Whether --resume continues what a signal stops."""
+        return self.eval_every > 0
+
     def run(self) -> dict[str, Any]:
         """Trains, evaluates and writes."""
         from pdjax.prepare import imitate
@@ -80,7 +85,7 @@ class Wrap:
     """Task that the policy acts in; `pdjax envs` lists the tasks."""
     out: Path
     """Directory to write; new or empty. FILE is copied into it."""
-    obs_horizon: Natural = 0
+    obs_horizon: Annotated[int, Range(0, MOST_HORIZON)] = 0
     """Number of latest observations that the policy reads; 0 = the number that the policy itself
     declares, else 1."""
     action_low: float = -1.0
@@ -124,8 +129,8 @@ class Import:
 
     checkpoint: Path
     """FILE.pt of policy_decorator's offline scripts, with its args.json in the same folder or the
-    one above (needs torch); or a LeRobot folder with config.json and model.safetensors. No code in
-    the checkpoint is run."""
+    one above; or a LeRobot folder, such as RUN/checkpoints/last/pretrained_model. No code in the
+    checkpoint is run, and torch is not needed."""
     task: str
     """Task that the policy acts in; `pdjax envs` lists the tasks. The policy must take the task's
     observations in the task's order."""
@@ -190,7 +195,8 @@ class Screen:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Writes the refined policy of a run for deployment: one file that needs JAX but not pdjax.
+    """Writes the refined policy of a run, or a base policy, for deployment: files that need JAX but
+    not pdjax.
 
     The exported policy has a fail-safe, and can also serve as a base policy.
     """
@@ -198,7 +204,8 @@ class Export:
     EXAMPLE: ClassVar[str] = "pdjax export runs/peg_fast-seed0 --out deployed"
 
     run_directory: Path
-    """Finished run directory of `pdjax train`, or the folder run/ of a `pdjax quickstart`."""
+    """Finished run directory of `pdjax train`, or the folder run/ of a `pdjax quickstart`; or a
+    base policy's directory, to export that policy alone."""
     out: Path
     """Directory to write, new or empty: policy.jaxexport (for CPU, CUDA and TPU, with any number of
     robots), init_carry.jaxexport, policy.json, and a README.md that shows how to call them.

@@ -7,6 +7,9 @@ from typing import Any, ClassVar, Literal
 
 from pdjax.config.options import ConfigError, Count, Natural, NonNegative, Seed, Share
 from pdjax.config.schema import Physics
+from pdjax_envs.reading import short
+
+MOST_CELLS = 10  # of a video, in a row or a column; more would be too small to see
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +53,11 @@ class Train:
     run's directory or in mlflow.db beside it, unless WANDB_MODE or MLFLOW_TRACKING_URI say
     otherwise."""
 
+    @property
+    def is_resumable(self) -> bool:
+        """Whether --resume continues what a signal stops."""
+        return not self.plan
+
     def run(self) -> dict[str, Any]:
         """Trains, evaluates and writes."""
         from pdjax.config import files as configs
@@ -66,6 +74,7 @@ class Train:
 
         trackers.use(self.track)
         if self.coordinator:
+            processes.check(self.coordinator, self.process)
             terminal.say(f"waiting for all processes of the run at {self.coordinator}")
         processes.join(self.coordinator, self.process)
         from pdjax.output import tables
@@ -200,17 +209,21 @@ class Render:
     seed: Seed = 20_000
     """Seed of the episodes."""
     grid: str = "1x1"
-    """ROWSxCOLUMNS, such as 4x4: shows this many episodes of the refined policy at once instead."""
+    """ROWSxCOLUMNS, such as 4x4, at most 10x10: shows this many episodes of the refined policy at
+    once instead."""
 
     def run(self) -> dict[str, Any]:
         """Plays, draws and writes."""
         from pdjax.output import terminal
         from pdjax.runs import render
 
-        match = re.fullmatch(r"([1-9]\d?)x([1-9]\d?)", self.grid)
-        if not match:
-            raise ConfigError(f"--grid got {self.grid!r}, expected ROWSxCOLUMNS such as 4x4")
-        grid = int(match[1]), int(match[2])
+        match = re.fullmatch(r"(\d{1,2})x(\d{1,2})", self.grid)
+        grid = (int(match[1]), int(match[2])) if match else (0, 0)
+        if not 1 <= min(grid) <= max(grid) <= MOST_CELLS:
+            raise ConfigError(
+                f"--grid got {short(repr(self.grid))}, expected ROWSxCOLUMNS such as 4x4, each at"
+                f" most {MOST_CELLS}"
+            )
         result = render.render_run(self.run_directory, self.out, self.episodes, self.seed, grid)
         terminal.say(f"written to {self.out}")
         return result
@@ -244,12 +257,17 @@ class Sweep:
     dry_run: bool = False
     """Only prints the trials, and estimates their time and memory on this machine."""
 
+    @property
+    def is_resumable(self) -> bool:
+        """Whether --resume continues what a signal stops."""
+        return not self.dry_run
+
     def run(self) -> dict[str, Any]:
         """Sweeps or reports."""
         if (self.spec == "report") != (self.directory is not None):
             raise ConfigError(
-                f"sweep got {self.spec} and {self.directory or 'no directory'}, expected SPEC.yaml"
-                " alone, or report and the directory of a sweep"
+                f"sweep got {short(self.spec)} and {self.directory or 'no directory'}, expected"
+                " SPEC.yaml alone, or report and the directory of a sweep"
             )
         from pdjax.sweep import dry_run as sweep_foresight
         from pdjax.sweep import report, tune

@@ -4,10 +4,10 @@ Separate from `options`, which knows no particular option.
 """
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 from pdjax.config import options
-from pdjax.config.options import Count, Natural, NonNegative, Seed, Share
+from pdjax.config.options import MOST_HORIZON, Count, Natural, NonNegative, Range, Seed, Share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,6 +15,7 @@ class Arguments:
     """The numbers that several functions take, with their ranges."""
 
     episodes: Count = 1
+    obs_horizon: Annotated[int, Range(0, MOST_HORIZON)] = 0
     eval_episodes: Natural = 0
     seed: Seed = 0
     threshold: Share = 0.0

@@ -9,16 +9,22 @@ import operator
 import typing
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
-from pdjax.config import options
+from pdjax.config import options, plain_yaml
 from pdjax.config.options import ConfigError
 from pdjax.config.presets import PRESETS
 from pdjax.config.schema import Config, describe, validate
 from pdjax.config.seeds import shift_seed
 from pdjax_envs import writing
+from pdjax_envs.names import suggest
+from pdjax_envs.reading import is_file, short
+
+SUITES = ("fast", "paper")  # folders of configs that are trained together
+MOST_MEMBERS = 1_000  # of one program; far more than it can hold together
+MOST_PARTS = 5  # of a dotted key
 
 
 def preset(name: str) -> Config:
@@ -29,7 +35,7 @@ def preset(name: str) -> Config:
     """
     if name not in PRESETS:
         raise ConfigError(
-            f"unknown preset {name!r}; choose one of: {', '.join(PRESETS)}; or a"
+            f"unknown preset {short(repr(name))}; choose one of: {', '.join(PRESETS)}; or a"
             " config that is shipped with pdjax"
         )
     return options.build(Config, options.merge(dataclasses.asdict(Config()), PRESETS[name]))
@@ -50,14 +56,17 @@ def load(name_or_path: str, overrides: typing.Sequence[str] = ()) -> Config:
     values = _read(name_or_path, overrides)
     if values.pop("members", None):
         raise ConfigError(
-            f"{name_or_path} has members, which only `pdjax train` accepts; give a config without"
-            " members"
+            f"{short(name_or_path)} has members, which only `pdjax train` accepts; give a config"
+            " without members"
         )
     return _make(values)
 
 
 def load_members(
-    name_or_path: str, overrides: typing.Sequence[str] = (), seeds: int = 0
+    name_or_path: str,
+    overrides: typing.Sequence[str] = (),
+    seeds: int = 0,
+    changes: typing.Mapping[str, Any] | None = None,
 ) -> list[Config]:
     """Reads a run config and returns one config for each of its members.
 
@@ -67,6 +76,7 @@ def load_members(
       overrides: see `load`.
       seeds: number of members that differ only in their seeds, which count up; 0 leaves the
         members to the file.
+      changes: dotted key -> value, applied after the overrides.
 
     Returns:
       The members' configs, or a single config if the file has no members.
@@ -75,23 +85,32 @@ def load_members(
       ConfigError: see `load`; or the lists differ in length.
     """
     values = _read(name_or_path, overrides)
+    for name, value in (changes or {}).items():
+        values = options.merge(values, _nest(name, value))
     given: Any = values.pop("members", None) or {}
     if not isinstance(given, dict):
-        raise ConfigError(f"members got {given!r}, expected keys, each with a list of values")
+        raise ConfigError(
+            f"members got {short(repr(given))}, expected keys, each with a list of values"
+        )
     lists: dict[str, Any] = options.flatten(typing.cast("dict[str, Any]", given))
     config = _make(values)
     if seeds:
         if lists:
-            raise ConfigError(f"{name_or_path} already has members; leave out --members")
+            raise ConfigError(f"{short(name_or_path)} already has members; leave out --members")
+        if seeds > MOST_MEMBERS:
+            raise ConfigError(f"{seeds:,} members, expected at most {MOST_MEMBERS:,}")
         lists["seed"] = [shift_seed(config.seed, index) for index in range(seeds)]
     if not lists:
         return [config]
     lengths = {name: len(lists[name]) for name in lists if isinstance(lists[name], list)}
     if len(lengths) < len(lists) or len(set(lengths.values())) > 1 or 0 in lengths.values():
-        got = ", ".join(f"{n}: {lengths.get(n, 'no list')}" for n in lists)
+        got = short(", ".join(f"{n}: {lengths.get(n, 'no list')}" for n in lists), 160)
         raise ConfigError(f"members must list the same number of values for every key, got {got}")
+    count = next(iter(lengths.values()))
+    if count > MOST_MEMBERS:
+        raise ConfigError(f"{count:,} members, expected at most {MOST_MEMBERS:,}")
     found: list[Config] = []
-    for index in range(next(iter(lengths.values()))):
+    for index in range(count):
         changed = values
         for name, given in lists.items():
             changed = options.merge(changed, _nest(name, given[index]))
@@ -102,10 +121,10 @@ def load_members(
 def _read(name_or_path: str, overrides: typing.Sequence[str]) -> dict[str, Any]:
     """Merges a preset, a file and overrides into nested plain values; does not check them."""
     path = Path(name_or_path)
-    if name_or_path in PRESETS and not path.is_file():
+    if name_or_path in PRESETS and not is_file(path):
         merged = dataclasses.asdict(preset(name_or_path))
     else:
-        merged = _read_file(path if path.is_file() else _find(name_or_path))
+        merged = _read_file(path if is_file(path) else _find(name_or_path))
     for override in overrides:
         merged = options.merge(merged, parse_override(override))
     return merged
@@ -113,7 +132,7 @@ def _read(name_or_path: str, overrides: typing.Sequence[str]) -> dict[str, Any]:
 
 def _read_file(path: Path) -> dict[str, Any]:
     """Merges a file into the preset or the shipped config that it starts from."""
-    data = options.read_yaml(path, "config", "sections of keys")
+    data = plain_yaml.read(path, "config", "sections of keys")
     start = str(data.pop("preset", "pd"))
     if start not in PRESETS and start in configs():
         return options.merge(_read_file(configs()[start]), data)
@@ -124,10 +143,11 @@ def _find(name: str) -> Path:
     """Returns the file of a shipped config."""
     named = configs()
     if name not in named:
-        known = named if "/" in name else [*known_configs(), *PRESETS]
-        raise ConfigError(
-            f"no config {name!r}: neither a file nor a name; {options.suggest(name, known)}"
-        )
+        known = [*known_configs(), *PRESETS]
+        if name.partition("/")[0] in SUITES:
+            known = list(named)
+        hint = suggest(name, known, "`pdjax train --help`")
+        raise ConfigError(f"no config {short(repr(name))}: neither a file nor a name; {hint}")
     return named[name]
 
 
@@ -153,7 +173,10 @@ def _make(values: typing.Mapping[str, Any]) -> Config:
 
 def _nest(name: str, value: Any) -> dict[str, Any]:
     """Turns a dotted key and its value into nested plain values."""
-    for part in reversed(name.split(".")):
+    parts = name.split(".")
+    if len(parts) > MOST_PARTS:
+        raise ConfigError(f"unknown config key {short(repr(name))}; expected section.key")
+    for part in reversed(parts):
         value = {part: value}
     return value
 
@@ -165,10 +188,16 @@ def load_of_run(directory: Path, overrides: typing.Sequence[str] = ()) -> Config
       ConfigError: the directory is not a run; or see `load`.
     """
     path = directory / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(f"{directory} is no run: expected config.yaml as `pdjax train` writes it")
+    if not is_file(path):
+        raise ConfigError(
+            f"{short(str(directory))} is no run: expected config.yaml as `pdjax train` writes it"
+        )
     own = f"base_policy.path={json.dumps(str(directory / 'base_policy'))}"
-    return load(str(path), [own, *overrides])
+    try:
+        return load(str(path), [own, *overrides])
+    except ConfigError as error:
+        named = short(str(path)) in str(error)
+        raise error if named else ConfigError(f"{short(str(path))}: {error}") from None
 
 
 def configs() -> dict[str, Path]:
@@ -178,7 +207,7 @@ def configs() -> dict[str, Path]:
     (`paper/peg_bet`).
     """
     found = {path.stem: path for path in _shipped("configs")}
-    for suite in ("fast", "paper"):
+    for suite in SUITES:
         found |= {f"{suite}/{path.stem}": path for path in _shipped(suite)}
     return found
 
@@ -221,15 +250,17 @@ def parse_override(text: str) -> dict[str, Any]:
     """Parses `section.key=value`, with the value in YAML, into nested plain values.
 
     Raises:
-      ConfigError: the value is missing or is not YAML.
+      ConfigError: the value is missing, is not YAML or is a whole section.
     """
+    problem = f"--set {short(repr(text))}"
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise ConfigError(f"--set {text!r} has no value; expected section.key=value")
-    try:
-        tree: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
+        raise ConfigError(f"{problem} has no value; expected section.key=value")
+    tree: Any = plain_yaml.parse(value, f"{problem}: cannot read the value {short(repr(value))}")
+    if isinstance(tree, dict):
+        first = next(iter(cast("dict[Any, Any]", tree)), "key")
         raise ConfigError(
-            f"--set {text!r}: cannot read the value {value!r}; expected YAML"
-        ) from None
+            f"{problem} gives a whole section; set each value by itself, such as"
+            f" {short(name, 40)}.{short(str(first), 40)}=VALUE"
+        )
     return _nest(name, tree)

@@ -6,9 +6,10 @@ texts and code cannot disagree. This module knows no particular option and impor
 
 import ast
 import dataclasses
-import difflib
+import functools
 import inspect
 import math
+import struct
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -26,14 +27,16 @@ from typing import (
     get_type_hints,
 )
 
-import yaml
-
 from pdjax.config.seeds import SEEDS
-from pdjax_envs.reading import InputError
+from pdjax_envs.names import suggest
+from pdjax_envs.reading import InputError, short
 
 T = TypeVar("T")
 
 UNIONS = (Union, UnionType)  # origins of `X | None`: the first for a Literal X, the second else
+MOST_NUMBERS = 1_000  # in one option
+MOST_HORIZON = 1_000  # observations or control steps of one decision
+SMALLEST = 2.0**-126  # number above 0 that 32 bits hold with full precision; XLA takes others as 0
 
 
 class ConfigError(InputError):
@@ -67,6 +70,9 @@ class Range:
 FINITE = Range(-math.inf)
 Count = Annotated[int, Range(1)]
 Natural = Annotated[int, Range(0)]
+Horizon = Annotated[int, Range(1, MOST_HORIZON)]
+Width = Annotated[int, Range(1, 65_536)]
+Layers = Annotated[int, Range(1, 100)]
 Seed = Annotated[int, Range(0, SEEDS - 1)]
 Share = Annotated[float, Range(0, 1)]
 Positive = Annotated[float, Range(0, above=True)]
@@ -106,6 +112,11 @@ class _Field(NamedTuple):
 
 def describe(cls: type) -> list[Option]:
     """Returns all options of a dataclass in order of definition, nested ones in place."""
+    return list(_describe(cls))
+
+
+@functools.cache
+def _describe(cls: type) -> tuple[Option, ...]:
     docs = _docstrings(cls)
     options: list[Option] = []
     for name, kind, extras, default in _fields(cls):
@@ -114,7 +125,7 @@ def describe(cls: type) -> list[Option]:
             continue
         allowed = next((extra for extra in extras if isinstance(extra, Range)), FINITE)
         options.append(Option(name, kind, allowed, default, docs.get(name, "")))
-    return options
+    return tuple(options)
 
 
 def marked(cls: type, mark: type[T]) -> dict[str, T]:
@@ -188,13 +199,19 @@ def convert(option: Option, value: Any, source: str) -> Any:
     Raises:
       ConfigError: the value has the wrong type or is out of range.
     """
+    problem = f"{source} got {short(repr(value))}, expected"
     try:
-        found = _convert(option.kind, option.range, value)
+        found: Any = _convert(option.kind, option.range, value)
         if found == () != option.default:
             raise ValueError  # an empty list is allowed only if it is the default
-        return found
-    except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"{source} got {value!r}, expected {option.expected()}") from None
+    except OverflowError:
+        raise ConfigError(f"{problem} {option.expected()} that 32 bits can hold") from None
+    except (TypeError, ValueError):
+        raise ConfigError(f"{problem} {option.expected()}") from None
+    count = len(found) if get_origin(option.kind) is tuple else 1
+    if count > MOST_NUMBERS:
+        raise ConfigError(f"{problem} at most {MOST_NUMBERS:,} values, not {count:,}")
+    return found
 
 
 def _convert(kind: Any, allowed: Range, value: Any) -> Any:
@@ -216,12 +233,23 @@ def _convert(kind: Any, allowed: Range, value: Any) -> Any:
         number = float(value) if isinstance(value, str) or kind is float else value
         if kind is int:
             number = int(number) if number == int(number) else math.nan
+        _check_bits(kind, number)
         if number not in allowed:
             raise ValueError
         return number
     if not isinstance(value, kind) or kind in (int, float):
         raise TypeError
     return value
+
+
+def _check_bits(kind: type, number: float) -> None:
+    """Raises OverflowError if arrays of 32 bits, JAX's default, cannot hold a number."""
+    if kind is int and abs(number) >= 2**31:
+        raise OverflowError
+    if kind is float and math.isfinite(number):
+        struct.pack("<f", number)
+        if 0 < abs(number) < SMALLEST:
+            raise OverflowError
 
 
 def build(cls: type[T], values: Mapping[str, Any]) -> T:
@@ -239,14 +267,16 @@ def _build(cls: Any, values: Mapping[str, Any], options: dict[str, Option], pref
     for key, value in values.items():
         name = f"{prefix}{key}"
         if key not in known:
-            hint = suggest(name, [f"{prefix}{k}" for k in known])
-            raise ConfigError(f"unknown config key {name!r}; {hint}")
+            hint = suggest(name, [f"{prefix}{k}" for k in known], "--help")
+            raise ConfigError(f"unknown config key {short(repr(name))}; {hint}")
         if name in options:
             built[key] = convert(options[name], value, f"config key {name}")
         elif _is_tree(value):
             built[key] = _build(known[key].type, value, options, f"{name}.")
         else:
-            raise ConfigError(f"config key {name} got {value!r}, expected a section of keys")
+            raise ConfigError(
+                f"config key {name} got {short(repr(value))}, expected a section of keys"
+            )
     return cls(**built)
 
 
@@ -274,34 +304,6 @@ def check_lengths(instance: Any, allowed: Mapping[str, tuple[int, ...]]) -> None
             raise ConfigError(
                 f"{name} has {count} numbers, expected {' or '.join(map(str, lengths))}"
             )
-
-
-def read_yaml(path: Path, name: str, expected: str) -> dict[str, Any]:
-    """Reads a YAML file that holds a mapping.
-
-    Args:
-      path: the file.
-      name: what the file is, for the error message.
-      expected: what the mapping should contain, for the error message.
-
-    Raises:
-      ConfigError: the file does not exist, is not YAML, or holds something else.
-    """
-    try:
-        data = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(f"cannot read {name} {path}: {first}; expected a YAML file") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{name} {path} holds {type(data).__name__}, expected {expected}")
-    return cast("dict[str, Any]", data)
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Returns a hint for an unknown name: the closest known name, else all known names."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class BasePolicyConfig:
     path: str = ""
     """Directory of the base policy, as `pdjax imitate`, `pdjax import` or `pdjax wrap` writes
     it."""
-    act_horizon: Natural = 0
+    act_horizon: Annotated[int, Range(0, options.MOST_HORIZON)] = 0
     """Control steps to execute of each chunk that the base policy predicts; 0 keeps the number that
     the policy was trained with."""
 
@@ -132,9 +132,9 @@ class SACConfig:
     """Adam step size of the logarithm of the temperature."""
     max_grad_norm: Positive = 50.0
     """Largest global norm of a gradient; a larger gradient is scaled down to it."""
-    hidden: Annotated[tuple[int, ...], Range(1)] = (256, 256, 256)
+    hidden: Annotated[tuple[int, ...], Range(1, 65_536)] = (256, 256, 256)
     """Widths of the hidden layers of the residual policy and of each critic."""
-    num_critics: Count = 2
+    num_critics: Annotated[int, Range(1, 1_000)] = 2
     """Number of critics in the ensemble."""
     min_of: Natural = 0
     """Number of target critics, drawn anew for each gradient step, whose least value is the target;

@@ -8,22 +8,28 @@ others.
 """
 
 import hashlib
+import itertools
 import os
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax._src import distributed
 
 from pdjax.config.options import ConfigError
+from pdjax_envs.reading import short
 
 T = TypeVar("T")
 
 PATIENCE = 300  # s in which all processes must have been started
+SILENCE = 100  # s without a sign of life after which a process counts as gone
+BEAT = 2.0  # s between two signs of life
 MESSAGE = 1_000  # bytes of an error message that other processes receive
 
 _index, _count = 0, 1
@@ -45,16 +51,20 @@ def join(coordinator: str, process: str = "") -> None:
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "")
     if not coordinator and not process:
         return
-    if coordinator != "auto" and not re.fullmatch(r".+:\d+", coordinator):
-        raise ConfigError(f"--coordinator got {coordinator!r}, expected HOST:PORT or auto")
-    index, count = _numbers(process)
+    index, count = check(coordinator, process)
     if coordinator != "auto" and index:
         _wait_for(coordinator)
     # The loop stops a run itself when it is told to, in all processes after the same epoch.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         address = None if coordinator == "auto" else coordinator
-        jax.distributed.initialize(address, count, index, initialization_timeout=PATIENCE)
+        jax.distributed.initialize(
+            address,
+            count,
+            index,
+            initialization_timeout=PATIENCE,
+            heartbeat_timeout_seconds=10 * SILENCE,  # `_watch` comes first
+        )
     except ValueError:  # JAX's message says what is missing in its own terms
         raise ConfigError(
             f"--coordinator {coordinator}: nothing says which process this is; give --process"
@@ -66,6 +76,24 @@ def join(coordinator: str, process: str = "") -> None:
             f"cannot join the run at {coordinator}: {reason}; fix that, or choose another port"
         ) from None
     _index, _count = jax.process_index(), jax.process_count()
+    client = distributed.global_state.client
+    threading.Thread(target=_watch, args=(client, _index, _count), daemon=True).start()
+
+
+def check(coordinator: str, process: str) -> tuple[int | None, int | None]:
+    """Checks what says where process 0 is, and which process this is.
+
+    Returns:
+      Index and count; None if the cluster must say.
+
+    Raises:
+      ConfigError: the address or the number is not in the form that `join` takes.
+    """
+    if coordinator != "auto" and not re.fullmatch(r".+:\d{1,5}", coordinator):
+        raise ConfigError(
+            f"--coordinator got {short(repr(coordinator))}, expected HOST:PORT or auto"
+        )
+    return _numbers(process)
 
 
 def _numbers(process: str) -> tuple[int | None, int | None]:
@@ -75,9 +103,9 @@ def _numbers(process: str) -> tuple[int | None, int | None]:
         process = "/".join(text for text in named if text)
     if not process:
         return None, None
-    match = re.fullmatch(r"(\d+)/(\d+)", process)
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", process)
     if not match or not int(match[1]) < int(match[2]):
-        raise ConfigError(f"--process got {process!r}, expected INDEX/COUNT such as 0/2")
+        raise ConfigError(f"--process got {short(repr(process))}, expected INDEX/COUNT such as 0/2")
     return int(match[1]), int(match[2])
 
 
@@ -98,8 +126,40 @@ def _wait_for(coordinator: str) -> None:
     )
 
 
+def _watch(client: Any, index: int, count: int) -> None:
+    """Gives signs of life, and ends this process if another one gives none.
+
+    Runs in a thread of its own, because the main thread may wait for a process that is gone. JAX
+    would abort this process in that case, without a helpful message.
+    """
+    others = [other for other in range(count) if other != index]
+    signs: dict[int, str] = {}
+    heard = dict.fromkeys(others, time.monotonic())
+    for sign in itertools.count():
+        with suppress(jax.errors.JaxRuntimeError):  # this process is ending
+            client.key_value_set(f"pdjax/alive/{index}", str(sign), allow_overwrite=True)
+        for other in others:
+            with suppress(jax.errors.JaxRuntimeError):  # the other has not begun, or as above
+                found = client.key_value_try_get(f"pdjax/alive/{other}")
+                if found != signs.get(other):
+                    signs[other], heard[other] = found, time.monotonic()
+        silent = [other for other in others if time.monotonic() - heard[other] > SILENCE]
+        if silent:
+            words = _lost(f"process {silent[0]} was silent for {SILENCE} s")
+            os.write(2, f"pdjax: {words}\n".encode())
+            os._exit(1)
+        time.sleep(BEAT)
+
+
 class ProcessLostError(RuntimeError):
     """Says that another process of the run is gone."""
+
+
+def _lost(reason: str) -> str:
+    return (
+        f"another process of this run is gone or cannot be reached ({reason}); start all of them"
+        " again with --resume"
+    )
 
 
 @contextmanager
@@ -117,10 +177,7 @@ def together() -> Iterator[None]:
         if _count == 1 or not is_connection:
             raise
         reason = str(error).splitlines()[0][:200]
-        raise ProcessLostError(
-            f"another process of this run is gone or cannot be reached ({reason}); start all of"
-            " them again with --resume"
-        ) from error
+        raise ProcessLostError(_lost(reason)) from error
 
 
 def is_writer() -> bool:

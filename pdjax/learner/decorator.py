@@ -30,7 +30,8 @@ def decorate(
 ) -> Float[Array, "*batch chunk_dim"]:
     """Adds the bounded residual to the base action: base_action + residual_scale * residual_action.
 
-    Where the scaled residual is zero, the result is the base action, bit for bit (-0.0 included).
+    Where the scaled residual is zero or not finite, the result is the base action, bit for bit
+    (-0.0 included).
 
     Args:
       base_action: in [-1, 1].
@@ -45,7 +46,8 @@ def decorate(
       ValueError: residual_dim does not divide chunk_dim.
     """
     change = residual_scale * spread(residual_action, base_action.shape[-1])
-    return jnp.where(change == 0, base_action, base_action + change)
+    is_none = (change == 0) | ~jnp.isfinite(change)
+    return jnp.where(is_none, base_action, base_action + change)
 
 
 def spread(

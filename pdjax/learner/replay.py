@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, Num
 
+from pdjax.learner.holes import is_hole
 from pdjax.types import Array, Batch, Key, Scalar, Transition
 
 
@@ -200,7 +201,8 @@ def sample(
         final observation;
       discount = gamma^k, or 0 if decision t+k-1 terminated. A truncated episode thus bootstraps
         from its true final observation.
-    A start on a reset row is not a transition: its weight is 0.
+    A start on a reset row is not a transition: its weight is 0. So is the weight of a transition
+    that meets a hole, see `holes`.
 
     Args:
       state: the ring. `can_sample` must hold, or the batch contains rows that were never written.
@@ -238,6 +240,11 @@ def sample(
     gammas = jnp.power(jnp.asarray(gamma, jnp.float32), jnp.arange(n_step + 1))
     rewards = storage.reward[window, envs[:, None]] + reward_offset
     successor = (start + num_used) % capacity
+    # A window ends before the next reset, so a reset within it is its start or a hole.
+    meets_reset = jnp.any(storage.is_reset[window, envs[:, None]] & used, axis=1)
+    ends_at_hole = is_hole(storage.is_reset[successor, envs], storage.truncated[successor, envs])
+    is_terminal = jnp.any(terminated & used, axis=1)
+    is_whole = ~meets_reset & (is_terminal | ~ends_at_hole)
 
     def numbers(
         stored: Num[Array, "rows num_envs *shape"], row: Int[Array, " batch"]
@@ -249,8 +256,8 @@ def sample(
         base_action=numbers(storage.base_action, start),
         residual_action=numbers(storage.residual_action, start),
         reward=jnp.sum(gammas[:-1] * used * rewards, axis=1),
-        discount=gammas[num_used] * ~jnp.any(terminated & used, axis=1),
+        discount=gammas[num_used] * ~is_terminal,
         next_obs=numbers(storage.obs, successor),
         next_base_action=numbers(storage.base_action, successor),
-        weight=1.0 - storage.is_reset[start, envs],
+        weight=is_whole.astype(jnp.float32),
     )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pdjax.output.records import read_metrics, read_records
-from pdjax.output.tables import points
+from pdjax.output.tables import told_gain
 from pdjax_envs.writing import aside
 
 
@@ -25,14 +25,16 @@ def plot_screening(
     figure, (left, right) = _subplots(1, 2, figsize=(9.6, 3.8))
     scales = summary["scales"]
     x = [0.0, *(scale["residual_scale"] for scale in scales)]
-    y = np.array([summary["base_success"], *(scale["success"] for scale in scales)])
-    low, high = np.array([summary["base_ci"], *(scale["ci"] for scale in scales)]).T
+    is_rate = summary["base_success"] is not None
+    score, ci = ("base_success", "base_ci") if is_rate else ("base_return", "base_return_ci")
+    y = np.array([summary[score], *(scale["success"] for scale in scales)])
+    low, high = np.array([summary[ci], *(scale["ci"] for scale in scales)]).T
     left.errorbar(x, y, yerr=np.maximum([y - low, high - y], 0), marker="o", capsize=3)
     left.axhline(
         summary["kept_success"],
         color="0.6",
         linestyle=":",
-        label="success that the recommended scale must keep",
+        label=f"{'success' if is_rate else 'return'} that the recommended scale must keep",
     )
     left.axvline(
         summary["residual_scale"],
@@ -40,7 +42,7 @@ def plot_screening(
         linestyle="--",
         label=f"recommended: {summary['residual_scale']:g}",
     )
-    left.set(xlabel="scale of a random residual", ylabel="success_once", ylim=(-0.02, 1.02))
+    left.set(xlabel="scale of a random residual", **_scale(is_rate))
     left.legend(fontsize=8)
     bins = np.linspace(0, summary["time_limit"], 26)
     right.hist(
@@ -67,25 +69,29 @@ def plot_learning_curve(directory: Path, summary: Mapping[str, Any]) -> Path:
 
     evaluations, epochs = read_metrics(directory, "eval"), read_metrics(directory, "train")
     figure, axis = _subplots(figsize=(7.2, 4.4))
-    axis.plot(
-        [e["decision_steps"] for e in epochs],
-        [e.get("train_success", np.nan) for e in epochs],
-        color="0.75",
-        linewidth=1.2,
-        label="while exploring (training episodes)",
-    )
+    is_rate = summary["base_success"] is not None
+    score, ci = ("success", "ci") if is_rate else ("return", "return_ci")
+    if is_rate:
+        axis.plot(
+            [e["decision_steps"] for e in epochs],
+            [e.get("train_success", np.nan) for e in epochs],
+            color="0.75",
+            linewidth=1.2,
+            label="while exploring (training episodes)",
+        )
     axis.plot(
         [e["decision_steps"] for e in evaluations],
-        [e["success_once"] for e in evaluations],
+        [e["success_once" if is_rate else "return"] for e in evaluations],
         color="C0",
         marker="o",
         markersize=4,
         label="refined, interim",
     )
-    axis.axhline(summary["base_success"], color="C1", linestyle="--", label="base policy")
+    axis.axhline(summary[f"base_{score}"], color="C1", linestyle="--", label="base policy")
     if epochs:
         last = epochs[-1]["decision_steps"]
-        (low, high), final = summary["refined_ci"], summary["refined_success"]
+        final, ends = summary[f"refined_{score}"], summary[f"refined_{ci}"]
+        low, high = (final if end is None else end for end in ends)  # one episode has no interval
         axis.errorbar(
             [last],
             [final],
@@ -101,22 +107,30 @@ def plot_learning_curve(directory: Path, summary: Mapping[str, Any]) -> Path:
         ticks = MaxNLocator(6).tick_values(0, minutes[-1])
         top.set_xticks([tick for tick in ticks if tick <= minutes[-1]])  # others would pile up
         top.set_xlabel("training wall-clock (minutes)")
-    axis.set(xlabel="decision steps", ylabel="success_once", ylim=(-0.02, 1.02))
+    axis.set(xlabel="decision steps", **_scale(is_rate))
     axis.set_title(
-        f"{summary['task']}, seed {summary['seed']}: gain {points(summary['gain'])}", fontsize=11
+        f"{summary['task']}, seed {summary['seed']}: gain {told_gain(summary)}", fontsize=11
     )
     axis.grid(alpha=0.25)
     axis.legend(loc="lower right", fontsize=8)
     return _save(figure, directory / "learning_curve.png")
 
 
-def plot_comparison(path: Path, task: str, groups: Sequence[Mapping[str, Any]]) -> Path:
+def _scale(is_rate: bool) -> dict[str, Any]:
+    """Returns name and limits of the axis of scores: success rates, or returns."""
+    return {"ylabel": "success_once", "ylim": (-0.02, 1.02)} if is_rate else {"ylabel": "return"}
+
+
+def plot_comparison(
+    path: Path, task: str, groups: Sequence[Mapping[str, Any]], is_rate: bool = True
+) -> Path:
     """Draws the success of groups of runs against decision steps and against wall-clock.
 
     Args:
       path: PNG to write.
       task: for the title.
       groups: for each group, its `name` and what `compare.bands` returns.
+      is_rate: whether the curves are success rates; otherwise they are returns.
 
     Returns:
       The PNG written.
@@ -139,10 +153,11 @@ def plot_comparison(path: Path, task: str, groups: Sequence[Mapping[str, Any]]) 
             )
             if ends is not None:
                 axis.fill_between(grid, *ends, color=color, alpha=0.18, linewidth=0)
-        axis.set(xlabel=label, ylim=(-0.02, 1.02))
+        axis.set(xlabel=label)
         axis.grid(alpha=0.25)
     axes[0].plot([], [], color="0.4", linestyle="--", linewidth=1, label="base policy")
-    axes[0].set_ylabel("success_once, interim evaluations")
+    scale = _scale(is_rate)
+    axes[0].set(**scale | {"ylabel": f"{scale['ylabel']}, interim evaluations"})
     figure.suptitle(f"{task}: interquartile mean over runs, 95 % bootstrap intervals", fontsize=11)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8)
     return _save(figure, path)

@@ -7,6 +7,7 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ PACKAGES = (
     "numpy",
 )
 
-
 GIT_SECONDS = 10  # after which Git gets no more time: the file system may be slow or gone
+PLAIN_DIFF = ("--no-ext-diff", "--no-textconv")
+NO_TRANSPORT = {"GIT_ALLOW_PROTOCOL": "none", "GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0"}
 
 
 def describe() -> dict[str, Any]:
@@ -58,8 +60,15 @@ def describe() -> dict[str, Any]:
 
 
 def commit(folder: Path) -> str | None:
-    """Returns the Git commit that a folder is at; None outside a repository."""
-    return _git(folder, "describe", "--always", "--dirty")
+    """Returns the Git commit that a folder is at; None outside a repository.
+
+    The content of submodules does not count, and that of filtered files counts as it lies there.
+    """
+    name = _git(folder, "describe", "--always")
+    changed = _git(folder, "diff", "--quiet", "--ignore-submodules", *PLAIN_DIFF, "HEAD")
+    if name is None or name.returncode or changed is None or changed.returncode > 1:
+        return None
+    return name.stdout.strip() + ("-dirty" if changed.returncode else "")
 
 
 def own_commit(file: Path = Path(__file__)) -> str | None:
@@ -71,23 +80,42 @@ def own_commit(file: Path = Path(__file__)) -> str | None:
     Args:
       file: this file, or a copy of it at the same path inside a package `pdjax`.
     """
-    path = _git(file.parent, "ls-files", "--error-unmatch", "--full-name", file.name)
-    return commit(file.parent) if path == "/".join(file.parts[-3:]) else None
+    found = _git(file.parent, "ls-files", "--error-unmatch", "--full-name", file.name)
+    is_own = found is not None and found.stdout.strip() == "/".join(file.parts[-3:])
+    return commit(file.parent) if is_own else None
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
-    """Returns what a Git command prints; None if it fails.
+def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str] | None:
+    """Runs a Git command that only reads; returns None without Git or without an answer in time.
 
-    The command only reads, and starts no file system monitor that the repository's settings name.
+    A repository's settings can name programs: a monitor of files, hooks, filters, and transports to
+    fetch what is missing. None of them is started.
     """
+    off = {"core.fsmonitor": "false", "core.hooksPath": os.devnull}
+    listed = _run(folder, ["config", "--null", "--name-only", "--get-regexp", r"^filter\."], off)
+    names = listed.stdout.split("\0") if listed else []
+    filters = {name.rpartition(".")[0] for name in names if name}
+    for name in filters:
+        off |= {f"{name}.clean": "", f"{name}.process": "", f"{name}.required": "false"}
+    return _run(folder, arguments, off)
+
+
+def _run(
+    folder: Path, arguments: Sequence[str], settings: Mapping[str, str]
+) -> subprocess.CompletedProcess[str] | None:
+    """Runs a Git command with settings that come before all others."""
+    own = os.environ.get("GIT_CONFIG_COUNT", "")
+    begin = int(own) if own.isdecimal() else 0
+    env = os.environ | NO_TRANSPORT | {"GIT_CONFIG_COUNT": str(begin + len(settings))}
+    for index, (name, value) in enumerate(settings.items(), begin):
+        env |= {f"GIT_CONFIG_KEY_{index}": name, f"GIT_CONFIG_VALUE_{index}": value}
     command = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", *arguments]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=True, cwd=folder, timeout=GIT_SECONDS
+        return subprocess.run(
+            command, capture_output=True, text=True, cwd=folder, env=env, timeout=GIT_SECONDS
         )
-    except (OSError, subprocess.SubprocessError):  # no Git, no repository, or no answer
+    except (OSError, ValueError, subprocess.SubprocessError):  # no Git, no text, or no answer
         return None
-    return done.stdout.strip() or None
 
 
 def cpu() -> str:

@@ -3,6 +3,7 @@
 Knows the names in `result.json` and in the commands' results, and computes nothing.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,64 +15,86 @@ HEADER = 45  # characters for the names of all columns in a table 80 characters 
 def show_comparison(summary: Mapping[str, Any]) -> None:
     """Prints the base policy against the refined one, see `intervals.summarize`."""
 
-    def steps(name: str) -> str:
-        value = summary[f"{name}_steps_to_success"]
-        return "-" if value is None else f"{value:.0f}"
+    def row(label: str, form: str, name: str) -> list[str]:
+        return [label, *(text(form, summary[f"{side}_{name}"]) for side in ("base", "refined"))]
 
-    rows = [
-        ["success_once", *(_rate(summary, name) for name in ("base", "refined"))],
-        ["success_at_end", *(f"{summary[f'{n}_success_at_end']:.1%}" for n in ("base", "refined"))],
-        ["control steps to success", steps("base"), steps("refined")],
-        [
-            "smoothness (lower is smoother)",
-            *(f"{summary[f'{n}_smoothness']:.4f}" for n in ("base", "refined")),
-        ],
-    ]
+    rows = [[_measure(summary), *(_scored(summary, side) for side in ("base", "refined"))]]
+    if _is_rate(summary):
+        rows += [
+            row("success_at_end", "{:.1%}", "success_at_end"),
+            row("control steps to success", "{:.0f}", "steps_to_success"),
+        ]
+    rows.append(row("smoothness (lower is smoother)", "{:.4f}", "smoothness"))
     title = f"{summary['task']}: {summary['episodes']} paired episodes, 95 % intervals"
     show_table(title, ["", "base policy", "refined"], rows)
     say(f"gain: {_gain(summary)}")
+    _warn_untrained([summary])
+
+
+def _warn_untrained(summaries: Sequence[Mapping[str, Any]]) -> None:
+    """Says so if a run took no gradient step."""
+    if any(summary.get("gradient_steps") == 0 for summary in summaries):
+        say(
+            "no gradient step was taken, so nothing was learned: the guard stopped the run before"
+            " (audit.jsonl says why), or train.learning_starts is beyond train.total_decisions"
+        )
 
 
 def show_base(summary: Mapping[str, Any], before: str = "") -> None:
-    """Prints success_once of a base policy alone, see `intervals.base_summary`."""
-    low, high = summary["base_ci"]
+    """Prints success_once of a base policy alone, or its return; see `intervals.base_summary`."""
     say(
-        f"{before}success_once {summary['base_success']:.1%} [{low:.1%}, {high:.1%}] over"
+        f"{before}{_measure(summary)} {_scored(summary, 'base', 1)} over"
         f" {summary['eval_episodes']} episodes"
     )
 
 
 def show_shifts(summaries: Sequence[Mapping[str, Any]]) -> None:
-    """Prints success_once under each shift, see `evaluate.evaluate_shifts`."""
+    """Prints the base policy against the refined one under each shift, see `evaluate_shifts`."""
     first = summaries[0]
-    title = f"{first['task']}: {first['episodes']} paired episodes under each shift, success_once"
+    title = (
+        f"{first['task']}: {first['episodes']} paired episodes under each shift, {_measure(first)}"
+    )
     rows = [
-        [s["shift"] or "none", _rate(s, "base"), _rate(s, "refined"), _gain(s)] for s in summaries
+        [s["shift"] or "none", _scored(s, "base"), _scored(s, "refined"), _gain(s)]
+        for s in summaries
     ]
     show_table(title, ["shift", "base policy", "refined", "gain"], rows)
+
+
+def show_screening(summary: Mapping[str, Any]) -> None:
+    """Prints how a base policy fares with random residuals, see `screen.screen`."""
+
+    is_rate = _is_rate(summary)
+    rows = [["0 (base alone)", _scored(summary, "base")]]
+    rows += [
+        [f"{s['residual_scale']:g}", score(s["success"], is_rate) + _ends(s["ci"], is_rate)]
+        for s in summary["scales"]
+    ]
+    title = f"{summary['task']}: {summary['episodes']} episodes per row, 95 % intervals"
+    show_table(title, ["random residual_scale", _measure(summary)], rows)
 
 
 def show_groups(task: str, groups: Sequence[Mapping[str, Any]], threshold: float) -> None:
     """Prints groups of runs side by side, see `compare.figures`."""
 
     def row(label: str, form: str, *names: str) -> list[str]:
-        def cell(group: Mapping[str, Any]) -> str:
-            values = [group[name] for name in names]
-            return "-" if None in values else form.format(*values)
-
-        return [label, *map(cell, groups)]
+        return [label, *(text(form, *(group[name] for name in names)) for group in groups)]
 
     counts = [f"{group['finished']} of {len(group['runs'])}" for group in groups]
-    ends = [" - ".join(f"{end:.1%}" for end in group["refined_ci"] or ()) for group in groups]
+    is_rate = all(group["is_rate"] for group in groups)
+    measure, form = ("success_once", "{:.1%}") if is_rate else ("return", "{:,.4g}")
+    ends = [text(f"{form} - {form}", *(group["refined_ci"] or (None, None))) for group in groups]
+    falls = [100 * g["largest_fall"] if is_rate else g["largest_fall"] for g in groups]
+    fall_form = "{:.1f} points" if is_rate else "{:,.4g}"
     smoothness = "base_smoothness", "refined_smoothness"
     rows = [
         ["finished runs", *counts],
-        row("base success_once", "{:.1%}", "base_success"),
-        row("refined success_once", "{:.1%}", "refined_success"),
-        ["  95 % interval over runs", *(text or "-" for text in ends)],
+        row(f"base {measure}", form, "base_success"),
+        row(f"refined {measure}", form, "refined_success"),
+        ["  95 % interval over runs", *ends],
         row(f"decisions to {threshold:.3g}", "{:,.0f}", "decisions_to_threshold"),
         row(f"minutes to {threshold:.3g}", "{:.1f}", "minutes_to_threshold"),
-        ["largest fall of a run", *(f"{100 * g['largest_fall']:.1f} points" for g in groups)],
+        ["largest fall of a run", *(text(fall_form, fall) for fall in falls)],
         row("smoothness, base -> refined", "{:.4f} -> {:.4f}", *smoothness),
     ]
     title = f"{task}: interquartile means over finished runs, medians of times"
@@ -87,44 +110,79 @@ def show_members(
 ) -> None:
     """Prints the members of one program: what each one sets, and how far it got."""
     first = summaries[0]
-    base = [_rate(first, "base"), "", f"{first['base_smoothness']:.4f}", ""]
+    base = [_scored(first, "base"), "", text("{:.4f}", first["base_smoothness"]), ""]
     rows = [["base policy", *[""] * len(values[0]), *base]]
     for index, (own, summary) in enumerate(zip(values, summaries, strict=True)):
         figures = [
-            _rate(summary, "refined"),
-            points(summary["gain"]),
-            f"{summary['refined_smoothness']:.4f}",
+            _scored(summary, "refined"),
+            told_gain(summary),
+            text("{:.4f}", summary["refined_smoothness"]),
         ]
         numbers = [f"{value:g}" for value in own.values()]
         rows.append([f"member_{index}", *numbers, *figures, f"{summary['decision_steps']:,}"])
     names = [name.split(".")[-1] for name in values[0]]
     title = f"{first['task']}: {first['episodes']} paired episodes each, 95 % intervals"
-    show_table(title, ["", *names, "success_once", "gain", "smoothness", "decisions"], rows)
+    show_table(title, ["", *names, _measure(first), "gain", "smoothness", "decisions"], rows)
+    _warn_untrained(summaries)
 
 
 def show_exported(found: Mapping[str, Any]) -> None:
     """Prints how an exported policy played, see `export.export_run`."""
-    low, high = found["ci"]
+    is_rate, ends = found["is_rate"], found["ci"]
     say(
-        f"{found['policy']}: success_once {found['success']:.1%} [{low:.1%}, {high:.1%}] over"
-        f" {found['episodes']} episodes, {found['run_success']:.1%} in the run; fail-safe above"
+        f"{found['policy']}: {'success_once' if is_rate else 'return'}"
+        f" {score(found['success'], is_rate)} [{score(ends[0], is_rate)},"
+        f" {score(ends[1], is_rate)}] over {found['episodes']} episodes,"
+        f" {score(found['run_success'], is_rate)} before; fail-safe above"
         f" {found['drift_limit']:.1%} far numbers, tripped in {found['trips']:,} of"
         f" {found['decisions']:,} decisions"
     )
 
 
-def _rate(summary: Mapping[str, Any], name: str) -> str:
-    return _percent(summary[f"{name}_success"], summary[f"{name}_ci"])
+def text(form: str, *values: float | None) -> str:
+    """Returns numbers as text; "-" if one of them is unknown or not finite."""
+    if any(value is None or not math.isfinite(value) for value in values):
+        return "-"
+    return form.format(*values)
+
+
+def score(value: float | None, is_rate: bool, digits: int = 1) -> str:
+    """Returns a score as text: a success rate in per cent, or a return."""
+    return text(f"{{:.{digits}%}}" if is_rate else "{:,.4g}", value)
+
+
+def _is_rate(summary: Mapping[str, Any]) -> bool:
+    """Returns whether policies are judged by success; otherwise the task has none."""
+    return summary["base_success"] is not None
+
+
+def _measure(summary: Mapping[str, Any]) -> str:
+    return "success_once" if _is_rate(summary) else "return"
+
+
+def _scored(summary: Mapping[str, Any], side: str, digits: int = 0) -> str:
+    """Returns a policy's score with its interval."""
+    is_rate = _is_rate(summary)
+    names = ("success", "ci") if is_rate else ("return", "return_ci")
+    found, ends = (summary[f"{side}_{name}"] for name in names)
+    return score(found, is_rate) + _ends(ends, is_rate, digits)
 
 
 def _gain(summary: Mapping[str, Any]) -> str:
-    low, high = summary["gain_ci"]
-    return f"{points(summary['gain'])} [{100 * low:+.0f}, {100 * high:+.0f}]"
+    scale, form = (100, "{:+.0f}") if _is_rate(summary) else (1, "{:+,.4g}")
+    ends = (None if end is None else scale * end for end in summary["gain_ci"])
+    return f"{told_gain(summary)} [{', '.join(text(form, end) for end in ends)}]"
 
 
-def points(difference: float) -> str:
+def told_gain(summary: Mapping[str, Any]) -> str:
+    """Returns a summary's gain as text: in percentage points, or in return."""
+    gain = summary["gain"]
+    return points(gain) if _is_rate(summary) else text("{:+,.4g}", gain)
+
+
+def points(difference: float | None) -> str:
     """Returns a difference of two rates in percentage points, such as "+45.0 points"."""
-    return f"{100 * difference:+.1f} points"
+    return text("{:+.1f} points", None if difference is None else 100 * difference)
 
 
 def show_settings(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -142,8 +200,9 @@ def show_settings(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> No
             [
                 _tag(row["trials"]),
                 *(_short(row["values"].get(name)) for name in names),
-                _percent(row["base_success"]),
-                _percent(row["success"], row["success_ci"]),
+                score(row["base_success"], row["is_rate"]),
+                score(row["success"], row["is_rate"])
+                + _ends(row["success_ci"] or (), row["is_rate"]),
                 _arrow(row["base_smoothness"], row["smoothness"]),
                 *(_short(row[name]) for name in extra),
             ]
@@ -163,14 +222,13 @@ def _tag(trials: Sequence[str]) -> str:
     return trials[0].split("_")[-1] if len(trials) == 1 else f"{len(trials)} trials"
 
 
-def _percent(value: float | None, ends: Sequence[float] | None = None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.1%}" + (f" [{ends[0]:.0%}, {ends[1]:.0%}]" if ends else "")
+def _ends(ends: Sequence[float | None], is_rate: bool, digits: int = 0) -> str:
+    """Returns an interval as text behind a score; "" without one."""
+    return f" [{', '.join(score(end, is_rate, digits) for end in ends)}]" if ends else ""
 
 
 def _arrow(before: float | None, after: float | None) -> str:
-    return "-" if before is None or after is None else f"{before:.3g} -> {after:.3g}"
+    return text("{:.3g} -> {:.3g}", before, after)
 
 
 def show_foreseen(names: Sequence[str], found: Mapping[str, Any]) -> None:

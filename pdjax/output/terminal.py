@@ -1,13 +1,18 @@
 """What people see: lines, plain tables and a progress bar, all on stderr.
 
 Knows no algorithm, only names and numbers. Nothing here decides what is recorded: see `records`.
-The only memory is `console`: where lines go, and whether they are shown at all.
+Text is shown letter by letter: nobody's `[name]` or `:ant:` is markup. A message that cannot be
+written, because stderr is closed or its disk is full, is dropped: it is no reason to end a
+training. The only memory is `console`: where lines go, and whether they are shown at all.
 """
 
+import contextlib
+import io
 import json
+import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,10 +29,90 @@ from rich.progress import (
 from rich.table import Table
 
 from pdjax.output.paths import plain
+from pdjax_envs.reading import InputError, reason
 
 PLAIN_EVERY = 15.0  # s between progress lines where stderr is not a terminal
 
-console = Console(stderr=True, highlight=False)
+
+class Forgiving(io.TextIOBase):
+    """A stream for messages: what another stream cannot take is dropped.
+
+    Args:
+      stream: () -> the other stream; None where the process has none.
+    """
+
+    def __init__(self, stream: Callable[[], Any]):
+        self._stream = stream
+
+    @property
+    def encoding(self) -> str:
+        """The other stream's encoding."""
+        return getattr(self._stream(), "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        """Writes text; letters that the encoding lacks become question marks."""
+        known = text.encode(self.encoding, "replace").decode(self.encoding)
+        self._try("write", known)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes the other stream."""
+        self._try("flush")
+
+    def writable(self) -> bool:
+        """Returns True."""
+        return True
+
+    def isatty(self) -> bool:
+        """Returns whether the other stream is a terminal."""
+        return bool(self._try("isatty"))
+
+    def fileno(self) -> int:
+        """Returns the other stream's number."""
+        stream = self._stream()
+        if stream is None:
+            raise io.UnsupportedOperation("fileno")
+        return stream.fileno()
+
+    def _try(self, name: str, *arguments: Any) -> Any:
+        stream = self._stream()
+        try:
+            return None if stream is None else getattr(stream, name)(*arguments)
+        except (OSError, ValueError):  # ValueError: closed within this process
+            return None
+
+
+def forgive() -> None:
+    """Makes messages of any origin on stderr forgiving: warnings, logging, prints, tracebacks."""
+    stream = sys.stderr
+    sys.stderr = Forgiving(lambda: stream)
+
+
+def flush() -> None:
+    """Writes out stdout before the process ends; drops what it cannot take.
+
+    Otherwise Python would try again at exit, and end with another exit code.
+    """
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError):
+        _discard(sys.stdout)
+
+
+def _discard(stream: Any) -> None:
+    """Lets a stream write to nowhere from now on."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _stderr() -> Any:
+    """Returns stderr, or what is behind it while a live bar stands before it."""
+    return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+
+
+_messages: Any = Forgiving(_stderr)
+console = Console(file=_messages, highlight=False, markup=False, emoji=False)
 
 
 def mute() -> None:
@@ -69,14 +154,14 @@ class ProgressBar:
         # A live bar would redirect sys.stdout and sys.stderr, even where nothing of it is shown.
         if console.is_terminal and not console.quiet:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
+                TextColumn("{task.fields[rate]}", markup=False),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(elapsed_when_finished=True),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 console=console,
             )
             self._bar.start()
@@ -91,7 +176,7 @@ class ProgressBar:
             self._bar.update(self._task, completed=min(done, self._total), rate=shown, note=note)
         elif time.monotonic() - self._spoken >= PLAIN_EVERY or done >= self._total:
             self._spoken = time.monotonic()
-            left = f", {(self._total - done) / rate:.0f} s left" if rate else ""
+            left = f", {max(self._total - done, 0) / rate:.0f} s left" if rate > 0 else ""
             console.print(
                 f"{self._label}: {done:,}/{self._total:,} {self._unit}, {shown}{left}  {note}",
                 soft_wrap=True,
@@ -115,7 +200,7 @@ def progress(label: str, total: int, unit: str, begin: int = 0) -> Iterator[Prog
 
 def say(text: str, style: str = "") -> None:
     """Prints a line for people to stderr."""
-    console.print(text, style=style, soft_wrap=True, markup=False)
+    console.print(text, style=style, soft_wrap=True)
 
 
 @contextmanager
@@ -131,9 +216,23 @@ def into(path: Path) -> Iterator[None]:
 
 
 def emit_json(values: Mapping[str, Any]) -> None:
-    """Prints one JSON object as a line of stdout. This is for programs: `quiet` does not apply."""
-    sys.stdout.write(json.dumps(plain(values)) + "\n")
-    sys.stdout.flush()
+    """Prints one JSON object as a line of stdout. This is for programs: `quiet` does not apply.
+
+    Prints nothing to a reader that has left.
+
+    Raises:
+      InputError: stdout cannot be written.
+    """
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.write(json.dumps(plain(values)) + "\n")
+        sys.stdout.flush()
+    except OSError as error:
+        _discard(sys.stdout)
+        if not isinstance(error, BrokenPipeError):
+            text = f"cannot write the result to stdout: {reason(error)}; choose another place"
+            raise InputError(text) from None
 
 
 def say_unsaved(problem: str) -> None:

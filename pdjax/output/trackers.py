@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from pdjax.config.options import ConfigError, flatten, read_yaml
+from pdjax.config import plain_yaml
+from pdjax.config.options import ConfigError, flatten
 from pdjax_envs import reading, writing
 from pdjax_envs.reading import InputError
 
@@ -211,4 +212,4 @@ def _known(directory: Path, tracker: str, make: Callable[[], str]) -> str:
 def _read_config(directory: Path) -> dict[str, Any]:
     """Returns a run's `config.yaml` by dotted keys."""
     path = directory / "config.yaml"
-    return flatten(read_yaml(path, "config", "sections of keys")) if path.is_file() else {}
+    return flatten(plain_yaml.read(path, "config", "sections of keys")) if path.is_file() else {}

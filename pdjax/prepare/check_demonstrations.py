@@ -15,6 +15,7 @@ from pdjax_envs.demonstrations import layouts, store
 from pdjax_envs.demonstrations.layouts import Recording
 from pdjax_envs.demonstrations.playback import Replay, can_start, replay
 from pdjax_envs.demonstrations.trajectory import DataError, Trajectory, column_names
+from pdjax_envs.reading import short
 from pdjax_envs.task import Task
 
 SAME = 1e-4  # observations that differ by less count as equal: float32 and rounding in the file
@@ -56,7 +57,7 @@ def check_demonstrations(
         "task": env.task.name,
         "episodes": len(found),
         "steps": {"min": min(lengths), "mean": np.mean(lengths), "max": max(lengths)},
-        "success_rate": _success_rate(found, replayed),
+        "success_rate": _success_rate(found, rows),
         "success_from": "file" if told else "replay",
         "observation": _ranges(env.task.observation, [t.obs for t in found]),
         "action": _ranges(env.task.action, [t.actions for t in found]),
@@ -70,30 +71,32 @@ def check_demonstrations(
 
 def _guess_task(path: Path, recording: Recording) -> str:
     """Returns the task that the file names, or the only task of its sizes."""
-    if recording.task:
-        return recording.task
+    if len(recording.tasks) == 1:
+        return next(iter(recording.tasks))
     first = recording.episodes[0][1]
     sizes = tuple(a.shape[-1] if a.ndim == 2 else 0 for a in (first.obs, first.actions))
     tasks = [registry.make_task(name) for name in registry.task_names()]
     fitting = [task.name for task in tasks if (task.obs_dim, task.act_dim) == sizes]
     if len(fitting) != 1:
         raise DataError(
-            f"{path} has observations of {sizes[0]} and actions of {sizes[1]} numbers, which fit"
-            f" {' and '.join(fitting) or 'no task'}; pass --task"
+            f"{short(str(path))} has observations of {sizes[0]} and actions of {sizes[1]} numbers,"
+            f" which fit {' and '.join(fitting) or 'no task'}; pass --task"
         )
     return fitting[0]
 
 
-def _success_rate(found: list[Trajectory], replayed: dict[int, Replay]) -> float | None:
-    """Returns the share of episodes that succeed at any step; None unless known for all of them."""
+def _success_rate(found: list[Trajectory], rows: list[dict[str, Any]]) -> float | None:
+    """Returns the share of episodes that succeed at any step; None unless known for all of them.
+
+    Where the file does not say, a replay tells, but only if it equals the recording.
+    """
+    replayed = {row["episode"]: row["replayed_success"] for row in rows if row["max_drift"] <= SAME}
     known = []
     for index, trajectory in enumerate(found):
-        flags = trajectory.success
-        if flags is None and index in replayed:
-            flags = replayed[index].success
-        if flags is None:
+        if trajectory.success is None and index not in replayed:
             return None
-        known.append(flags.any())
+        flags = trajectory.success
+        known.append(replayed[index] if flags is None else flags.any())
     return float(np.mean(known))
 
 
@@ -148,6 +151,7 @@ def _verdict(summary: dict[str, Any]) -> str:
         return "; ".join([*said, "nothing was replayed"])
     worst, start = (max(row[name] for row in rows) for name in ("max_drift", "drift_at_start"))
     won = sum(row["replayed_success"] for row in rows)
+    silent = any(row["recorded_success"] is None for row in rows)
     if worst <= SAME:
         said.append("the replay equals the recording")
     elif start > SAME:
@@ -160,7 +164,10 @@ def _verdict(summary: dict[str, Any]) -> str:
             f"replays drift by up to {worst:.2g}: the physics differ, or the recorded actions"
             " are not the executed ones"
         )
-    return "; ".join([*said, f"{won} of {len(rows)} replays succeed"])
+    said.append(f"{won} of {len(rows)} replays succeed")
+    if silent and worst > SAME:
+        said.append("they do not tell whether the recordings did, and the file does not say")
+    return "; ".join(said)
 
 
 def _show(summary: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from pdjax.output.paths import check_file
 from pdjax_envs import registry
 from pdjax_envs.adroit import dapg
 from pdjax_envs.demonstrations import record, store
+from pdjax_envs.reading import check_fits
 from pdjax_envs.task import Expert, Task
 
 
@@ -48,6 +49,9 @@ def record_demonstrations(
     check_file(out, (".h5", ".hdf5"))
     check_file(out.with_suffix(".json"), (".json",))
     env = registry.make(task, physics)
+    # All are kept until they are written, with one control step each at least.
+    size = 4 * episodes * (env.task.obs_dim + 2 * env.task.act_dim)
+    check_fits(size, f"{episodes:,} demonstrations of {task}", "record fewer")
     chosen = None if expert is None else _load_expert(expert, env.task)
     with terminal.progress("recording", episodes, "episodes") as bar:
         found, rate = record.record(env, episodes, seed, noise, bar.update, chosen)

@@ -17,11 +17,10 @@ from pdjax.output.paths import check_directory, new_directory
 from pdjax.output.run_directory import read_result, write_result
 from pdjax.prepare import imitation_directory
 from pdjax.rollout import intervals
-from pdjax.rollout.playing import make_play, make_playing
+from pdjax.rollout.playing import check_episodes, make_play, make_playing
 from pdjax.types import BasePolicy
 from pdjax_envs import registry
 from pdjax_envs.demonstrations import store
-from pdjax_envs.demonstrations.trajectory import Trajectory
 from pdjax_envs.task import Env
 
 INTERIM_SEED = 40_000  # of the episodes that choose the best policy
@@ -73,23 +72,35 @@ def train_base_policy(
         check_directory(out)
     env = registry.make(task, physics)
     found = store.read(demos, env.task)
+    if failed := sum(t.success is not None and not t.success.any() for t in found):
+        terminal.say(
+            f"{failed} of {len(found)} demonstrations do not succeed; the policy imitates them all,"
+            " so remove those that it should not learn from"
+        )
     episodes = [(t.obs, t.actions) for t in found]
     description = imitation_directory.describe(config, task, episodes)
+    trainer = imitation.make_trainer(episodes, config)
+    check_episodes(env.task, max(eval_episodes, config.interim_episodes))
     if not (resume and imitation_directory.is_begun(out, description)):
         new_directory(out)
         if config.eval_every:
             imitation_directory.start(out, description)
     with lock.held(out):
-        return _make(env, found, config, out, eval_episodes)
+        return _make(env, trainer, len(found), config, out, eval_episodes)
 
 
 def _make(
-    env: Env, found: list[Trajectory], config: ImitationConfig, out: Path, eval_episodes: int
+    env: Env,
+    trainer: imitation.Trainer,
+    demonstrations: int,
+    config: ImitationConfig,
+    out: Path,
+    eval_episodes: int,
 ) -> dict[str, Any]:
     """Trains and evaluates a policy, and writes it to a directory that has been begun."""
     task = env.task.name
     start = time.monotonic()
-    best, last = _train(env, [(t.obs, t.actions) for t in found], config, out)
+    best, last = _train(env, trainer, config, out)
     wall_s = time.monotonic() - start
     plots.plot_imitation(out, task)
     *_, trained = records.read_records(out / "imitation.jsonl")
@@ -97,15 +108,14 @@ def _make(
         "task": task,
         "policy": str(out),
         "kind": config.kind,
-        "episodes": len(found),
+        "episodes": demonstrations,
         "steps": trained["step"],
         "seed": config.seed,
         "wall_s": wall_s,
     }
     if eval_episodes:
         play = make_play(make_playing(env, best))
-        success = play(FINAL_SEED, eval_episodes).success_once
-        summary |= intervals.base_summary(int(success.sum()), eval_episodes)
+        summary |= intervals.base_summary(play(FINAL_SEED, eval_episodes))
         tables.show_base(summary, f"{out}: ")
     write_result(out, summary)
     imitation_directory.finish(out, best, last if config.eval_every else None, config, task)
@@ -113,14 +123,13 @@ def _make(
 
 
 def _train(
-    env: Env, episodes: imitation.Episodes, config: ImitationConfig, out: Path
+    env: Env, trainer: imitation.Trainer, config: ImitationConfig, out: Path
 ) -> tuple[BasePolicy, BasePolicy]:
     """Trains to the end, evaluates and saves on the way; returns the best and the last policy."""
-    trainer = imitation.make_trainer(episodes, config)
     state = trainer.init()
     policy = trainer.make_policy(state)
     play = make_play(make_playing(env, policy))
-    kept, done = imitation_directory.Kept(state, policy.params, np.float32(-1)), 0
+    kept, done = imitation_directory.Kept(state, policy.params, np.float32(-np.inf)), 0
     saved = imitation_directory.checkpoints(out) if config.eval_every else None
     if saved is not None:
         found = saved.restore(kept)
@@ -142,8 +151,8 @@ def _train(
             if due:
                 params = trainer.make_policy(state).params
                 won = play(INTERIM_SEED, config.interim_episodes, base_params=params)
-                success = np.float32(won.success_once.mean())
-                record["success_once"] = float(success)
+                success = np.float32(won.score)
+                record["success_once" if won.success_once is not None else "return"] = won.score
                 if success >= kept.success:  # among equals the one that was trained longer
                     kept = kept._replace(best=params, success=success)
             lines.add({"step": done, **record})

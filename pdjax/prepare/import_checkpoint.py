@@ -5,6 +5,7 @@ of pdjax's own kinds, so refining it does not need torch. This file is not pure:
 files, and prints.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from pdjax.output import tables, terminal
 from pdjax.output.paths import check_directory, new_directory
 from pdjax.prepare.wrap import Play, try_aloud
 from pdjax.rollout import intervals
+from pdjax.rollout.evaluate import Evaluation
 from pdjax.types import BasePolicy
 from pdjax_envs import registry
 from pdjax_envs.demonstrations import store
+from pdjax_envs.reading import is_file, short
 from pdjax_envs.task import Task
 
 
@@ -37,7 +40,7 @@ def import_checkpoint(
     """Reads a checkpoint, tries the policy and writes it to a directory for `base_policy.path`.
 
     Args:
-      checkpoint: a .pt file of policy_decorator, or a LeRobot folder.
+      checkpoint: a .pt file of policy_decorator, or a LeRobot folder, see `find`.
       task: name of the policy's task.
       out: the directory to write, new or empty.
       play: how the policy is tried.
@@ -62,7 +65,7 @@ def import_checkpoint(
         known, where = imitation.statistics(episodes), str(demos)
     policy = make_policy(found, env.task)
     adapted = adapt(policy, _adaptation(found, policy))
-    obs, _, successes = try_aloud(
+    obs, _, seen = try_aloud(
         env,
         adapted,
         play,
@@ -73,7 +76,26 @@ def import_checkpoint(
     new_directory(out)
     adaptation = _adaptation(found, policy, known)
     imitation.save_imported(out, policy, found.shape, task, adaptation)
-    return _report(out, found, policy, where, (successes, play.episodes))
+    return _report(out, found, policy, where, seen)
+
+
+def find(path: Path) -> Path:
+    """Returns the .pt file, or the folder of LeRobot's policy, that a path means.
+
+    LeRobot writes RUN/checkpoints/STEPS/pretrained_model with the policy's files, and
+    RUN/checkpoints/last; any of these will do, or one of the files.
+    """
+    if path.name in ("model.safetensors", "config.json"):
+        return path.parent
+    for inner in (
+        "",
+        "pretrained_model",
+        "last/pretrained_model",
+        "checkpoints/last/pretrained_model",
+    ):
+        if is_file(path / inner / "config.json"):
+            return path / inner
+    return path
 
 
 def read(checkpoint: Path, task: Task, ddim_steps: int = 0) -> Imported:
@@ -81,14 +103,18 @@ def read(checkpoint: Path, task: Task, ddim_steps: int = 0) -> Imported:
 
     Raises:
       ConfigError: the checkpoint cannot be read, or has other sizes than the task.
+      demonstrations.DataError: its settings name another task or another control mode.
     """
-    importer = lerobot if checkpoint.is_dir() else policy_decorator
+    checkpoint = find(checkpoint)
+    importer = lerobot if os.path.isdir(checkpoint) else policy_decorator
     found = importer.read(checkpoint, ddim_steps)
     if ddim_steps and found.kind != "diffusion":
         raise ConfigError(
             f"--ddim-steps got {ddim_steps}, but {checkpoint} holds a policy of kind {found.kind},"
             " which has no denoising steps; leave --ddim-steps out"
         )
+    holder = f"{short(str(checkpoint))} holds a policy"
+    store.check_origin(holder, found.tasks, found.control_modes, task)
     sizes = {
         "observation": (len(found.params["obs_mean"]), task.obs_dim),
         "action": (found.act_dim, task.act_dim),
@@ -117,7 +143,7 @@ def _adaptation(found: Imported, policy: BasePolicy, statistics=None) -> Adaptat
 
 
 def _report(
-    out: Path, found: Imported, policy: BasePolicy, where: str, tried: tuple[int, int]
+    out: Path, found: Imported, policy: BasePolicy, where: str, seen: Evaluation
 ) -> dict[str, Any]:
     """Prints and returns the findings."""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(policy.params)) - 2 * policy.obs_dim
@@ -129,7 +155,7 @@ def _report(
         f" {pred_horizon}" + (f", {steps} DDIM steps" if steps else "")
     )
     terminal.say(f"observation statistics for the residual policy come from {where}")
-    success = intervals.base_summary(*tried)
+    success = intervals.base_summary(seen)
     tables.show_base(success)
     return {
         "policy": str(out),

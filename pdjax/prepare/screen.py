@@ -19,6 +19,15 @@ such that the recommendation for PegInsertionSide is its recorded recipe in `exp
   mean of two rates, that of the base policy and that of random residuals. The gate takes the number
   of decisions in which this rate yields `EXAMPLES` successful episodes, so that the critics have
   seen success before the gate is fully open.
+
+For a task without a config of its own, `settings` suit the preset `fast` to the base policy: a run
+of `OPENED` times exploration_steps, in which learning starts when the gate is half open, and the
+penalty on the residual is halved `HALVINGS` times by the time that the gate is fully open. A
+constant penalty holds a residual at zero wherever the critics claim less for it than the penalty,
+see docs/decisions/method.md.
+
+A task without success is judged by return: the share of the base policy's return that is kept takes
+the place of success, and there is no perfect or hopeless base policy.
 """
 
 import math
@@ -34,7 +43,7 @@ from pdjax.base_policies.load import load_base
 from pdjax.config import files as configs
 from pdjax.config.schema import BasePolicyConfig
 from pdjax.learner.decorator import clip_action, decorate
-from pdjax.output import plots, terminal
+from pdjax.output import plots, tables, terminal
 from pdjax.output.paths import check_file
 from pdjax.rollout import intervals
 from pdjax.rollout.evaluate import Evaluation
@@ -50,6 +59,8 @@ ROUND_TO = 1_024  # decisions to which exploration_steps is rounded up
 NEAR_BOUND = 0.95  # a larger action number leaves a residual no room on one side
 LATE = 0.9  # a success after this share of the time limit was nearly a time-out
 OPENED = 4  # a recommended run is at least this many times as long as its exploration_steps
+HALVINGS = 4  # of the penalty on the residual while the gate opens
+EVALUATIONS = 5  # interim evaluations of a recommended run, at least
 
 HOPELESS, HOPELESS_HIGH = 0.05, 0.10  # improve the base if its rate and interval lie below these
 SOLVED_LOW = 0.97  # nothing is left to refine if the interval lies above this
@@ -62,8 +73,10 @@ class Screening(NamedTuple):
 
     Attributes:
       summary: plain values, as `--json` prints them: `verdict`, `reasons`, `residual_scale`,
-        `exploration_steps` (decisions), `base_success` in [0, 1] with the 95 % interval `base_ci`,
-        and `scales`, one dict with `residual_scale`, `success` and `ci` for each scale.
+        `exploration_steps` (decisions), `settings` (dotted key -> value, for a config with preset
+        `fast`), `base_success` in [0, 1] with the 95 % interval `base_ci`, and `scales`, one dict
+        with `residual_scale`, `success` and `ci` for each scale. Without success in the task,
+        `base_success` and `base_ci` are None, and `success` and `ci` are those of the return.
       steps: (episodes,) int32, control steps to the first success of the base policy alone, or the
         time limit.
       success: (episodes,) bool, whether the base policy alone succeeds at any step.
@@ -116,31 +129,79 @@ def screen(env: Env, base: BasePolicy, episodes: int, seed: int) -> Screening:
         bar.update(episodes * len(results))
     seen = make_play(make_playing(env, base))(seed, min(episodes, 64), record=True)
     actions = np.asarray(seen.base_action)
-    alone, counts = results[0], [int(result.success_once.sum()) for result in results]
+    alone, counts = results[0], _worth(results)
     decisions = -(-env.task.episode_steps // base.act_horizon)
+    side = "base" if env.task.has_success else "base_return"
     summary = {"task": env.task.name, "episodes": episodes, "seed": seed}
     summary |= _describe(alone, env.task.episode_steps) | _room(actions, base.act_dim)
     summary["scales"] = [
         {
             "residual_scale": scale,
-            "success": count / episodes,
-            "ci": list(intervals.wilson(count, episodes)),
+            "success": result.score,
+            "ci": intervals.base_summary(result)[f"{side}_ci"],
         }
-        for scale, count in zip(SCALES, counts[1:], strict=True)
+        for scale, result in zip(SCALES, results[1:], strict=True)
     ]
     summary |= recommend(counts[0], counts[1:], episodes, decisions)
+    summary["settings"] = suit(summary)
+    if alone.success_once is None:
+        summary["kept_success"] = alone.score - (1 - KEEP) * abs(alone.score)
+        summary["verdict"], summary["reasons"] = REFINE, _reasons_of_return(summary)
+        return Screening(summary, alone.steps_to_success, np.zeros(episodes, bool))
     summary["verdict"], summary["reasons"] = judge(counts[0], counts[1:], episodes)
     return Screening(summary, alone.steps_to_success, alone.success_once)
 
 
+def _worth(results: list[Evaluation]) -> list[int]:
+    """Returns the number of successes of each result; the first is the base policy's.
+
+    Without success it is the share of the base policy's return, as a number of the episodes. Of a
+    negative return that share shrinks by as much as the return falls below it.
+    """
+    if results[0].success_once is not None:
+        return [int(result.success_once.sum()) for result in results]
+    episodes, base = len(results[0].returns), results[0].score
+    lost = [max(base - result.score, 0) / (abs(base) or 1) for result in results]
+    return [round(episodes * max(1 - share, 0)) for share in lost]
+
+
+def _reasons_of_return(summary: dict[str, Any]) -> list[str]:
+    kept = [f"{one['residual_scale']:g}: {one['success']:,.4g}" for one in summary["scales"]]
+    return [
+        f"the task has no success; the base policy's return is {summary['base_return']:,.4g}",
+        f"return with random residuals, by scale: {', '.join(kept)}",
+    ]
+
+
+def suit(found: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings that suit the preset `fast` to a new task, by the rules above.
+
+    Args:
+      found: what `recommend` returned.
+    """
+    train, steps = configs.preset("fast").train, found["exploration_steps"]
+    epoch = train.decisions_per_epoch
+    epochs = math.ceil(OPENED * steps / epoch)
+    return {
+        "decorator.residual_scale": found["residual_scale"],
+        "decorator.exploration_steps": steps,
+        "sac.penalty_half_life": float(round(steps * train.updates_per_decision / HALVINGS)),
+        "train.learning_starts": steps // 2,
+        "train.total_decisions": epochs * epoch,
+        "eval.interim_every": max(epochs // EVALUATIONS, 1) * epoch,
+    }
+
+
 def _describe(alone: Evaluation, limit: int) -> dict[str, Any]:
     """Describes how often and when the base policy succeeds; a failure is a time-out."""
-    once, episodes = np.asarray(alone.success_once), len(alone.success_once)
+    found = intervals.base_summary(alone)
+    if alone.success_once is None:
+        return found | {"time_limit": limit, "failures": 0}
+    once = np.asarray(alone.success_once)
     steps = np.asarray(alone.steps_to_success)[once]
     spread = np.percentile(steps, [10, 50, 90]).tolist() if len(steps) else None
     return {
-        "base_success": float(once.mean()),
-        "base_ci": list(intervals.wilson(once.sum(), episodes)),
+        **found,
         "base_success_at_end": float(np.mean(alone.success_at_end)),
         "undone": float(np.mean(once & ~np.asarray(alone.success_at_end))),
         "failures": int((~once).sum()),
@@ -251,46 +312,45 @@ def screen_policy(
 
 
 def _command(summary: dict[str, Any]) -> str:
-    """Returns the `pdjax train` command that follows the recommendation."""
-    task, total = summary["task"], 0
+    """Returns the `pdjax train` command that follows the recommendation.
+
+    A task with configs of its own keeps their values but for the recommended ones.
+    """
+    task, settings = summary["task"], summary["settings"]
     names = list(configs.configs())
     fast = [name for name in names if name.endswith("_fast")]
     fast += [name for name in names if name.startswith("fast/") and name.endswith("_diffusion")]
     suitable = [name for name in fast if configs.load(name).task.name == task]
     name = suitable[0] if suitable else "peg_fast"
-    values = {
-        "base_policy.path": summary["policy"],
-        "task.name": task,
-        "decorator.residual_scale": summary["residual_scale"],
-        "decorator.exploration_steps": summary["exploration_steps"],
-    }
-    config = configs.load(name)
-    needed, epoch = OPENED * summary["exploration_steps"], config.train.decisions_per_epoch
-    if config.train.total_decisions < needed:
-        total = epoch * math.ceil(needed / epoch)
-        values["train.total_decisions"] = total
+    values = {"base_policy.path": summary["policy"], "task.name": task}
+    if suitable:
+        names = ["decorator.residual_scale", "decorator.exploration_steps"]
+        if configs.load(name).train.total_decisions < settings["train.total_decisions"]:
+            names.append("train.total_decisions")
+        values |= {name: settings[name] for name in names}
+    else:
+        values |= settings
+        if summary["base_success"] is None:
+            values["task.reward"] = "dense"
     changes = [f"{key}={value}" for key, value in values.items()]
     return shlex.join(["pdjax", "train", name, "--out", f"runs/{task}", "--set", *changes])
 
 
 def _show(summary: dict[str, Any]) -> None:
     """Prints the findings for humans."""
-    show = lambda value, ci: f"{value:.1%} [{ci[0]:.0%}, {ci[1]:.0%}]"  # noqa: E731
-    rows = [["0 (base alone)", show(summary["base_success"], summary["base_ci"])]]
-    rows += [[f"{s['residual_scale']:g}", show(s["success"], s["ci"])] for s in summary["scales"]]
-    title = f"{summary['task']}: {summary['episodes']} episodes per row, 95 % intervals"
-    terminal.show_table(title, ["random residual_scale", "success_once"], rows)
-    if summary["steps_to_success_10_50_90"]:
+    tables.show_screening(summary)
+    if summary.get("steps_to_success_10_50_90"):
         early, median, late = summary["steps_to_success_10_50_90"]
         terminal.say(
             f"control steps to success: median {median:.0f}, 80 % within {early:.0f} to"
             f" {late:.0f}, of {summary['time_limit']}; {summary['late_successes']:.0%} of"
             " successes come in the last tenth"
         )
-    terminal.say(
-        f"{summary['failures']} episodes reach the time limit without success;"
-        f" {summary['undone']:.1%} of episodes succeed but undo it before the end"
-    )
+    if summary["base_success"] is not None:
+        terminal.say(
+            f"{summary['failures']} episodes reach the time limit without success;"
+            f" {summary['undone']:.1%} of episodes succeed but undo it before the end"
+        )
     terminal.say(
         f"{summary['near_bounds']:.1%} of action numbers are within 0.05 of the bounds"
         f" (number {summary['worst_action_number']}: {summary['near_bounds_worst']:.0%}),"

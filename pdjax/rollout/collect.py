@@ -19,6 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 from pdjax.config.schema import DecoratorConfig
 from pdjax.devices.sharding import AXIS, by_env
 from pdjax.learner.decorator import clip_action, decorate, far_numbers, normalize
+from pdjax.learner.holes import mark_holes
 from pdjax.rollout.decision import (
     Frozen,
     Outcome,
@@ -117,7 +118,7 @@ def make_rollout(
     by_episode: Any = PartitionSpec(AXIS)
     of_step: Any = PartitionSpec(None, AXIS)
     parts = Evaluation(
-        *[by_episode] * 5, qpos=of_step, carry=by_episode, obs=of_step, base_action=of_step
+        *[by_episode] * 6, qpos=of_step, carry=by_episode, obs=of_step, base_action=of_step
     )
 
     def evaluate_view(
@@ -174,6 +175,8 @@ def _decide(
 
     Returns:
       The next state, and this decision's rows of the replay and its counts over all environments.
+      An episode is cut, truncated, where a number is not finite: in its row, which becomes a hole
+      of the replay, or in what the base policy would read next.
     """
     num_envs = len(state.history)
     base_key, residual_key, reset_key, doubt_key = jax.random.split(key, 4)
@@ -189,22 +192,31 @@ def _decide(
     action = clip_action(decorate(base_action, residual_action, residual_scale))
 
     was_done, numbers = state.done, jnp.arange(num_envs)
+    is_sound = _is_finite(obs) & _is_finite(base_action) & _is_finite(residual_action)
     state = state._replace(carry=carry)
     next_state, outcome, ended, succeeded = play(
         (frozen, reset_key), state, action.reshape(chunk.shape), numbers
     )
     outcome = Outcome(*[jnp.where(was_done, jnp.zeros_like(x), x) for x in outcome])
+    is_sound &= jnp.isfinite(outcome.reward)
+    # Not finite: what the base policy would read next, or, unless the action is ignored, the row.
+    is_cut = ~_is_finite(next_state.history) | ~(is_sound | was_done)
+    next_state = next_state._replace(done=next_state.done | is_cut)
+    ended, succeeded = ended | (is_cut & ~was_done), succeeded & ~is_cut
     row = Transition(
         obs=obs,
         base_action=base_action,
         residual_action=residual_action,
         reward=outcome.reward,
-        terminated=outcome.terminated,
-        truncated=outcome.truncated,
+        terminated=outcome.terminated & ~is_cut,
+        truncated=outcome.truncated | (is_cut & ~was_done),
         is_reset=was_done,
     )
+    row = mark_holes(row, ~is_sound)
     counts = {
         "episodes": ended,
+        "cut_episodes": is_cut,
+        "reward": row.reward,
         "successes": ended & succeeded,
         "control_steps": outcome.steps,
         "bad_actions": outcome.bad_actions,
@@ -214,3 +226,8 @@ def _decide(
     }
     counts = {name: jnp.sum(count).astype(jnp.float32) for name, count in counts.items()}
     return next_state, (row, counts)
+
+
+def _is_finite(numbers: Array) -> Array:
+    """Returns (num_envs,) whether all numbers of an environment are finite."""
+    return jnp.all(jnp.isfinite(numbers), axis=tuple(range(1, numbers.ndim)))

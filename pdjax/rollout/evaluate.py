@@ -25,11 +25,14 @@ class Evaluation(NamedTuple):
     """The outcomes of evaluated episodes; leaves have shape (episodes,) unless stated.
 
     Attributes:
-      success_once: bool, the task was solved at some control step.
-      success_at_end: bool, the task was solved at the last control step of the time limit.
+      success_once: bool, the task was solved at some control step; None if the task has no success.
+      success_at_end: bool, the task was solved at the last control step of the time limit; None if
+        the task has no success.
       steps_to_success: int32, control steps until the first success, or the time limit.
       smoothness: float32, mean squared second difference of the actions executed until then.
       saturation: float32, share of residual numbers above 0.95 in absolute value until then.
+      returns: float32, sum of the rewards until the episode terminates; rewards that are not finite
+        count as 0.
       qpos: (episode_steps, episodes, nq) positions after each control step; None unless recorded.
       carry: the base policy's own state after the last decision; None unless recorded.
       obs: (decisions, episodes, obs_dim) newest observation at each decision; None unless recorded.
@@ -37,15 +40,26 @@ class Evaluation(NamedTuple):
         unless recorded.
     """
 
-    success_once: Array
-    success_at_end: Array
+    success_once: Any
+    success_at_end: Any
     steps_to_success: Array
     smoothness: Array
     saturation: Array
+    returns: Any
     qpos: Array | None
     carry: Any = None
     obs: Any = None
     base_action: Any = None
+
+    @property
+    def scores(self) -> Array:
+        """(episodes,) what policies are judged by: success_once, or the return without success."""
+        return self.returns if self.success_once is None else self.success_once
+
+    @property
+    def score(self) -> float:
+        """The mean of `scores`."""
+        return float(self.scores.mean())
 
 
 class _Decision(NamedTuple):
@@ -53,6 +67,8 @@ class _Decision(NamedTuple):
 
     Attributes:
       success: (act_horizon, episodes) bool.
+      reward: (act_horizon, episodes).
+      terminated: (act_horizon, episodes) bool.
       actions: (act_horizon, episodes, act_dim), executed.
       saturated: (episodes,) share of residual numbers above 0.95 in absolute value.
       qpos: (act_horizon, episodes, nq), or None.
@@ -61,6 +77,8 @@ class _Decision(NamedTuple):
     """
 
     success: Array
+    reward: Array
+    terminated: Array
     actions: Array
     saturated: Array
     qpos: Array | None
@@ -96,12 +114,12 @@ def evaluate(
 
     def control_step(
         carry: tuple[EnvState, Array], action: Array
-    ) -> tuple[tuple[EnvState, Array], tuple[Array, Array | None]]:
+    ) -> tuple[tuple[EnvState, Array], tuple[Any, ...]]:
         state, history = carry
         state, out = jax.vmap(env.step, (None, 0, 0))(frozen.model, state, action)
         history = jax.vmap(push_history)(history, out.obs)
         qpos = state.physics.qpos if record else None
-        return (state, history), (out.success, qpos)
+        return (state, history), (out.success, out.reward, out.terminated, qpos)
 
     def decide(state: RolloutState, index: Array) -> tuple[RolloutState, _Decision]:
         now = jax.vmap(jax.random.fold_in, (0, None))(noise_keys, index)
@@ -109,12 +127,15 @@ def evaluate(
         obs, base_action = state.history[:, -1], chunk.reshape(len(keys), -1)
         residual_action = residual(obs, base_action)
         action = clip_action(decorate(base_action, residual_action, residual_scale))
+        action = jnp.where(jnp.isnan(action), 0, action)  # as the environment takes it
         actions = jnp.moveaxis(action.reshape(chunk.shape), 1, 0)  # (act_horizon, episodes, dim)
-        (env_state, history), (success, qpos) = jax.lax.scan(
+        (env_state, history), (success, reward, terminated, qpos) = jax.lax.scan(
             control_step, (state.env, state.history), actions
         )
         decision = _Decision(
             success=success,
+            reward=reward,
+            terminated=terminated,
             actions=actions,
             saturated=jnp.mean(jnp.abs(residual_action) > 0.95, axis=-1),
             qpos=qpos,
@@ -132,6 +153,10 @@ def evaluate(
     result = _summarize(
         flat(played.success), flat(played.actions), played.saturated, base.act_horizon
     )
+    returns = _returns(flat(played.reward), flat(played.terminated))
+    result = result._replace(returns=returns)
+    if not env.task.has_success:
+        result = result._replace(success_once=None, success_at_end=None)
     if played.qpos is None:  # not recorded
         return result
     return result._replace(
@@ -188,5 +213,12 @@ def _summarize(success: Array, actions: Array, saturated: Array, act_horizon: in
         steps_to_success=steps.astype(jnp.int32),
         smoothness=smoothness,
         saturation=jnp.sum(saturated * deciding, axis=0) / jnp.sum(deciding, axis=0),
+        returns=None,
         qpos=None,
     )
+
+
+def _returns(reward: Array, terminated: Array) -> Array:
+    """Returns (episodes,) the sum of the rewards (steps, episodes) until an episode terminates."""
+    ended_before = jnp.cumsum(terminated, axis=0) - terminated > 0
+    return jnp.sum(jnp.where(ended_before | ~jnp.isfinite(reward), 0, reward), axis=0)

@@ -6,6 +6,8 @@ Pure functions on the host, kept apart from the jitted rollout that produces the
 # SciPy has no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -64,49 +66,122 @@ def paired_gain(base: ArrayLike, refined: ArrayLike) -> tuple[float, tuple[float
     return gain, (gain - float(np.sqrt(max(down, 0))), gain + float(np.sqrt(max(up, 0))))
 
 
-def base_summary(successes: int, episodes: int) -> dict[str, Any]:
-    """Returns a base policy's success_once with its 95 % interval, ready for JSON."""
+def mean_gain(base: ArrayLike, refined: ArrayLike) -> tuple[float, tuple[float, float]]:
+    """Returns the mean difference on the same episodes, with the 95 % interval of a paired t-test.
+
+    Args:
+      base: (episodes,) returns.
+      refined: (episodes,) returns, the same episodes in the same order.
+
+    Returns:
+      The mean of refined - base, and its interval; NaN for a single episode.
+    """
+    difference = np.asarray(refined, float) - np.asarray(base, float)
+    return float(difference.mean()), _mean_ci(difference)
+
+
+def _mean_ci(values: np.ndarray) -> tuple[float, float]:
+    """Returns the 95 % interval of a mean, by Student's t; NaN for a single value."""
+    from scipy import stats
+
+    count = len(values)
+    if count < 2:
+        return math.nan, math.nan
+    half = float(stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / np.sqrt(count))
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+def gain(base: Evaluation, refined: Evaluation) -> tuple[float, tuple[float, float]]:
+    """Returns what `refined` gains in success_once, or in return where the task has no success.
+
+    Args:
+      base: the base policy's episodes.
+      refined: the same episodes in the same order.
+
+    Returns:
+      The gain and its 95 % interval, see `paired_gain` and `mean_gain`.
+    """
+    found = paired_gain if base.success_once is not None else mean_gain
+    return found(base.scores, refined.scores)
+
+
+def base_summary(result: Evaluation) -> dict[str, Any]:
+    """Returns a base policy's success_once and return with 95 % intervals, ready for JSON.
+
+    A task without success has None for the former.
+    """
+    return {**_rates("base", result), "eval_episodes": len(result.steps_to_success)}
+
+
+def _rates(side: str, result: Evaluation) -> dict[str, Any]:
+    """Returns success_once and return of a policy, with their 95 % intervals."""
+    once, returns = result.success_once, np.asarray(result.returns, float)
     return {
-        "base_success": successes / episodes,
-        "base_ci": list(wilson(successes, episodes)),
-        "eval_episodes": episodes,
+        f"{side}_success": None if once is None else float(np.asarray(once, bool).mean()),
+        f"{side}_ci": None if once is None else _rate_ci(once),
+        f"{side}_return": float(returns.mean()),
+        f"{side}_return_ci": list(_mean_ci(returns)),
     }
 
 
-def figures(result: Evaluation) -> dict[str, float]:
+def _rate_ci(solved: ArrayLike) -> list[float]:
+    """Returns Wilson's interval of outcomes (episodes,) bool."""
+    solved = np.asarray(solved, bool)
+    return list(wilson(int(np.count_nonzero(solved)), len(solved)))
+
+
+def figures(result: Evaluation) -> dict[str, float | None]:
     """Returns the means over an interim evaluation's episodes, in the form of `metrics.jsonl`."""
+    once, at_end = result.success_once, result.success_at_end
     return {
-        "success_once": float(result.success_once.mean()),
-        "success_at_end": float(result.success_at_end.mean()),
+        "success_once": None if once is None else float(once.mean()),
+        "success_at_end": None if at_end is None else float(at_end.mean()),
+        "return": float(result.returns.mean()),
         "steps_to_success": float(result.steps_to_success.mean()),
         "smoothness": float(result.smoothness.mean()),
         "saturation": float(result.saturation.mean()),
     }
 
 
+def score_of(values: Mapping[str, Any], side: str = "") -> Any:
+    """Returns what a policy is judged by: its success rate, or its return without success.
+
+    Args:
+      values: what `figures` returned; or what `summarize` returned, with a side.
+      side: `base` or `refined` in a summary.
+    """
+    success, returned = (
+        (f"{side}_success", f"{side}_return") if side else ("success_once", "return")
+    )
+    return values[success] if values[success] is not None else values.get(returned)
+
+
 def summarize(base: Evaluation, refined: Evaluation) -> dict[str, Any]:
     """Returns the comparison of two evaluations as plain numbers, ready for JSON.
 
-    Rates and their intervals are shares in [0, 1]. `gain` is the refined rate of success_once minus
-    the base rate. `smoothness` is the mean squared second difference of the executed actions (lower
-    is smoother). `steps_to_success` is the mean count of control steps over the successful
-    episodes, or None if no episode succeeded.
+    Rates and their intervals are shares in [0, 1]; they are None if the task has no success. `gain`
+    is the refined rate of success_once minus the base rate, or the difference of the mean returns
+    if the task has no success. `smoothness` is the mean squared second difference of the executed
+    actions (lower is smoother). `steps_to_success` is the mean count of control steps over the
+    successful episodes, or None if no episode succeeded.
 
     Args:
       base: the base policy's episodes.
       refined: the refined policy's, the same episodes in the same order.
     """
-    episodes = len(base.success_once)
-    gain, gain_ci = paired_gain(base.success_once, refined.success_once)
+    episodes = len(base.steps_to_success)
+    difference, gain_ci = gain(base, refined)
     summary: dict[str, Any] = {"episodes": episodes}
     for name, result in (("base", base), ("refined", refined)):
-        once = np.asarray(result.success_once)
-        summary[f"{name}_success"] = float(once.mean())
-        summary[f"{name}_ci"] = list(wilson(once.sum(), episodes))
-        summary[f"{name}_success_at_end"] = float(np.mean(result.success_at_end))
-        summary[f"{name}_at_end_ci"] = list(wilson(np.sum(result.success_at_end), episodes))
+        summary |= _rates(name, result)
+        once, at_end = result.success_once, result.success_at_end
+        summary[f"{name}_success_at_end"] = (
+            None if at_end is None else float(np.asarray(at_end, bool).mean())
+        )
+        summary[f"{name}_at_end_ci"] = None if at_end is None else _rate_ci(at_end)
         summary[f"{name}_smoothness"] = float(np.mean(result.smoothness))
-        steps = np.asarray(result.steps_to_success)[once]
+        steps = np.asarray(result.steps_to_success)
+        steps = steps[:0] if once is None else steps[np.asarray(once)]
         summary[f"{name}_steps_to_success"] = float(steps.mean()) if len(steps) else None
     summary["refined_saturation"] = float(np.mean(refined.saturation))
-    return summary | {"gain": gain, "gain_ci": list(gain_ci)}
+    return summary | {"gain": difference, "gain_ci": list(gain_ci)}

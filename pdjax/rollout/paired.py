@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pdjax.output import terminal
+from pdjax.output import tables, terminal
 from pdjax.rollout import intervals
 from pdjax.rollout.evaluate import Evaluation
 from pdjax.rollout.playing import Playing, make_play, no_residual
@@ -18,7 +18,16 @@ from pdjax_envs.reading import InputError, read_npz, short
 from pdjax_envs.writing import aside
 
 EPISODES = "episodes.npz"  # the file's name in a run's directory
-OUTCOMES = ("success_once", "success_at_end", "steps_to_success", "smoothness", "saturation")
+OUTCOMES = (
+    "success_once",
+    "success_at_end",
+    "steps_to_success",
+    "smoothness",
+    "saturation",
+    "returns",
+)
+SUCCESS = ("success_once", "success_at_end")  # a task may be without these
+SIDES = ("base", "refined")
 
 
 class Paired(NamedTuple):
@@ -55,16 +64,17 @@ def save_paired(path: Path, paired: Paired) -> None:
     """Writes the outcomes of all episodes to an .npz file.
 
     Its arrays (episodes,) are named after the policy and the outcome, for example
-    `base_success_once`; `seed` is beside them.
+    `base_success_once`; `seed` is beside them. A task without success has no arrays of it.
 
     Args:
       path: the file to write; an existing one is replaced.
       paired: the evaluation.
     """
     arrays = {
-        f"{side}_{name}": getattr(getattr(paired, side), name)
-        for side in ("base", "refined")
+        f"{side}_{name}": value
+        for side in SIDES
         for name in OUTCOMES
+        if (value := getattr(getattr(paired, side), name)) is not None
     }
     with aside(path) as written:
         np.savez(written, seed=paired.seed, **arrays)
@@ -80,8 +90,9 @@ def read_paired(path: Path, summary: Mapping[str, Any]) -> Paired:
     Raises:
       InputError: the file is damaged, or holds something else.
     """
-    found: dict[str, Any] = dict(read_npz(path, "episodes"))
-    names = [f"{side}_{name}" for side in ("base", "refined") for name in OUTCOMES]
+    found: Any = read_npz(path, "episodes")
+    optional = () if "base_success_once" in found else SUCCESS
+    names = [f"{side}_{name}" for side in SIDES for name in OUTCOMES if name not in optional]
     sizes = {found[name].shape for name in names if name in found}
     whole = found.keys() >= {"seed", *names} and len(sizes) == 1 and found["seed"].shape == ()
     if not whole or any(found[name].dtype.kind not in "bfiu" for name in ("seed", *names)):
@@ -90,8 +101,8 @@ def read_paired(path: Path, summary: Mapping[str, Any]) -> Paired:
             f" {', '.join(OUTCOMES)} of both policies; evaluate the run again with `pdjax eval`"
         )
     base, refined = (
-        Evaluation(**{name: found[f"{side}_{name}"] for name in OUTCOMES}, qpos=None)
-        for side in ("base", "refined")
+        Evaluation(**{name: found.get(f"{side}_{name}") for name in OUTCOMES}, qpos=None)
+        for side in SIDES
     )
     task, physics = (str(summary.get(name, "")) for name in ("task", "physics"))
     return Paired(task, physics, int(found["seed"]), base, refined)
@@ -116,11 +127,12 @@ def play_paired(
     with terminal.progress("evaluating", (1 + len(refined)) * episodes, "episodes") as bar:
         # With an actor, though a zero one, so that one compiled program plays everything.
         base = play(seed, episodes, no_residual(refined[0][0]))
-        note = f"base {base.success_once.mean():.1%}"
+        is_rate = base.success_once is not None
+        note = f"base {tables.score(base.score, is_rate)}"
         for count, (actor, residual_scale) in enumerate(refined, 1):
             bar.update(count * episodes, note)
             result = play(seed, episodes, actor, residual_scale)
-            note = f"refined {result.success_once.mean():.1%}"
+            note = f"refined {tables.score(result.score, is_rate)}"
             found.append(Paired(playing.env.task.name, playing.env.engine, seed, base, result))
         bar.update((1 + len(refined)) * episodes, note)
     return found

@@ -7,6 +7,7 @@ demonstrations. `make_play` is the only way to play whole episodes from the host
 
 # pyright: reportUnknownMemberType=false
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from pdjax.base_policies.chunking import step_by_step
 from pdjax.base_policies.load import load_base
 from pdjax.config import schema
 from pdjax.config.schema import Config, ConfigError
-from pdjax.devices import processes
+from pdjax.devices import exhaustion, processes
 from pdjax.devices.sharding import copy_to_all
 from pdjax.learner.sac import SAC, make_sac, residual_dim
 from pdjax.rollout.collect import Rollout, make_rollout
@@ -28,9 +29,11 @@ from pdjax.rollout.decision import Frozen
 from pdjax.rollout.evaluate import Evaluation
 from pdjax.types import Array, BasePolicy, Key, Params, Scalar
 from pdjax_envs import registry
+from pdjax_envs.reading import check_fits
 from pdjax_envs.task import Env, Task
 
 DEFAULT = Config()
+COPIES = 2  # of what an episode keeps, while XLA puts it together
 
 
 class Playing(NamedTuple):
@@ -104,6 +107,31 @@ def make_playing(
     )
 
 
+def check_episodes(task: Task, episodes: int, more: int = 0) -> None:
+    """Checks that episodes of a task fit into memory, by what a program keeps of each at least.
+
+    Args:
+      task: the task.
+      episodes: number of episodes that one program plays.
+      more: how many numbers it keeps of each, besides the actions.
+
+    Raises:
+      InputError: they do not fit.
+    """
+    check_fits(
+        4 * COPIES * episodes * (task.act_dim * task.episode_steps + more),
+        f"playing {episodes:,} episodes of {task.name} at once",
+        "lower their number",
+    )
+
+
+def _more_numbers(playing: Playing, record: bool) -> int:
+    """Returns how many numbers a program keeps of each episode, besides the actions."""
+    task, base = playing.env.task, playing.base
+    read, decisions = base.obs_horizon * base.obs_dim, -(-task.episode_steps // base.act_horizon)
+    return read + record * (decisions * base.obs_dim + task.act_dim * task.episode_steps)
+
+
 def check_sizes(base: BasePolicy, task: Task) -> None:
     """Checks that a base policy, wherever it comes from, reads and acts as a task does.
 
@@ -123,6 +151,11 @@ def _load(config: Config, base: BasePolicy | None) -> tuple[Env, BasePolicy]:
     schema.validate(config)
     task = config.task
     env = registry.make(task.name, task.physics, task.reward, task.terminate_on_success, task.shift)
+    if task.reward == "success" and not env.task.has_success:
+        raise ConfigError(
+            f"{task.name} has no success, so task.reward=success would always be 0; set"
+            f" task.reward={' or '.join(env.task.rewards)}"
+        )
     if base is None:
         base = load_base(config.base_policy, env.task)
     return env, step_by_step(base) if config.decorator.residual_per == "control_step" else base
@@ -145,7 +178,8 @@ Play = Callable[..., Evaluation]
 """(seed, episodes, actor=None, residual_scale=0.0, base_params=None, record=False) -> Evaluation.
 
 The evaluation's arrays are NumPy arrays on the host. Without an actor the base policy plays alone.
-`base_params` replace the base policy's own parameters; see `evaluate.evaluate` for the rest."""
+`base_params` replace the base policy's own parameters; see `evaluate.evaluate` for the rest. More
+episodes than fit into memory are an `InputError`, before anything is allocated where possible."""
 
 
 def make_play(playing: Playing, stacked: bool = False) -> Play:
@@ -198,8 +232,11 @@ def make_play(playing: Playing, stacked: bool = False) -> Play:
         if base_params is not None:
             frozen = frozen._replace(base_params=base_params)
         scale = jnp.asarray(residual_scale, jnp.float32)
-        return jax.device_get(
-            compiled(frozen, episodes, record, jax.random.key(seed), actor, scale)
-        )
+        count = math.prod(scale.shape) * episodes
+        check_episodes(playing.env.task, count, _more_numbers(playing, record))
+        with exhaustion.lower("the number of episodes"):
+            return jax.device_get(
+                compiled(frozen, episodes, record, jax.random.key(seed), actor, scale)
+            )
 
     return play

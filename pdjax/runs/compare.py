@@ -20,6 +20,7 @@ from pdjax.config.schema import Config, ConfigError
 from pdjax.output import plots, records, tables, terminal
 from pdjax.output.paths import check_file
 from pdjax.output.run_directory import read_result_of_run
+from pdjax.rollout.intervals import score_of
 from pdjax.runs import curves
 
 SEEDLIKE = {"seed", "eval.seed", "base_policy.path", "train.demos"}  # may differ within a group
@@ -34,12 +35,15 @@ class Read(NamedTuple):
       settings: dotted key -> value of its config without `SEEDLIKE`, and the kind of its base
         policy.
       curve: its interim evaluations.
+      is_rate: whether they are success rates; otherwise the task has no success, and they are
+        returns.
       result: the content of `result.json`; empty while the run is not finished.
     """
 
     directory: Path
     settings: dict[str, Any]
     curve: list[curves.Point]
+    is_rate: bool
     result: dict[str, Any]
 
 
@@ -53,6 +57,8 @@ class Comparison:
       groups: one dict for each group of runs that differ by their seeds only:
         - `name`; `settings`, dotted key -> value of the settings in which groups differ;
         - `runs`, the directories; `finished`, the number of finished runs;
+        - `is_rate`: whether policies are judged by success; otherwise the task has none, and all
+          numbers called success here are returns;
         - `base_success`, `refined_success` (success_once, in [0, 1]), `base_smoothness`,
           `refined_smoothness` (see `Evaluation`): interquartile means over the finished runs, None
           if there are none;
@@ -127,7 +133,7 @@ def show_comparison(directories: Sequence[Path], out: Path, threshold: float) ->
     check_file(out, (".png",))
     found = compare(directories, threshold)
     tables.show_groups(found.task, found.groups, threshold)
-    plots.plot_comparison(out, found.task, found.curves)
+    plots.plot_comparison(out, found.task, found.curves, found.groups[0]["is_rate"])
     terminal.say(f"wrote {out}")
     return {
         "task": found.task,
@@ -154,7 +160,8 @@ def read(directory: Path) -> Read:
       InputError: one of its files is damaged.
     """
     config = configs.load_of_run(directory)
-    curve = curves.points(records.read_metrics(directory, "eval"))
+    evaluations = records.read_metrics(directory, "eval")
+    curve = curves.points(evaluations)
     if not curve:
         raise ConfigError(
             f"{directory} has no interim evaluation; wait for its first, or train with"
@@ -164,7 +171,8 @@ def read(directory: Path) -> Read:
     found = {"base_policy": kind} | settings(config)
     # The length of a decision is a setting, whether the config or the policy's directory sets it.
     found["base_policy.act_horizon"] = config.base_policy.act_horizon or act_horizon
-    return Read(directory, found, curve, read_result_of_run(directory))
+    is_rate = evaluations[0]["success_once"] is not None
+    return Read(directory, found, curve, is_rate, read_result_of_run(directory))
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -244,11 +252,15 @@ def figures(runs: Sequence[Read], threshold: float) -> dict[str, Any]:
     found: dict[str, Any] = {
         "runs": [str(run.directory) for run in runs],
         "finished": len(finished),
+        "is_rate": runs[0].is_rate,
     }
-    for name in ("base_success", "refined_success", "base_smoothness", "refined_smoothness"):
-        values = [result[name] for result in finished]
-        found[name] = float(curves.iqm(values)) if values else None
-    ends = curves.interval([result["refined_success"] for result in finished])
+    for side in ("base", "refined"):
+        scores = [score_of(result, side) for result in finished]
+        smoothness = [result[f"{side}_smoothness"] for result in finished]
+        for name, values in (("success", scores), ("smoothness", smoothness)):
+            known = values and None not in values
+            found[f"{side}_{name}"] = float(curves.iqm(values)) if known else None
+    ends = curves.interval([score_of(result, "refined") for result in finished])
     found["refined_ci"] = None if ends is None else [float(end) for end in ends]
     reached = curves.median_reach([run.curve for run in runs], threshold)
     decisions, seconds = (None, None) if reached is None else reached

@@ -13,17 +13,19 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from pdjax.rollout.intervals import score_of
+
 RESAMPLES = 9_999  # SciPy's default; the ends of the interval move by about 0.01 of its width
 CUT = 0.25  # share of runs left out at either end; the number is rounded down, so 0 of 3 runs
 
 Point = tuple[int, float, float]
-"""An interim evaluation: decisions so far, seconds of training so far, success_once."""
+"""An interim evaluation: decisions so far, seconds of training so far, and `score_of`."""
 
 
 def points(records: Iterable[Mapping[str, Any]]) -> list[Point]:
     """Returns a run's curve from its `eval` records; the first point is the base policy's."""
     return [
-        (record["decision_steps"], round(record["wall_s"], 1), record["success_once"])
+        (record["decision_steps"], round(record["wall_s"], 1), score_of(record))
         for record in records
     ]
 

@@ -14,7 +14,9 @@ import numpy as np
 from pdjax.config import files as configs
 from pdjax.config.schema import Config
 from pdjax.devices.sharding import make_playing_mesh
+from pdjax.modules import is_finite
 from pdjax.output import checkpoint, records
+from pdjax.output.checkpoint import CheckpointError
 from pdjax.output.run_directory import check_base, read_result_of_run
 from pdjax.rollout.paired import EPISODES, Paired, read_paired
 from pdjax.rollout.playing import Playing, load_playing
@@ -112,6 +114,11 @@ def load_refined(
     playing = load_playing(config, make_playing_mesh(config), base)
     like = jax.eval_shape(playing.sac.init, jax.random.key(0)).actor
     actor = checkpoint.restore(directory / "residual", like)
+    if not is_finite(actor):
+        raise CheckpointError(
+            f"{directory / 'residual'} holds numbers that are not finite: the training diverged;"
+            " train again, with smaller step sizes"
+        )
     return Refined(config, playing, actor, config.decorator.residual_scale)
 
 

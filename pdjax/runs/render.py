@@ -34,10 +34,14 @@ def render_run(
 
     Raises:
       ConfigError, checkpoint.CheckpointError: the run is not finished, or the video exists already.
-      video.RenderError: this machine cannot draw.
+      video.RenderError: the task has no model to draw, or this machine cannot draw.
     """
     check_file(out, (".mp4", ".gif"))
     refined = load_refined(directory)
+    try:
+        refined.playing.env.task.make_visual_model()
+    except NotImplementedError as error:
+        raise video.RenderError(f"cannot draw {refined.playing.env.task.name}: {error}") from None
     env, actor = refined.playing.env, refined.actor
     play, actors = make_play(refined.playing), {"base policy": no_residual(actor), "refined": actor}
     if grid != (1, 1):
@@ -45,7 +49,8 @@ def render_run(
     sides = []
     for label, chosen in actors.items():
         result = play(seed, episodes, chosen, refined.residual_scale, record=True)
-        played = (result.qpos, result.steps_to_success, result.success_once)
+        succeeded = np.zeros(episodes, bool) if result.success_once is None else result.success_once
+        played = (result.qpos, result.steps_to_success, succeeded)
         sides.append(video.Side(label, *map(np.asarray, played)))
     overrides = episode_overrides(env, jax.random.split(jax.random.key(seed), episodes))
     with terminal.progress("rendering", video.count_frames(sides, grid), "frames") as bar:

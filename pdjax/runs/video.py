@@ -17,14 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pdjax_envs.drawing import HEIGHT, WIDTH, RenderError
+
 BACKENDS = ("egl", "osmesa")
-WIDTH, HEIGHT = 480, 400  # pixels of one side
 LARGEST = 1280  # pixels of a frame's width; a wide grid has smaller pictures
 LINGER = 12  # control steps shown after a success
-
-
-class RenderError(RuntimeError):
-    """Rendering is not possible on this machine; the message says what to install."""
+NO_OPENGL = 3  # exit code of the drawing process where OpenGL does not work
 
 
 class Side(NamedTuple):
@@ -62,7 +60,8 @@ def render(
       progress: called with the number of frames drawn so far; the total is `count_frames`.
 
     Raises:
-      RenderError: there is no OpenGL library that draws without a screen.
+      RenderError: there is no OpenGL library that draws without a screen, or the drawing failed for
+        another reason, which the message gives.
     """
     arrays: dict[str, Any] = {"task": np.array(task), "grid": np.array(grid)}
     arrays |= {f"override/{name}": value for name, value in overrides.items()}
@@ -75,8 +74,10 @@ def render(
         np.savez(episodes, **arrays)
         tried = []
         for backend in (chosen,) if chosen else BACKENDS:
-            failure = _draw(backend, [str(episodes), str(video)], progress)
-            if failure is None:
+            code, failure = _draw(backend, [str(episodes), str(video)], progress)
+            if code not in (0, NO_OPENGL):
+                raise RenderError(f"cannot draw {task}: {failure}")
+            if code == 0:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 shutil.move(video, path)
                 return
@@ -87,8 +88,8 @@ def render(
     )
 
 
-def _draw(backend: str, arguments: list[str], progress: Callable[[int], None]) -> str | None:
-    """Runs the drawing process; returns why it failed, or None."""
+def _draw(backend: str, arguments: list[str], progress: Callable[[int], None]) -> tuple[int, str]:
+    """Runs the drawing process; returns its exit code, and why it failed."""
     with tempfile.TemporaryFile("w+") as errors:
         drawing = subprocess.Popen(
             [sys.executable, "-m", "pdjax.runs.video", *arguments],
@@ -101,10 +102,9 @@ def _draw(backend: str, arguments: list[str], progress: Callable[[int], None]) -
             for line in drawing.stdout or ():
                 if line.strip().isdigit():
                     progress(int(line))
-        if drawing.returncode == 0:
-            return None
         errors.seek(0)
-        return (errors.read().strip() or "no message").splitlines()[-1][:120]
+        reason = (errors.read().strip() or "no message").splitlines()[-1][:120]
+        return drawing.returncode, reason
 
 
 def count_frames(sides: Sequence[Side], grid: tuple[int, int] = (1, 1)) -> int:
@@ -118,7 +118,9 @@ def count_frames(sides: Sequence[Side], grid: tuple[int, int] = (1, 1)) -> int:
 def _main(episodes: Path, video: Path) -> None:
     """Draws the video, in a process of its own."""
     import imageio.v2 as imageio
-    import mujoco
+
+    with _needing_opengl():
+        import mujoco
 
     from pdjax_envs import registry
     from pdjax_envs.physics.engine import apply_overrides
@@ -156,12 +158,23 @@ def _main(episodes: Path, video: Path) -> None:
                     model = copy.copy(compiled)
                     values = {name: value[episode] for name, value in overrides.items()}
                     apply_overrides(model, task.scene, values)
-                    renderer = renderers.enter_context(mujoco.Renderer(model, *size))
+                    with _needing_opengl():
+                        renderer = renderers.enter_context(mujoco.Renderer(model, *size))
                     players.append(_frames(model, renderer, sides, episode))
                 for frame in _tiled(players, rows, columns):
                     writer.append_data(frame)
                     drawn += 1
                     print(drawn, flush=True)  # `_draw` reads it
+
+
+@contextlib.contextmanager
+def _needing_opengl() -> Iterator[None]:
+    """Ends the drawing process with `NO_OPENGL` if the block fails."""
+    try:
+        yield
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(NO_OPENGL)
 
 
 def _tiled(players: list[Iterator[np.ndarray]], rows: int, columns: int) -> Iterator[np.ndarray]:

@@ -15,6 +15,7 @@ from pdjax.config.options import ConfigError
 from pdjax.output import plots, records, tables, terminal
 from pdjax.output.paths import write_json
 from pdjax.output.run_directory import read_result_of_run
+from pdjax.rollout.intervals import score_of
 from pdjax.runs import compare, curves
 from pdjax.sweep import spec as sweep_spec
 from pdjax_envs import reading, writing
@@ -97,6 +98,7 @@ def _settings(names: Sequence[str], trials: list[dict[str, Any]]) -> list[dict[s
                 "status": "finished" if done == len(rows) else status,
                 "restarts": sum(max(row["starts"] - 1, 0) for row in rows),
                 "runs": [run for row in rows for run in row["runs"]],
+                "is_rate": rows[0]["is_rate"],
                 "success": _mean(successes),
                 "success_ci": None if ends is None else [float(end) for end in ends],
                 **{
@@ -139,6 +141,7 @@ def _trial(spec: sweep_spec.Spec, directory: Path) -> dict[str, Any]:
         "members": len(runs),
         "runs": [run for run, curve in by_run.items() if curve],
         "successes": [],
+        "is_rate": True,
         "success": None,
         "base_success": None,
         "smoothness": None,
@@ -150,18 +153,19 @@ def _trial(spec: sweep_spec.Spec, directory: Path) -> dict[str, Any]:
         return row
     last = [curve[-1] for curve in known]
     row |= {
-        "successes": [point["success_once"] for point in last],
+        "successes": [score_of(point) for point in last],
+        "is_rate": last[0]["success_once"] is not None,
         "smoothness": _mean([point["smoothness"] for point in last]),
-        "base_success": _mean([curve[0]["success_once"] for curve in known]),
+        "base_success": _mean([score_of(curve[0]) for curve in known]),
         "base_smoothness": _mean([curve[0]["smoothness"] for curve in known]),
         "decisions": max(point["decision_steps"] for point in last),
         "minutes": max(point["wall_s"] for point in last) / 60,
     }
     if finished:
         row |= {
-            "successes": [result["refined_success"] for result in results],
+            "successes": [score_of(result, "refined") for result in results],
             "smoothness": _mean([result["refined_smoothness"] for result in results]),
-            "base_success": _mean([result["base_success"] for result in results]),
+            "base_success": _mean([score_of(result, "base") for result in results]),
             "base_smoothness": _mean([result["base_smoothness"] for result in results]),
             "decisions": max(result["decision_steps"] for result in results),
         }
@@ -183,8 +187,9 @@ def _values(directory: Path) -> dict[str, Any]:
     return values
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _write_tables(out: Path, names: list[str], found: list[dict[str, Any]], files: list) -> None:
@@ -241,7 +246,8 @@ def _draw(out: Path, settings: list[dict[str, Any]], summary: dict[str, Any]) ->
             drawn[row["task"]].append({"name": name or "all runs"} | band)
     for task, bands in drawn.items():
         path = out / f"curves_{_in_name(task)}.png"
-        plots.plot_comparison(path, task, bands)
+        is_rate = all(row["is_rate"] for row in settings if row["task"] == task)
+        plots.plot_comparison(path, task, bands, is_rate)
         summary["files"].append(path.name)
     if summary["importance"]:
         plots.plot_importance(

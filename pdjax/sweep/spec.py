@@ -6,15 +6,20 @@ the trials.
 
 import dataclasses
 import itertools
-import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pdjax.config import files as configs
-from pdjax.config import options, schema
+from pdjax.config import options, plain_yaml, schema
 from pdjax.config.options import ConfigError, Count, Natural, NonNegative, Range, Seed
 from pdjax.config.schema import Config
+from pdjax_envs.names import suggest
+from pdjax_envs.reading import is_file, short
+
+MOST_TRIALS = 10_000  # of one sweep; each has a directory
+MOST_VALUES = 1_000  # of all keys of a space together; each makes a config that is checked
 
 KINDS = {  # kind of a range -> its values
     "grid": "[value, ...], all are tried",
@@ -49,7 +54,7 @@ class Settings:
     search: Literal["grid", "random", "optuna"] = "grid"
     """How to search the space: grid = every combination; random = `samples` draws; optuna =
     `samples` proposals of its tree-structured Parzen estimator, which learns from earlier ones."""
-    samples: Count = 1
+    samples: Annotated[int, Range(1, MOST_TRIALS)] = 1
     """Number of trials, for random and optuna."""
     asha_grace: Natural = 0
     """Decisions that every trial may train (ASHA, arXiv:1810.05934). At this number, and again
@@ -92,7 +97,7 @@ class Spec(NamedTuple):
 def find(name_or_path: str) -> Path:
     """Returns the path of a sweep's file: the given one, or one that comes with pdjax."""
     path = Path(name_or_path)
-    return path if path.is_file() else configs.suites().get(name_or_path, path)
+    return path if is_file(path) else configs.suites().get(name_or_path, path)
 
 
 def read(path: Path) -> Spec:
@@ -102,28 +107,32 @@ def read(path: Path) -> Spec:
       ConfigError: no such file, not YAML, an unknown key, a value that a config cannot have, an
         empty space, or a space that the search cannot take.
     """
-    data = options.read_yaml(path, "sweep", "config and space")
+    data = plain_yaml.read(path, "sweep", "config and space")
     known = [*(field.name for field in dataclasses.fields(Settings)), "space", "members"]
     for name in data:
         if name not in known:
-            raise ConfigError(
-                f"unknown key {name!r} in {path}; {options.suggest(str(name), known)}"
-            )
+            hint = suggest(str(name), known, "`pdjax sweep --help`")
+            raise ConfigError(f"unknown key {short(repr(name))} in {short(str(path))}; {hint}")
     space, members = data.pop("space", None) or {}, data.pop("members", None) or 0
     for name in ("config", "set"):
         data[name] = [data[name]] if isinstance(data.get(name), str) else data.get(name, [])
     if not data["config"]:
-        raise ConfigError(f"sweep {path} names no config; expected `config:`, a file or a name")
+        raise ConfigError(
+            f"sweep {short(str(path))} names no config; expected `config:`, a file or a name"
+        )
     settings = options.build(Settings, data)
     if not isinstance(space, Mapping):
-        raise ConfigError(f"space got {space!r}, expected keys of a config with a range each")
+        raise ConfigError(
+            f"space got {short(repr(space))}, expected keys of a config with a range each"
+        )
     spec = Spec(settings, tuple(_dimension(*item) for item in space.items()), members)
     if not spec.space and len(settings.config) == 1:
         raise ConfigError(
-            f"sweep {path} has an empty space and one config: nothing to sweep;"
+            f"sweep {short(str(path))} has an empty space and one config: nothing to sweep;"
             " train it with `pdjax train`"
         )
     _judge_search(spec)
+    _judge_size(spec)
     for values in _corners(spec):
         make_members(spec, values)
     return spec
@@ -141,8 +150,8 @@ def check_bases(spec: Spec) -> None:
         path = make_members(spec, values)[0].base_policy.path
         if not load.is_policy(Path(path)):
             raise ConfigError(
-                f"base policy {path!r} of {values['config']} does not exist; make it, or name"
-                " another one with `set: [base_policy.path=DIR]`"
+                f"base policy {short(repr(path))} of {values['config']} does not exist; make it,"
+                " or name another one with `set: [base_policy.path=DIR]`"
             )
 
 
@@ -165,11 +174,11 @@ def make_members(spec: Spec, values: Mapping[str, Any]) -> list[Config]:
     Raises:
       ConfigError: a config is not valid.
     """
-    own = [f"{name}={json.dumps(value)}" for name, value in values.items() if name != "config"]
+    own = {name: value for name, value in values.items() if name != "config"}
     seeds = spec.members if isinstance(spec.members, int) else 0
     if not isinstance(spec.members, int):
-        own.append(f"members={json.dumps(spec.members)}")
-    found = configs.load_members(values["config"], [*spec.settings.set, *own], seeds)
+        own["members"] = spec.members
+    found = configs.load_members(values["config"], spec.settings.set, seeds, own)
     from pdjax.training import members  # brings JAX, which help does without
 
     members.check(found)
@@ -189,22 +198,24 @@ def _dimension(key: Any, given: Any) -> Dimension:
     """
     known = {option.name: option for option in schema.describe()}
     if key not in known:
-        raise ConfigError(f"unknown key {key!r} in space; {options.suggest(str(key), known)}")
+        hint = suggest(str(key), known, "`pdjax train --help`")
+        raise ConfigError(f"unknown key {short(repr(key))} in space; {hint}")
     if isinstance(given, list):
         given = {"grid": given}
-    kinds = "; ".join(f"{kind}: {what}" for kind, what in KINDS.items())
+    got = f"space of {key} got {short(repr(given))}"
     if not isinstance(given, Mapping) or len(given) != 1 or next(iter(given)) not in KINDS:
-        raise ConfigError(f"space of {key} got {given!r}, expected one of {kinds}")
+        kinds = ", ".join(KINDS)
+        raise ConfigError(f"{got}, expected a list, or one of {kinds} and its values")
     kind, values = next(iter(given.items()))
     if not isinstance(values, list) or not values:
-        raise ConfigError(f"space of {key} got {given!r}, which is empty; expected {KINDS[kind]}")
+        raise ConfigError(f"{got}, which is empty; expected {KINDS[kind]}")
     numbers = _numbers(values)
     if kind in ("uniform", "loguniform", "randint"):
         are_numbers = all(isinstance(value, int | float) for value in numbers)
         if len(numbers) != 2 or not are_numbers or not numbers[0] < numbers[1]:
-            raise ConfigError(f"space of {key} got {given!r}, expected {KINDS[kind]}, low < high")
+            raise ConfigError(f"{got}, expected {KINDS[kind]}, low < high")
         if kind == "loguniform" and numbers[0] <= 0:
-            raise ConfigError(f"space of {key} got {given!r}, expected {KINDS[kind]}")
+            raise ConfigError(f"{got}, expected {KINDS[kind]}")
     is_number = known[key].kind in (int, float)
     return Dimension(key, kind, numbers if is_number else values)
 
@@ -232,6 +243,25 @@ def _judge_search(spec: Spec) -> None:
         if search == "optuna" and kind == "grid":
             raise ConfigError(
                 f"space of {key} is a grid, which `search: optuna` cannot take; use choice"
+            )
+
+
+def _judge_size(spec: Spec) -> None:
+    """Raises ConfigError if a space has too many values to check, or a grid too many trials."""
+    count = sum(len(dimension.values) for dimension in spec.space)
+    count *= len(spec.settings.config)
+    if count > MOST_VALUES:
+        raise ConfigError(
+            f"the space has {count:,} values over all configs, expected at most {MOST_VALUES:,};"
+            " list fewer, or use a range such as uniform"
+        )
+    if spec.settings.search == "grid":
+        sizes = [len(dimension.values) for dimension in spec.space]
+        trials = len(spec.settings.config) * math.prod(sizes)
+        if trials > MOST_TRIALS:
+            raise ConfigError(
+                f"the grid has {trials:,} trials, expected at most {MOST_TRIALS:,}; list fewer"
+                " values, or use `search: random` or `optuna` with `samples`"
             )
 
 

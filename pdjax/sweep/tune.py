@@ -18,6 +18,7 @@ from typing import Any
 from pdjax.config.options import ConfigError
 from pdjax.output import lock, records, terminal, trackers
 from pdjax.output.paths import check_directory, new_directory
+from pdjax.rollout.intervals import score_of
 from pdjax.sweep import report
 from pdjax.sweep import spec as sweep_spec
 from pdjax.sweep.spec import Settings, Spec
@@ -26,7 +27,7 @@ from pdjax.training.loop import Epoch
 from pdjax.training.stopping import Stopped
 from pdjax_envs import reading, writing
 
-METRIC = "success_once"  # mean over the members' latest interim evaluations
+METRIC = "success_once"  # or the return; mean over the members' latest interim evaluations
 RAY = "ray"  # folder of Ray's own records in a sweep's directory
 CONNECT_S = 10.0  # s to reach a cluster
 
@@ -248,7 +249,7 @@ def _trial(values: Mapping[str, Any], job: Mapping[str, str]) -> None:
     records.add_record(directory / report.STARTS, start)
 
     def watch(epochs: Sequence[Epoch]) -> None:
-        scores = [e.evaluation.success_once.mean() for e in epochs if e.evaluation is not None]
+        scores = [e.evaluation.score for e in epochs if e.evaluation is not None]
         if scores:
             decisions = epochs[0].decision_steps
             tune.report({METRIC: float(sum(scores)) / len(scores), "decisions": decisions})
@@ -259,7 +260,7 @@ def _trial(values: Mapping[str, Any], job: Mapping[str, str]) -> None:
     found = [result.summary for result in results]
     tune.report(
         {
-            METRIC: sum(one["refined_success"] for one in found) / len(found),
+            METRIC: sum(score_of(one, "refined") for one in found) / len(found),
             "decisions": max(one["decision_steps"] for one in found),
         }
     )

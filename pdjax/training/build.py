@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
+from pdjax.config import schema
 from pdjax.config.schema import Config
 from pdjax.devices import processes
 from pdjax.devices.sharding import copy_to_all, make_mesh
@@ -16,6 +17,7 @@ from pdjax.rollout.decision import Frozen
 from pdjax.rollout.playing import Playing, load_playing
 from pdjax.training.demo_ring import load_demos
 from pdjax.training.epoch import Trainer, make_trainer
+from pdjax.training.schedule import whole_epochs
 from pdjax.types import BasePolicy
 from pdjax_envs.task import Env
 
@@ -73,6 +75,8 @@ def build(config: Config, base: BasePolicy | None = None) -> Run:
         demonstrations.trajectory.DataError: the config cannot work; the message says what to
         change.
     """
+    schema.validate(config)
+    whole_epochs(config)
     mesh = make_mesh(config)
     playing = load_playing(config, mesh, base)
     base, task = playing.base, playing.env.task

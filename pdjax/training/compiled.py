@@ -20,6 +20,7 @@ from pdjax.training import memory_plan
 from pdjax.training.build import Run
 from pdjax.training.epoch import TrainState, placement
 from pdjax.training.run_in_progress import Steps
+from pdjax.training.schedule import describe_rounding
 
 
 def prepare(
@@ -39,6 +40,9 @@ def prepare(
       ConfigError: the run does not fit into memory.
     """
     config, frozen, count = built.config, built.frozen, len(members) or 1
+    processes.agree(lambda: memory_plan.check_numbers(config, _sizes(built), count, memory_gib))
+    for line in describe_rounding(config):
+        terminal.say(line)
     stacked = count > 1
     init, there = make_init(built, members), placement(built.mesh, stacked)
     whole = there.key
@@ -66,7 +70,18 @@ def prepare(
 
     play = make_play(built.playing)
     play_all = make_play(built.playing, stacked) if stacked else play
-    return Steps(init, like, advance, play, play_all), plans
+    return Steps(init, like, advance, play, play_all, built.env.task.has_success), plans
+
+
+def _sizes(built: Run) -> memory_plan.Sizes:
+    """Returns the sizes that a run's task and base policy fix."""
+    task, base = built.env.task, built.base
+    chunk = base.act_horizon * base.act_dim
+    residual = residual_dim(built.config.decorator, base)
+    history = base.obs_horizon * base.obs_dim
+    return memory_plan.Sizes(
+        base.obs_dim, history, chunk, residual, task.act_dim * task.episode_steps
+    )
 
 
 def _with_places(state: TrainState, there: TrainState) -> TrainState:

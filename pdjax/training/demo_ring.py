@@ -18,6 +18,7 @@ import numpy as np
 from pdjax.base_policies.chunking import training_windows
 from pdjax.config.schema import Config, ConfigError
 from pdjax.learner.decorator import hold
+from pdjax.learner.holes import mark_holes
 from pdjax.learner.replay import ReplayState, make_packing
 from pdjax.types import Array, BasePolicy, Key, Params, Transition
 from pdjax_envs.demonstrations import store
@@ -84,6 +85,8 @@ def make_demo_replay(
     rows = jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)[:, None]), *each)
     change = hold(rows.residual_action - rows.base_action, residual_dim)
     rows = rows._replace(residual_action=change)
+    numbers = jnp.concatenate([rows.obs, rows.base_action, rows.residual_action], axis=-1)
+    rows = mark_holes(rows, ~jnp.all(jnp.isfinite(numbers), axis=-1))
     return ReplayState(rows, jnp.int32(0), jnp.int32(len(rows.reward)))
 
 

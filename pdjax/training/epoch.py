@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pdjax.config.schema import Config, ConfigError
+from pdjax.config.schema import Config
 from pdjax.devices.sharding import AXIS, split
 from pdjax.learner import decorator
 from pdjax.learner.gradient_step import Hyperparams, SACState
@@ -28,6 +28,7 @@ from pdjax.learner.replay import (
 from pdjax.learner.sac import SAC, residual_dim
 from pdjax.rollout.collect import Rollout
 from pdjax.rollout.decision import Frozen, RolloutState
+from pdjax.training.schedule import Schedule, make_schedule, replay_rows
 from pdjax.types import Array, BasePolicy, Batch, Key, Metrics, Transition
 
 
@@ -51,20 +52,6 @@ class TrainState(NamedTuple):
     decision_steps: Array
     control_steps: Array
     key: Key
-
-
-class Schedule(NamedTuple):
-    """How an epoch is divided, in the whole numbers that follow from the config's ratios.
-
-    Attributes:
-      decisions: decisions of each environment per round.
-      rounds: rounds per epoch.
-      updates: gradient steps per round.
-    """
-
-    decisions: int
-    rounds: int
-    updates: int
 
 
 class Trainer(NamedTuple):
@@ -98,36 +85,6 @@ class _Parts(NamedTuple):
     mesh: Mesh | None
 
 
-def make_schedule(config: Config) -> Schedule:
-    """Divides an epoch into rounds.
-
-    Raises:
-      ConfigError: the config's decisions do not divide into whole rounds, or a round owes a
-        fraction of a gradient step.
-    """
-    train = config.train
-    decisions, rest = divmod(train.decisions_per_round, train.num_envs)
-    if rest or decisions < 1:
-        raise ConfigError(
-            f"train.decisions_per_round={train.decisions_per_round} must be a multiple of"
-            f" train.num_envs={train.num_envs}"
-        )
-    rounds, rest = divmod(train.decisions_per_epoch, train.decisions_per_round)
-    if rest or rounds < 1:
-        raise ConfigError(
-            f"train.decisions_per_epoch={train.decisions_per_epoch} must be a multiple of"
-            f" train.decisions_per_round={train.decisions_per_round}"
-        )
-    updates = train.decisions_per_round * train.updates_per_decision
-    if abs(updates - round(updates)) > 1e-6 or updates < 1:
-        raise ConfigError(
-            f"train.decisions_per_round={train.decisions_per_round} times"
-            f" train.updates_per_decision={train.updates_per_decision} gives {updates:g} updates"
-            " per round, expected a whole number of at least 1; change either"
-        )
-    return Schedule(decisions, rounds, round(updates))
-
-
 def make_trainer(
     config: Config, base: BasePolicy, rollout: Rollout, sac: SAC, mesh: Mesh | None = None
 ) -> Trainer:
@@ -141,14 +98,14 @@ def make_trainer(
       mesh: devices over which batches are split; None means one device.
 
     Raises:
-      ConfigError: see `make_schedule`; or the replay is too small for one n-step transition.
+      ConfigError: see `schedule.make_schedule` and `schedule.replay_rows`.
     """
     schedule = make_schedule(config)
     packing = make_packing(config.train.replay_dtype, base.obs_mean, base.obs_std)
     row = _example_row(
         base.obs_dim, base.act_horizon * base.act_dim, residual_dim(config.decorator, base), packing
     )
-    replay = make_replay(_replay_rows(config, schedule), config.train.num_envs, row)
+    replay = make_replay(replay_rows(config, schedule), config.train.num_envs, row)
     parts = _Parts(config, schedule, base.obs_dim, rollout, sac, replay, packing, mesh)
     # `_learn_if_ready` first asks for the shapes of its results; with jit it is traced only once.
     learn = partial(_learn_if_ready, parts, jax.jit(partial(_learn, parts)))
@@ -190,13 +147,16 @@ def _train_epoch(
     learned = jnp.maximum(jnp.sum(ready), 1)
     metrics = {name: jnp.sum(value) / learned for name, value in losses.items()}
     episodes = jnp.sum(counts["episodes"])
-    observed = parts.config.train.decisions_per_epoch * parts.obs_dim
+    observed = float(parts.config.train.decisions_per_epoch * parts.obs_dim)  # beyond 32 bits
     metrics |= {
         "episodes": episodes,
         "train_success": jnp.sum(counts["successes"]) / jnp.maximum(episodes, 1),
+        "cut_episodes": jnp.sum(counts["cut_episodes"]),
+        "reward": jnp.sum(counts["reward"]) / parts.config.train.decisions_per_epoch,
         "bad_actions": jnp.sum(counts["bad_actions"]),
         "overflows": jnp.sum(counts["overflows"]),
-        "anomalies": jnp.sum(counts["anomalies"]) / jnp.sum(counts["control_steps"]),
+        "anomalies": jnp.sum(counts["anomalies"])
+        / jnp.maximum(jnp.sum(counts["control_steps"]), 1),
         "drift": jnp.sum(counts["far_numbers"]) / observed,
         "exploration_prob": _exploration(state),
         "decision_steps": state.decision_steps,
@@ -355,19 +315,6 @@ def placement(mesh: Mesh, stacked: bool = False) -> TrainState:
     replay = ReplayState(storage=by_column, cursor=whole, size=whole)
     everything = TrainState(*[whole] * len(TrainState._fields))
     return everything._replace(replay=replay, rollout=by_env)
-
-
-def _replay_rows(config: Config, schedule: Schedule) -> int:
-    """Returns the rows of the ring: whole rounds, and more than an n-step transition needs."""
-    rows = config.train.replay_capacity // config.train.num_envs
-    rows -= rows % schedule.decisions
-    if rows <= config.sac.n_step:
-        raise ConfigError(
-            f"train.replay_capacity={config.train.replay_capacity} holds {rows} decisions of each"
-            f" of {config.train.num_envs} environments in whole rounds, expected more than"
-            f" sac.n_step={config.sac.n_step}; raise train.replay_capacity"
-        )
-    return rows
 
 
 def _example_row(obs_dim: int, chunk_dim: int, residual_dim: int, packing: Packing) -> Transition:

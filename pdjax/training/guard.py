@@ -13,7 +13,8 @@ mild to severe:
 
 | rule | looks at | action |
 |---|---|---|
-| non_finite | any metric of an epoch | roll_back |
+| non_finite | any metric of an epoch; parameters of the residual policy to evaluate | roll_back |
+| cut_episodes | episodes cut short because a number was not finite | note |
 | exploding_q | mean value of the critics, against what rewards and entropy allow | roll_back |
 | below_base | paired interim episodes: worse than the base policy, with confidence | shrink |
 | saturation | share of residual actions at their bounds in an evaluation | note |
@@ -21,6 +22,9 @@ mild to severe:
 | drift | share of observations far from all of the base policy's data | shrink |
 | hopeless_base | no success of the base policy before training, and none since | stop |
 | perfect_base | no failure of the base policy before training | stop |
+
+A task without success is judged by return: `below_base` compares returns, and the last two rules do
+not apply.
 """
 
 import math
@@ -31,7 +35,9 @@ import jax
 import numpy as np
 
 from pdjax.config.schema import GuardConfig
+from pdjax.modules import is_finite
 from pdjax.training.epoch import TrainState
+from pdjax.types import Params
 
 Action = Literal["note", "shrink", "roll_back", "stop"]
 ACTIONS: tuple[Action, ...] = ("note", "shrink", "roll_back", "stop")
@@ -107,6 +113,8 @@ def check_epoch(
     if broken:
         return [Verdict("non_finite", "roll_back", broken)]
     found = []
+    if metrics["cut_episodes"]:
+        found.append(Verdict("cut_episodes", "note", {"episodes": metrics["cut_episodes"]}))
     limit = config.q_factor * return_limit
     if abs(metrics["q_mean"]) > limit:
         numbers = {"q_mean": metrics["q_mean"], "limit": limit}
@@ -120,20 +128,33 @@ def check_epoch(
     return found
 
 
+def check_actor(actor: Params) -> list[Verdict]:
+    """Judges the residual policy that is to be evaluated: its parameters must be finite."""
+    if is_finite(actor):
+        return []
+    return [Verdict("non_finite", "roll_back", {"residual_policy": math.nan})]
+
+
 def check_evaluation(
-    config: GuardConfig, gain: float, gain_ci: tuple[float, float], saturation: float
+    config: GuardConfig,
+    gain: float,
+    gain_ci: tuple[float, float],
+    saturation: float,
+    unit: float = 1.0,
 ) -> list[Verdict]:
     """Judges an interim evaluation, on the episodes that the base policy played before training.
 
     Args:
       config: thresholds.
-      gain: success_once of the refined policy minus that of the base policy.
+      gain: success_once of the refined policy minus that of the base policy; or return, if the task
+        has no success.
       gain_ci: its 95 % interval.
       saturation: share of residual actions beyond 0.95.
+      unit: what the margin is a share of: 1, or the size of the base policy's return.
     """
-    found = []
-    if gain_ci[1] < -config.below_base_margin:
-        numbers = {"gain": gain, "gain_high": gain_ci[1], "margin": config.below_base_margin}
+    found, margin = [], config.below_base_margin * unit
+    if gain_ci[1] < -margin:
+        numbers = {"gain": gain, "gain_high": gain_ci[1], "margin": margin}
         found.append(Verdict("below_base", "shrink", numbers))
     if saturation > config.saturation:
         numbers = {"saturation": saturation, "limit": config.saturation}

@@ -14,12 +14,13 @@ import numpy as np
 
 from pdjax.config.schema import EvalConfig
 from pdjax.config.seeds import shift_seed
-from pdjax.output import provenance, records, terminal
+from pdjax.output import provenance, records, tables, terminal
 from pdjax.output.checkpoint import CheckpointError
 from pdjax.rollout.evaluate import Evaluation
 from pdjax.rollout.playing import no_residual
 from pdjax.training.members import Stack, lost
 from pdjax.training.run_in_progress import Member, Progress, Refinement, Steps
+from pdjax.training.schedule import whole_epochs
 from pdjax.training.stopping import Stopped, stop_asked
 
 
@@ -67,7 +68,7 @@ def refine(
         on disk was changed. Or the guard rolls back, and the best state cannot be read.
     """
     config = members[0].config
-    total, every = config.train.total_decisions, config.checkpoint.every
+    total, every = whole_epochs(config), config.checkpoint.every
     several = len(members) > 1
     runs = [
         Refinement(member, steps, index, f"member {index}: " if several else "")
@@ -194,13 +195,20 @@ def _interim_seed(evaluation: EvalConfig) -> int:
 def _note(training: Sequence[Refinement], metrics: Mapping[int, Any], count: int) -> str:
     """Describes an epoch for the progress line, over all members that train."""
     found = [metrics[run.index] for run in training]
-    exploring = np.mean([one["train_success"] for one in found])
-    overflows, bad = (sum(one[name] for one in found) for name in ("overflows", "bad_actions"))
+    is_rate = training[0].measure == "success_once"
+    overflows, bad, cut = (
+        sum(one[name] for one in found) for name in ("overflows", "bad_actions", "cut_episodes")
+    )
     words = [] if count == 1 else [f"{len(training)} of {count} members"]
-    score = np.mean([run.score for run in training])
-    words += [] if np.isnan(score) else [f"evaluated {score:.0%}"]
-    words += [f"exploring {exploring:.0%}"]
-    # These two must not go unnoticed.
+    score = float(np.mean([run.score for run in training]))
+    words += [] if np.isnan(score) else [f"evaluated {tables.score(score, is_rate, 0)}"]
+    if is_rate:
+        words += [f"exploring {np.mean([one['train_success'] for one in found]):.0%}"]
+    else:
+        reward = float(np.mean([one["reward"] for one in found]))
+        words += [f"exploring {tables.score(reward, False)} per decision"]
+    # These must not go unnoticed.
     words += [f"{overflows:,.0f} control steps overflowed the engine's buffers!"] * bool(overflows)
     words += [f"{bad:,.0f} control steps had a bad base action!"] * bool(bad)
+    words += [f"{cut:,.0f} episodes cut short by numbers that are not finite!"] * bool(cut)
     return ", ".join(words)

@@ -127,8 +127,8 @@ def lost(
       results: interim evaluations of the members that still train.
 
     Returns:
-      The members with the fewest successes; among equals, those that take longer to succeed, then
-      those with the larger number.
+      The members with the fewest successes, or the least return if the task has no success; among
+      equals, those that take longer to succeed, then those with the larger number.
     """
     halvings = sum(done >= at for at in halve_at)
     left = -(-count // 2**halvings)
@@ -136,7 +136,7 @@ def lost(
     def worth(member: int) -> tuple[float, float, int]:
         result = results[member]
         return (
-            float(np.mean(result.success_once)),
+            result.score,
             -float(np.mean(result.steps_to_success)),
             -member,
         )

@@ -6,19 +6,23 @@ Separate, so that the plan can be made for another machine. All functions are pu
 `make_plans`, which asks how much memory is free, and `show`.
 """
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
+from pdjax.config import files as configs
 from pdjax.config.schema import Config, ConfigError
 from pdjax.output import terminal
 from pdjax.rollout.decision import Frozen
 from pdjax.training.epoch import TrainState, placement
 from pdjax_envs import free_memory
+from pdjax_envs.reading import short
 
 PROGRAMS = 32 * 2**20  # bytes of OTHERS
+COUNTS = 20  # metrics that a round adds to its epoch
 WRITERS = 2  # checkpoints that may be written at the same time: the newest and the best
 WIDTHS = {"float32": 4, "bfloat16": 2}  # replay_dtype -> bytes of one number
 MOMENTS = ("actor_opt", "critic_opt", "temperature_opt")
@@ -65,6 +69,83 @@ class Plan(NamedTuple):
     def fits(self) -> bool:
         """Whether the run fits; also true if the free memory is unknown."""
         return self.free is None or self.total <= self.free
+
+
+class Sizes(NamedTuple):
+    """Counts of numbers that a run's task and base policy fix.
+
+    Attributes:
+      obs: in an observation.
+      history: in the observations that the base policy reads.
+      chunk: in a base action.
+      residual: in a residual action.
+      episode: in all actions of an episode.
+    """
+
+    obs: int
+    history: int
+    chunk: int
+    residual: int
+    episode: int
+
+
+def check_numbers(config: Config, sizes: Sizes, members: int, gib: float) -> None:
+    """Checks each count of a config by itself, before any shape is made of it.
+
+    XLA can neither shape nor compile what is far too large; the plan judges the rest. What each
+    count needs at least is computed here; the replay is left to the plan, which knows what fits.
+
+    Args:
+      config: the run.
+      sizes: what its task and base policy fix.
+      members: number of members in the program.
+      gib: see `make_plans`.
+
+    Raises:
+      ConfigError: a count alone does not fit; the message names it.
+    """
+    free = int(gib * 2**30) if gib else _free_anywhere()
+    if free is None:
+        return
+    for name, numbers in _least(config, sizes, members).items():
+        if (size := 4 * numbers) > free:
+            value = configs.flat(config)[name]
+            raise ConfigError(
+                f"{name}={short(repr(value))} alone needs {text(size)} of memory, but {text(free)}"
+                " are free; lower it"
+            )
+
+
+def _least(config: Config, sizes: Sizes, members: int) -> dict[str, int]:
+    """Returns key -> how many numbers of 4 bytes a run holds at least because of it."""
+    train, sac, row = config.train, config.sac, sizes.obs + sizes.chunk + sizes.residual
+    widths = (1, *sac.hidden, 1)  # a bound, whatever the networks read
+    weights = sum(a * b for a, b in itertools.pairwise(widths))
+    activations = sac.num_critics * max(sac.hidden)
+    rounds = train.decisions_per_epoch // train.decisions_per_round
+    updates = train.decisions_per_round * train.updates_per_decision
+    return {
+        # Each network is there four times: its parameters, their average or target, two moments.
+        "sac.hidden": 4 * weights * members,
+        "sac.num_critics": 4 * sac.num_critics * weights * members,
+        "sac.batch_size": sac.batch_size * (2 * row + activations),
+        "sac.n_step": sac.batch_size * sac.n_step,
+        "train.num_envs": train.num_envs * sizes.history * members,
+        "train.decisions_per_round": train.decisions_per_round * row,
+        "train.decisions_per_epoch": rounds * COUNTS,
+        "train.updates_per_decision": 2 * round(updates),
+        "eval.episodes": config.eval.episodes * sizes.episode,
+        "eval.interim_episodes": config.eval.interim_episodes * sizes.episode * members,
+    }
+
+
+def _free_anywhere() -> int | None:
+    """Returns the bytes available where JAX computes; None if unknown."""
+    if jax.default_backend() == "cpu":
+        return free_memory.free_memory()
+    stats = jax.local_devices()[0].memory_stats() or {}
+    limit = stats.get("bytes_limit")
+    return None if limit is None else limit - stats["bytes_in_use"]
 
 
 def make_plans(

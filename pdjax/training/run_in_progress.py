@@ -16,6 +16,7 @@ import numpy as np
 
 from pdjax.config.schema import Config
 from pdjax.devices import processes
+from pdjax.modules import is_finite
 from pdjax.output import records, terminal
 from pdjax.output.checkpoint import Checkpoints
 from pdjax.output.paths import NotSavedError, plain
@@ -37,7 +38,8 @@ class Progress(NamedTuple):
       state: training state, on the devices; the rest is on the host.
       best_actor: parameters of the residual policy with the best interim evaluation so far. At
         first all zero, which is no residual at all: the base policy, bit for bit.
-      best_score: () float32, its success_once on the interim episodes; at first the base policy's.
+      best_score: () float32, its success_once on the interim episodes, or its return if the task
+        has no success; at first the base policy's.
       first_drift: () float32, `drift` of the first epoch; -1 before that.
       train_successes: () float32, number of episodes that succeeded while exploring.
       since_eval: () int32, decisions since the last interim evaluation.
@@ -67,6 +69,7 @@ class Steps(NamedTuple):
         members all leaves are (members, ...).
       play: plays whole episodes, see `playing.make_play`.
       play_all: the same for several members at once, on the same episodes; leaves (members, ...).
+      has_success: see `Task.has_success`.
     """
 
     init: Callable[[int], TrainState]
@@ -74,6 +77,7 @@ class Steps(NamedTuple):
     train_epoch: Callable[[TrainState], tuple[TrainState, Metrics]]
     play: Play
     play_all: Play
+    has_success: bool = True
 
 
 class Member(NamedTuple):
@@ -99,7 +103,7 @@ class Refinement:
     Attributes:
       progress: what the next epoch depends on; its state is None while `Stack` holds the state.
       done: decisions so far.
-      score: success_once of the latest interim evaluation; nan before the first.
+      score: `Evaluation.score` of the latest interim evaluation; nan before the first.
     """
 
     progress: Progress
@@ -183,9 +187,10 @@ class Refinement:
         if base is None or self.done:
             return
         self._write("eval", intervals.figures(base))
-        self.progress = self.progress._replace(best_score=np.float32(base.success_once.mean()))
-        successes = int(base.success_once.sum()), len(base.success_once)
-        self._obey(guard.check_base(self.config.guard, *successes))
+        self.progress = self.progress._replace(best_score=np.float32(base.score))
+        if base.success_once is not None:
+            successes = int(base.success_once.sum()), len(base.success_once)
+            self._obey(guard.check_base(self.config.guard, *successes))
 
     def give_state(self) -> TrainState:
         """Hands over the training state and forgets it."""
@@ -198,10 +203,25 @@ class Refinement:
         self.progress = self.progress._replace(state=state)
 
     def end(self) -> Progress:
-        """Returns the last progress; without interim evaluations the last actor is the best."""
+        """Returns the last progress; without interim evaluations the last actor is the best.
+
+        If that actor has diverged, no residual is.
+        """
         if self.config.eval.interim_episodes:
             return self.progress
-        return self.progress._replace(best_actor=_on_host(self.progress.state.sac.mean_actor))
+        actor = _on_host(self.progress.state.sac.mean_actor)
+        if not is_finite(actor):
+            actor = no_residual(actor)
+            terminal.say(
+                f"{self._label}the residual policy diverged (its parameters are not finite); the"
+                " run keeps the base policy alone; train again with smaller step sizes"
+            )
+        return self.progress._replace(best_actor=actor)
+
+    @property
+    def measure(self) -> str:
+        """What policies are judged by: `success_once`, or `return` if the task has no success."""
+        return "success_once" if self._steps.has_success else "return"
 
     @property
     def is_over(self) -> bool:
@@ -259,13 +279,15 @@ class Refinement:
                 limit += guard.largest_bonus(values, target, config.sac.gamma)
         verdicts = guard.check_epoch(config.guard, values, limit, float(self.progress.first_drift))
         if self._base is not None and result is not None:
-            successes = int(self._base.success_once.sum()), float(self.progress.train_successes)
-            verdicts += guard.check_hope(config.guard, *successes, self.done)
+            if self._base.success_once is not None:
+                successes = int(self._base.success_once.sum()), float(self.progress.train_successes)
+                verdicts += guard.check_hope(config.guard, *successes, self.done)
+            verdicts += guard.check_actor(state.sac.mean_actor)
             broken = guard.worst(verdicts) == "roll_back"
             verdicts += self._compare(self._base, result, may_be_best=not broken)
         self._obey(verdicts)
         if is_lost:
-            self._audit(guard.Verdict("halving", "stop", {"success_once": self.score}), "stop")
+            self._audit(guard.Verdict("halving", "stop", {self.measure: self.score}), "stop")
             self.progress = self.progress._replace(stopped=np.True_)
 
     def _compare(
@@ -274,16 +296,18 @@ class Refinement:
         """Records an interim evaluation; keeps the actor if it is the best, the later of equals."""
         state = self.progress.state
         self._write("eval", intervals.figures(result))
-        self.score = float(result.success_once.mean())
+        self.score = result.score
         self.progress = self.progress._replace(since_eval=np.int32(0))
         if may_be_best and self.score >= self.progress.best_score:
             self.progress = self.progress._replace(
                 best_actor=_on_host(state.sac.mean_actor), best_score=np.float32(self.score)
             )
             terminal.say_unsaved(self._best.save(self.done, state))
-        gain, interval = intervals.paired_gain(base.success_once, result.success_once)
-        saturation = float(result.saturation.mean())
-        return guard.check_evaluation(self.config.guard, gain, interval, saturation)
+        gain, interval = intervals.gain(base, result)
+        saturation, unit = float(result.saturation.mean()), 1.0
+        if base.success_once is None:
+            unit = abs(base.score)
+        return guard.check_evaluation(self.config.guard, gain, interval, saturation, unit)
 
     def _obey(self, verdicts: list[guard.Verdict]) -> None:
         """Writes verdicts to the audit, and carries out the most severe one."""

@@ -91,6 +91,7 @@ def refuse(capsys, folder, argv, message):
     assert captured.out == ""
     assert captured.err.count("\n") == 1, captured.err
     assert captured.err.startswith("pdjax: ")
+    assert len(captured.err) <= 301
     assert message in captured.err
     assert everything(folder) == before
 
@@ -118,13 +119,20 @@ DEMOS = ["demos", TASK, "--out", "new/x.h5"]
         ([*DEMOS, "--seed", "-1"], "--seed got '-1', expected integer 0 to 2147483647"),
         ([*DEMOS, "--physics", "foo"], "--physics got 'foo', expected auto | native"),
         ([*DEMOS, "--episdes", "3"], "demos does not take '--episdes' here; did you mean --epis"),
-        (["demos", "Peg", "--out", "new/x.h5"], "unknown task 'Peg'; choose one of: AdroitDoor, "),
+        (["demos", "Peg", "--out", "new/x.h5"], "unknown task 'Peg'; known: AdroitDoor, "),
         (["demos", "PegInsertionSid", "--out", "x.h5"], f"did you mean {TASK}?"),
         (["demos", TASK, "--out", "x.txt"], "x.txt must end in .h5 or .hdf5"),
         (["demos", TASK, "--out", "demos.h5"], "demos.h5 exists already; choose another --out"),
         (["demos", TASK, "--out", "demos.hdf5"], "demos.json exists already; choose another"),
         (["demos", TASK, "--out", "demos.h5/x.h5"], "cannot write to demos.h5/x.h5: Not a dir"),
         (["quickstart", "--seed", "2147483648"], "--seed got '2147483648', expected integer 0 to"),
+        ([*DEMOS, "--episodes", "2e9"], "2,000,000,000 demonstrations of PegInsertionSide needs"),
+        (["demos", "Fetch-v4", "--out", "x.h5"], "or brax:NAME or playground:NAME, an environment"),
+        (["x" * 5_000], "invalid choice: 'xxx"),
+        (["envs", "y" * 5_000], "unknown task 'yyy"),
+        (["envs", "AdroitDoor", f"--{'z' * 5_000}"], "envs does not take '--zzz"),
+        ([*DEMOS, "--episodes", "1e18"], "got '1e18', expected integer >= 1 that 32 bits can hold"),
+        ([*DEMOS, "--episodes", "9" * 5_000], "expected integer >= 1 that 32 bits can hold"),
         (["quickstart", "--out", "run"], "run is not empty; choose another --out or remove it"),
     ],
 )
@@ -173,9 +181,23 @@ TRAIN = ["train", "peg_fast", "--out", "new/run", "--set", "base_policy.path=bas
             "cannot write to demos.h5: Not a directory; choose another",
         ),
         ([*TRAIN, "--out", "base/new"], "base/new is inside the base policy's directory"),
+        ([*TRAIN, "--members", "3000000000"], "expected integer >= 0 that 32 bits can hold"),
+        ([*TRAIN, "--members", "2000000000"], "2,000,000,000 members, expected at most 1,000"),
+        ([*TRAIN, "--coordinator", "x"], "--coordinator got 'x', expected HOST:PORT or auto"),
+        ([*TRAIN, "sac.batch_size=1e9"], "sac.batch_size=1000000000 alone needs "),
+        ([*TRAIN, "eval.episodes=1e9"], "eval.episodes=1000000000 alone needs "),
+        (
+            [*TRAIN, "train.total_decisions=4096"],
+            "train.learning_starts=6,144 is beyond the 4,096 ",
+        ),
+        ([*TRAIN, "sac={gamma: 0.5}"], "gives a whole section; set each value by itself, such as"),
+        (
+            [*TRAIN, "--memory-gib", "1e300"],
+            "--memory-gib got '1e300', expected number >= 0 that 32",
+        ),
         ([*TRAIN, "train.replay_dtype=half"], "expected float32 | bfloat16"),
         ([*TRAIN, "--memory-gib", "-1"], "--memory-gib got '-1', expected number >= 0"),
-        ([*TRAIN, "--memory-gib", "1e-3"], "no train.replay_capacity fits, or lower train.num_"),
+        ([*TRAIN, "--memory-gib", "1e-2"], "no train.replay_capacity fits, or lower train.num_"),
         (
             [*TRAIN, "train.replay_capacity=1e9", "--memory-gib", "40"],
             "the replay's 1,000,000,000 decisions take",
@@ -229,6 +251,12 @@ IMITATE = ["imitate", "demos.h5", "--task", TASK, "--out", "new/base"]
         ([*IMITATE, "--set", "bet.heads=3", "--policy", "bet"], "width got 128, expected a multi"),
         ([*IMITATE, "--set", "bet.head=3"], "unknown config key 'bet.head'; did you mean bet.head"),
         ([*IMITATE, "--policy", "gpt"], "--policy got 'gpt', expected diffusion | diffusion_unet"),
+        ([*IMITATE, "--set", "batch_size=1e9"], "batch_size=1,000,000,000 needs "),
+        (
+            [*IMITATE, "--eval-episodes", "1e9"],
+            "playing 1,000,000,000 episodes of PegInsertionSide",
+        ),
+        ([*IMITATE, "--set", "bet.bins=1e6", "--policy", "bet"], "expected integer 1 to 4096"),
         ([*IMITATE, "--eval_every", "8"], "did you mean --eval-every?"),
     ],
 )
@@ -260,7 +288,11 @@ def test_demonstrations_that_cannot_be_used_are_refused(capsys, here):
         (["render", "run", "--out", "x.avi"], "x.avi must end in .mp4 or .gif"),
         (["render", "run"], "required: --out"),
         (["render", "run", "--out", "x.mp4", "--grid", "4"], "--grid got '4', expected ROWSxCOL"),
+        (["render", "run", "--out", "x.mp4", "--grid", "11x1"], "such as 4x4, each at most 10"),
+        (["render", "run", "--out", "x.mp4", "--grid", "0x1"], "--grid got '0x1', expected ROWSxC"),
         (["render", "base", "--out", "new/x.mp4"], "base is no run"),
+        (["eval", "run", "--episodes", "1e9"], "playing 1,000,000,000 episodes of PegInsertionSi"),
+        (["render", "run", "--out", "x.mp4", "--episodes", "1e9"], "playing 1,000,000,000 episod"),
     ],
 )
 def test_mistakes_with_runs(capsys, here, argv, message):
@@ -458,6 +490,14 @@ def test_an_unforeseen_failure_is_one_line_and_a_traceback_in_a_file(capsys, mon
     log = Path(captured.err.split("traceback in ")[1].strip())
     assert "Traceback" in log.read_text()
     log.unlink()
+
+
+def test_the_end_of_a_long_mistake_stays_because_it_says_what_to_do(capsys, monkeypatch):
+    make_envs_do(monkeypatch, fail_with(options.ConfigError("bad " * 500 + "; lower it")))
+    assert cli.main(["envs"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("pdjax: bad bad") and line.endswith("bad ; lower it\n")
+    assert len(line) <= 301
 
 
 def test_a_rendering_that_is_not_possible_is_one_line(capsys, monkeypatch):

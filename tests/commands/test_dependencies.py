@@ -15,7 +15,8 @@ NAMES = {  # of a package -> of its module, if that is another one
     "PyYAML": "yaml",
     "gymnasium-robotics": "gymnasium_robotics",
 }
-OPTIONAL = {"ray", "optuna", "wandb", "mlflow", "torch", "warp", "pyarrow", "mujoco_playground"}
+OPTIONAL = {"ray", "optuna", "wandb", "mlflow", "torch", "warp", "pyarrow"}
+OPTIONAL |= {"mujoco_playground", "stable_baselines3"}
 
 
 def module_of(requirement):

@@ -6,9 +6,10 @@ from typing import Annotated
 import pytest
 
 from pdjax.config import files as configs
-from pdjax.config import options, schema
+from pdjax.config import options, plain_yaml, schema
 from pdjax.config.presets import PRESETS
 from pdjax.config.schema import Config, ConfigError
+from pdjax_envs import names
 
 CONFIG_FILES = sorted(configs.configs())
 
@@ -99,7 +100,7 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path):
         ("sac.actor_lr=0", r"sac.actor_lr got 0, expected number > 0"),
         ("sac.actor_lr=.inf", r"sac.actor_lr got inf, expected number > 0"),
         ("sac.reward_offset=.nan", r"sac.reward_offset got nan, expected number"),
-        ("sac.hidden=256", r"sac.hidden got 256, expected \[integer >= 1, ...\]"),
+        ("sac.hidden=256", r"sac.hidden got 256, expected \[integer 1 to 65536, ...\]"),
         ("sac.hidden=[]", r"sac.hidden got \[\], expected"),
         ("sac.hidden=[0]", r"sac.hidden got \[0\], expected"),
         ("sac.critic_layer_norm=1", r"sac.critic_layer_norm got 1, expected true \| false"),
@@ -108,6 +109,18 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path):
         ("train.num_envs=0", r"train.num_envs got 0, expected integer >= 1"),
         ("seed", r"--set 'seed' has no value; expected section.key=value"),
         ("=1", r"--set '=1' has no value"),
+        ("sac={gamma: 0.5}", r"gives a whole section; .*, such as sac.gamma=VALUE"),
+        ("sac={}", r"gives a whole section"),
+        (f"seed{'.a' * 5_000}=1", r"unknown config key 'seed.a.*expected section.key"),
+        ("sac.batch_size=1e18", r"batch_size got '1e18', expected integer >= 1 that 32 bits can"),
+        ("train.learning_starts=1e30", r"expected integer >= 0 that 32 bits can hold"),
+        ("train.total_decisions=2147483648", r"integer >= 1 that 32 bits can hold"),
+        ("sac.actor_lr=1e39", r"expected number > 0 that 32 bits can hold"),
+        ("sac.actor_lr=1e-40", r"expected number > 0 that 32 bits can hold"),
+        ("sac.reward_offset=-1e39", r"expected number that 32 bits can hold"),
+        ("sac.num_critics=1e9", r"expected integer 1 to 1000"),
+        (f"sac.hidden={[8] * 1_001}", r"expected at most 1,000 values, not 1,001"),
+        (f"seed={'x' * 9_000}", r"seed got 'x{37}\.\.\.x{37}', expected integer"),
         ("seed=[1", r"--set 'seed=\[1': cannot read the value"),
         ("sac.log_std_min=3", r"sac.log_std_min=3.0 must be below sac.log_std_max=2.0"),
         (
@@ -138,6 +151,45 @@ def test_a_wrong_file_is_refused_in_one_line(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message) as caught:
         load_text(tmp_path, text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a" * 5_000, ".", "/dev/stdin", "a\0b", "loop.yaml"])
+def test_a_path_that_is_no_file_is_one_short_line(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    with pytest.raises(ConfigError, match=r"no config .*: neither a file nor a name") as caught:
+        configs.load(name)
+    assert len(str(caught.value)) <= 293
+
+
+def test_the_largest_numbers_of_each_type_are_taken():
+    config = configs.load("peg_fast", ["train.total_decisions=2147483647", "sac.actor_lr=3.4e38"])
+    assert (config.train.total_decisions, config.sac.actor_lr) == (2**31 - 1, 3.4e38)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"seeds": 1_001}, {"changes": {"members": {"seed": [1] * 2_000}}}]
+)
+def test_more_members_than_a_program_can_hold_are_refused(changes):
+    with pytest.raises(ConfigError, match="members, expected at most 1,000"):
+        configs.load_members("peg_fast", **changes)
+
+
+def test_a_mistake_in_a_runs_config_names_the_run(tmp_path):
+    configs.save(Config(), tmp_path / "config.yaml")
+    text = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text.replace("gamma:", "gama:"))
+    with pytest.raises(ConfigError, match=r"config.yaml: unknown config key 'sac.gama'"):
+        configs.load_of_run(tmp_path)
+
+
+def test_many_known_names_are_shortened_to_the_nearest():
+    known = [f"name_{index}" for index in range(100)] + ["zebra"]
+    assert names.suggest("zebro", known) == "did you mean zebra?"
+    found = names.suggest("x", known, "`list`")
+    assert found.endswith(" and 96 more (`list` lists them)")
+    assert len(found) < 120
+    assert names.suggest("x", ["a", "b"]) == "known: a, b"
 
 
 def test_a_config_that_does_not_exist_suggests_one():
@@ -250,7 +302,7 @@ def test_suites_hold_eight_tasks_with_two_kinds_of_base_policies():
                 if name.endswith(f"_{kind}")
             }
             assert tasks == families
-        swept = options.read_yaml(configs.suites()[suite], "sweep", "")["config"]
+        swept = plain_yaml.read(configs.suites()[suite], "sweep", "")["config"]
         assert sorted(swept) == sorted(names)
         for name, config in zip(names, found, strict=True):
             kind = name.rsplit("_", 1)[1] + ("_paper" if suite == "paper" else "")

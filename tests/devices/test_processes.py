@@ -151,7 +151,7 @@ def test_a_run_whose_process_is_killed_ends_and_is_resumed_as_if_it_had_not(fold
         assert time.monotonic() < deadline and processes[1].poll() is None
         time.sleep(0.05)
     processes[1].send_signal(signal.SIGKILL)
-    assert codes(processes)[0] == 1
+    assert codes(processes)[0] == 1, said(folder, "killed", 0)
     assert "another process of this run is gone" in said(folder, "killed", 0)
     assert not (folder / "killed" / "result.json").exists()
     assert codes(start_two(folder, "killed", by_flags, "--resume")) == [0, 0]
@@ -161,6 +161,42 @@ def test_a_run_whose_process_is_killed_ends_and_is_resumed_as_if_it_had_not(fold
         for name, leaf in ends(folder, "killed", index).items():
             np.testing.assert_array_equal(leaf, undisturbed[name])
     assert records(folder / "killed") == records(folder / "two")
+
+
+WAITING = """
+import os, signal, sys
+from jax._src import distributed
+from pdjax.devices import processes
+
+index, port = sys.argv[1:]
+processes.SILENCE = 5
+processes.join(f"127.0.0.1:{port}", f"{index}/2")
+client = distributed.global_state.client
+client.wait_at_barrier("both are here", 60_000)
+if index == "1":
+    os.kill(os.getpid(), signal.SIGKILL)
+client.wait_at_barrier("never", 60_000)
+"""
+
+
+def test_a_process_that_waits_for_one_that_is_gone_ends_with_a_word(tmp_path):
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    logs = [(tmp_path / str(index)).open("w+") for index in range(2)]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", WAITING, str(index), port], stderr=log)
+        for index, log in enumerate(logs)
+    ]
+    found = codes(processes, 100)
+    logs[0].seek(0)
+    said = logs[0].read()
+    assert found == [1, -signal.SIGKILL], said
+    assert "Traceback" not in said
+    assert said.splitlines()[-1] == (
+        "pdjax: another process of this run is gone or cannot be reached (process 1 was silent for"
+        " 5 s); start all of them again with --resume"
+    )
 
 
 @pytest.mark.parametrize("kind", [jax.errors.JaxRuntimeError, ValueError])

@@ -1,5 +1,9 @@
 """Our environments as Gymnasium's: its own checks, and two routes to every number."""
 
+import os
+import subprocess
+import sys
+import warnings
 from typing import Any
 
 import gymnasium
@@ -12,6 +16,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import pdjax_envs.gymnasium as ours
 from pdjax_envs import registry
+from pdjax_envs.drawing import RenderError
 from pdjax_envs.names import UnknownName
 from tests.probe import make_point_env
 
@@ -33,21 +38,24 @@ def play(env, actions, seed=7) -> list[Any]:
 def assert_equal(found, expected):
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
-        if isinstance(a, dict):
+        if a is None or b is None:
+            assert a is b
+        elif isinstance(a, dict):
             assert a.keys() == b.keys()
             a, b = tuple(a.values()), tuple(b[name] for name in a)
             assert_equal(a, b)
-        elif isinstance(a, tuple):
+        elif isinstance(a, tuple) or (a.dtype == b.dtype == object):
             assert_equal(a, b)
         else:
             assert a.dtype == b.dtype and a.shape == b.shape
             np.testing.assert_array_equal(a, b)
 
 
-def test_a_vector_environment_equals_gymnasiums_own_around_single_ones():
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_a_vector_environment_equals_gymnasiums_own_around_single_ones(mode):
     env = make_point_env(episode_steps=5, goal=0.3)
-    vector = ours.VectorEnv(env, 3)
-    looped = SyncVectorEnv([lambda: ours.SingleEnv(env)] * 3)
+    vector = ours.VectorEnv(env, 3, autoreset_mode=mode)
+    looped = SyncVectorEnv([lambda: ours.SingleEnv(env)] * 3, autoreset_mode=mode)
     actions = actions_of(0, 14, 3)
     found, expected = play(vector, actions), play(looped, actions)
     assert_equal(found, expected)
@@ -154,17 +162,243 @@ def test_mistakes_are_named():
         vector.reset(seed=[1, 2, 3])
     with pytest.raises(ValueError, match="reset_mask"):
         vector.reset(options={"reset_mask": np.ones(2, bool)})
-    with pytest.raises(ValueError, match="num_envs=0"):
-        ours.VectorEnv(make_point_env(), 0)
+    for number in (0, -1, 2.5, "2", None):
+        with pytest.raises(ValueError, match=r"num_envs=.*, expected an integer of at least 1"):
+            ours.VectorEnv(make_point_env(), number)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"num_envs=1000000000000 needs .* GiB of memory"):
+        ours.VectorEnv(make_point_env(), 10**12)
     with pytest.raises(UnknownName, match="did you mean AdroitDoor"):
         ours.make_vec("AdroitDor", 2)
 
 
-def test_gymnasiums_checker_passes_on_a_registered_task():
+@pytest.mark.parametrize("seed", [-1, [0, -5], 1.5, [1, 2.0], "ab", ["1", "2"], [[1], [2]]])
+def test_seeds_that_are_none_are_named(seed):
+    vector = ours.VectorEnv(make_point_env(), 2)
+    with pytest.raises(ValueError, match=r"seed .*, expected an integer of at least 0, or None"):
+        vector.reset(seed=seed)
+
+
+def test_a_seed_of_none_in_a_list_goes_on_with_that_environment():
+    vector = ours.VectorEnv(make_point_env(), 2)
+    # At the first reset it draws a random seed, as None for all does.
+    starts = [ours.VectorEnv(make_point_env(), 2).reset(seed=[1, None])[0] for _ in range(2)]
+    np.testing.assert_array_equal(starts[0][0], starts[1][0])
+    assert starts[0][1, 0] != starts[1][1, 0]
+    seeded, second = vector.reset(seed=[1, 2])[0], vector.reset()[0]
+    vector.reset(seed=[1, 2])
+    mixed = vector.reset(seed=[1, None])[0]
+    np.testing.assert_array_equal(mixed, [seeded[0], second[1]])
+    # As in Gymnasium's own.
+    looped = SyncVectorEnv([lambda: ours.SingleEnv(make_point_env())] * 2)
+    looped.reset(seed=[1, 2])
+    np.testing.assert_array_equal(looped.reset(seed=[1, None])[0], mixed)
+
+
+def test_a_single_environment_stays_at_its_end():
+    env = ours.SingleEnv(make_point_env(episode_steps=2, goal=9.0))
+    for _ in range(2):
+        env.reset(seed=0)
+        env.step(np.ones(1))
+        assert env.step(np.ones(1))[3]
+        for _ in range(2):
+            with pytest.raises(gymnasium.error.ResetNeeded, match="the episode has ended"):
+                env.step(np.ones(1))
+    for wrong in (np.ones(3), 1.0, np.ones((1, 1))):
+        env.reset()
+        with pytest.raises(ValueError, match=r"action \(.*\), expected \(1,\)"):
+            env.step(wrong)
+    with pytest.raises(ValueError, match="options"):
+        env.reset(options={"goal": 1})
+
+
+def test_any_number_is_an_action():
+    env = ours.SingleEnv(make_point_env())
+    for number, moved in ((np.nan, 0.0), (np.inf, 0.1), (-1e300, -0.1), (3, 0.1)):
+        start, _ = env.reset(seed=0)
+        obs, reward, *_, info = env.step(np.array([number]))
+        np.testing.assert_allclose(obs[0] - start[0], moved, atol=1e-6)
+        assert info["bad_action"] and np.isfinite(reward)
+
+
+def test_a_closed_environment_is_not_used():
+    vector, single = ours.VectorEnv(make_point_env(), 2), ours.SingleEnv(make_point_env())
+    for env, action in ((vector, np.ones((2, 1))), (single, np.ones(1))):
+        env.reset()
+        env.close()
+        env.close()
+        for use in (env.reset, lambda: env.step(action)):  # noqa: B023
+            with pytest.raises(gymnasium.error.ClosedEnvironmentError, match="after close"):
+                use()
+
+
+@pytest.mark.parametrize(("given", "limit"), [({}, 200), ({"max_episode_steps": 3}, 3)])
+def test_the_time_limit_is_declared_and_holds(given, limit):
+    env = gymnasium.make("pdjax/AdroitDoor-v0", physics="native", **given)
+    assert env.spec is not None and env.spec.max_episode_steps == limit
+    assert gymnasium.spec("pdjax/AdroitDoor-v0").max_episode_steps == 200
+    if limit == 3:
+        env.reset(seed=0)
+        still = np.zeros(28, np.float32)
+        assert [env.step(still)[3] for _ in range(5)] == [False, False, True, True, True]
+
+
+def test_a_time_limit_may_be_longer_than_the_tasks_or_none():
+    env = make_point_env(episode_steps=3, goal=9.0)
+    for steps, expected in ((None, 3), (2, 2), (5, 5), (-1, 0)):
+        limited = ours.VectorEnv(ours._with_limit(env, steps), 1)
+        found = [step[3][0] for step in play(limited, np.zeros((7, 1, 1)))[1:]]
+        assert (found.index(True) + 1 if expected else any(found)) == expected
+    for steps in (0, -2, 1.5, "3", 2**31):
+        with pytest.raises(ValueError, match=r"max_episode_steps=.*expected 1 to 2147483647"):
+            ours._with_limit(env, steps)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_broken_task_of_another_package_is_left_out(monkeypatch):
+    def fail(name):
+        raise ImportError("no module named nonsense")
+
+    monkeypatch.setattr(registry, "task_names", lambda: ["Broken"])
+    monkeypatch.setattr(registry, "make_task", fail)
+    with pytest.warns(UserWarning, match="no task Broken: no module named nonsense"):
+        ours.register()
+    assert "pdjax/Broken-v0" not in gymnasium.registry
+
+
+def can_draw():
+    """Whether this machine has what drawing needs; if not, why."""
+    env = ours.make("AdroitDoor", "native", render_mode="rgb_array")
+    env.reset(seed=0)
+    try:
+        env.render()
+    except RenderError as error:
+        return str(error)
+    finally:
+        env.close()
+    return ""
+
+
+@pytest.fixture(scope="module")
+def drawing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if lack := can_draw():
+            pytest.skip(lack)
+
+
+def test_gymnasiums_checker_passes_on_a_registered_task(drawing):
     assert {f"pdjax/{name}-v0" for name in registry.task_names()} <= set(gymnasium.registry)
     ours.register()  # again, without a warning
     env = gymnasium.make("pdjax_envs.gymnasium:pdjax/AdroitDoor-v0", physics="native")
     check_env(env.unwrapped)
+
+
+def test_pictures_show_the_state_and_the_values_of_the_episode(drawing):
+    vector = gymnasium.make_vec(
+        "pdjax/PegInsertionSide-v0",
+        2,
+        physics="native",
+        render_mode="rgb_array",
+        width=160,
+        height=96,
+    )
+    assert vector.metadata["render_fps"] == 20.0
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        vector.render()
+    vector.reset(seed=0)
+    first: Any = vector.render()
+    assert [picture.shape for picture in first] == [(96, 160, 3)] * 2
+    assert first[0].dtype == np.uint8 and first[0].std() > 20
+    assert (first[0] != first[1]).any()  # other sizes, other places
+    again: Any = vector.render()
+    np.testing.assert_array_equal(first, again)
+    single = gymnasium.make(
+        "pdjax/PegInsertionSide-v0", physics="native", render_mode="rgb_array", width=160, height=96
+    )
+    single.reset(seed=1)
+    np.testing.assert_array_equal(single.render(), first[1])
+    for _ in range(10):
+        single.step(np.ones(7, np.float32))
+    assert (single.render() != first[1]).any()
+    sky = first[0][:10].astype(float).mean((0, 1))
+    assert sky[2] > sky[0]  # the sky is above, and bluish
+    single.close()
+    vector.close()
+
+
+def test_gymnasium_records_a_video(drawing, tmp_path):
+    pytest.importorskip("moviepy", reason="RecordVideo needs moviepy: pip install '.[interop]'")
+    env: Any = gymnasium.make(
+        "pdjax/AdroitDoor-v0", 3, physics="native", render_mode="rgb_array", width=64, height=48
+    )
+    env = gymnasium.wrappers.RecordVideo(env, str(tmp_path / "videos"))
+    env.reset(seed=0)
+    while not env.step(env.action_space.sample())[3]:
+        pass
+    env.close()
+    assert [path.suffix for path in (tmp_path / "videos").iterdir()] == [".mp4"]
+
+
+def test_drawing_is_asked_for_by_name():
+    for mode in ("depth_array", "human", 3):
+        with pytest.raises(ValueError, match=r"render_mode=.*, expected rgb_array or None"):
+            ours.make("AdroitDoor", "native", render_mode=mode)  # pyright: ignore
+    for size in ((0, 10), (10, 4097), (10.5, 10)):
+        with pytest.raises(ValueError, match="expected 1 to 4096 pixels"):
+            ours.VectorEnv(make_point_env(), 1, size=size)  # pyright: ignore
+    env = ours.SingleEnv(make_point_env())
+    env.reset()
+    with pytest.warns(UserWarning, match="without render_mode"):
+        assert env.render() is None
+    env = ours.SingleEnv(make_point_env(), "rgb_array")
+    env.reset()
+    with pytest.raises(NotImplementedError, match="no model to draw"):
+        env.render()
+
+
+# What Gymnasium's workers do: both in a process of their own, with a limit of time.
+
+WORKERS = """
+import sys
+import gymnasium
+if __name__ == "__main__":
+    env = gymnasium.make_vec(
+        "pdjax_envs.gymnasium:pdjax/AdroitDoor-v0", 2, vectorization_mode="async",
+        vector_kwargs={"context": sys.argv[1]}, physics=sys.argv[2],
+    )
+    obs, _ = env.reset(seed=0)
+    obs, *_ = env.step(env.action_space.sample())
+    print(obs.shape)
+    env.close()
+"""
+
+
+def run_workers(tmp_path, context, physics="native"):
+    script = tmp_path / "workers.py"
+    script.write_text(WORKERS)
+    return subprocess.run(
+        [sys.executable, str(script), context, physics],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_forked_workers_are_refused_instead_of_hanging(tmp_path):
+    done = run_workers(tmp_path, "fork")
+    assert done.returncode == 1 and not done.stdout
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("RuntimeError: JAX hangs in a process that was forked")
+    assert "'spawn'" in last and "gymnasium.make_vec(ID, NUM_ENVS)" in last
+
+
+@pytest.mark.slow
+def test_spawned_workers_play(tmp_path):
+    done = run_workers(tmp_path, "spawn")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout == "(2, 39)\n"
 
 
 def test_a_registered_task_is_made_as_one_vector_program():
@@ -178,11 +412,3 @@ def test_a_registered_task_is_made_as_one_vector_program():
     np.testing.assert_array_equal(obs, starts)
     _, reward, *_ = vector.step(vector.action_space.sample())
     assert (reward != 0).all()  # dense, as asked for
-
-
-def test_stable_baselines_checker_passes():
-    checker = pytest.importorskip(
-        "stable_baselines3.common.env_checker",
-        reason="needs Stable-Baselines3: pip install -e '.[interop]'",
-    )
-    checker.check_env(ours.make("AdroitDoor", "native"))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pdjax.learner.holes import mark_holes
 from pdjax.learner.replay import can_sample, make_packing, make_replay, sample
 from pdjax.types import Transition
 
@@ -296,3 +297,41 @@ def test_float32_is_kept_bit_for_bit(key):
     np.testing.assert_array_equal(state.storage.obs, rows.obs)
     batch = sample(state, key, 16, 1, 0.9, 0.0)
     assert packing.unpack(batch) is batch
+
+
+def test_no_transition_meets_a_hole():
+    """Observation 5 is a hole, 6 the reset after it; with n = 2 starts at 3 to 5 meet the hole."""
+    rows = Transition(
+        obs=jnp.arange(1.0, 9.0)[:, None, None],
+        base_action=jnp.zeros((8, 1, 1)).at[4].set(jnp.nan),
+        residual_action=jnp.zeros((8, 1, 1)),
+        reward=jnp.ones((8, 1)),
+        terminated=jnp.zeros((8, 1), bool),
+        truncated=jnp.zeros((8, 1), bool),
+        is_reset=jnp.zeros((8, 1), bool).at[5].set(True),
+    )
+    marked = mark_holes(rows, jnp.arange(8)[:, None] == 4)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(marked))
+    ring = make_replay(8, 1, jax.tree.map(lambda leaf: leaf[0, 0], rows))
+    state = ring.add(ring.init(), marked)
+    batch = sample(state, jax.random.key(0), 256, 2, 0.9, 0.0)
+    weight = dict(zip(batch.obs[:, 0].tolist(), batch.weight.tolist(), strict=True))
+    assert weight == {1.0: 1.0, 2.0: 1.0, 3.0: 0.0, 4.0: 0.0, 0.0: 0.0, 6.0: 0.0}
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(batch))
+
+
+def test_a_success_before_a_hole_counts():
+    rows = Transition(
+        obs=jnp.ones((4, 1, 1)),
+        base_action=jnp.zeros((4, 1, 1)),
+        residual_action=jnp.zeros((4, 1, 1)),
+        reward=jnp.ones((4, 1)),
+        terminated=jnp.asarray([[False], [True], [False], [False]]),
+        truncated=jnp.zeros((4, 1), bool),
+        is_reset=jnp.asarray([[False], [False], [True], [False]]),
+    )
+    ring = make_replay(4, 1, jax.tree.map(lambda leaf: leaf[0, 0], rows))
+    state = ring.add(ring.init(), mark_holes(rows, jnp.arange(4)[:, None] == 2))
+    batch = sample(state, jax.random.key(0), 64, 2, 0.9, 0.0)
+    ends = batch.discount == 0
+    assert ends.any() and (batch.weight[ends] == 1).all()

@@ -80,6 +80,60 @@ def test_git_starts_no_monitor_that_the_repository_names(repository):
     assert not (repository / "started").exists()
 
 
+def starts(repository, name, rest=""):
+    """A program that leaves `started` in the repository; returns its path."""
+    program = repository / name
+    program.write_text(f"#!/bin/sh\ntouch {repository}/started\n{rest}\n")
+    program.chmod(0o755)
+    return str(program)
+
+
+def test_git_starts_no_filter_and_no_hook_that_the_repository_names(repository):
+    (repository / ".gitattributes").write_text("*.md filter=a=b diff=d\n")
+    git(repository, "add", ".gitattributes")
+    git(repository, "commit", "-q", "-m", "attributes")
+    for key in ("filter.a=b.clean", "diff.d.textconv", "diff.external", "core.sshCommand"):
+        git(repository, "config", key, starts(repository, "program", "cat"))
+    (repository / "hooks").mkdir()
+    for hook in ("post-index-change", "fsmonitor-watchman"):
+        starts(repository, f"hooks/{hook}")
+    git(repository, "config", "core.hooksPath", str(repository / "hooks"))
+    os.utime(repository / "README.md", (1, 1))  # so that Git reads the file again
+    subprocess.run(["git", "status"], cwd=repository, check=True, capture_output=True)
+    assert (repository / "started").exists()  # the settings work
+    (repository / "started").unlink()
+    os.utime(repository / "README.md", (2, 2))
+    head = git(repository, "-c", "core.hooksPath=/dev/null", "rev-parse", "--short", "HEAD")
+    assert provenance.commit(repository) == head
+    (repository / "README.md").write_text("changed\n")
+    assert provenance.commit(repository) == f"{head}-dirty"
+    assert not (repository / "started").exists()
+
+
+def test_git_starts_no_monitor_of_a_submodule(repository, tmp_path_factory):
+    inner = tmp_path_factory.mktemp("inner")
+    git(inner, "init", "-q")
+    git(inner, "commit", "-q", "--allow-empty", "-m", "inner")
+    git(
+        repository,
+        "-c",
+        "protocol.file.allow=always",
+        "submodule",
+        "--quiet",
+        "add",
+        str(inner),
+        "sub",
+    )
+    git(repository, "commit", "-q", "-m", "submodule")
+    git(repository / "sub", "config", "core.fsmonitor", starts(repository, "monitor"))
+    git(repository, "config", "submodule.sub.ignore", "none")
+    git(repository, "status")
+    assert (repository / "started").exists()  # the setting works
+    (repository / "started").unlink()
+    assert provenance.commit(repository)
+    assert not (repository / "started").exists()
+
+
 def test_git_gets_a_limited_time(repository, monkeypatch):
     slow = repository / "bin" / "git"
     slow.parent.mkdir()

@@ -1,6 +1,9 @@
 """What a run keeps and shows: strict JSON lines, a learning curve, and silence that loses none."""
 
+import io
 import json
+import os
+import subprocess
 import sys
 
 import jax.numpy as jnp
@@ -12,6 +15,7 @@ from rich.console import Console
 from pdjax.config.options import ConfigError
 from pdjax.devices import processes
 from pdjax.output import paths, plots, records, run_directory, terminal, trackers
+from pdjax_envs.reading import InputError
 
 SUMMARY = {
     "task": "Point",
@@ -99,7 +103,10 @@ def speak():
 @pytest.fixture(params=[False, True], ids=["file", "terminal"])
 def console(request, monkeypatch):
     """Speaks to a file, or to a terminal with live progress bars."""
-    monkeypatch.setattr(terminal, "console", Console(stderr=True, force_terminal=request.param))
+    console = Console(
+        file=terminal.console.file, force_terminal=request.param, markup=False, emoji=False
+    )
+    monkeypatch.setattr(terminal, "console", console)
 
 
 def test_silence_nests_and_ends_where_it_began(console, capsys):
@@ -201,6 +208,20 @@ def test_without_a_terminal_progress_ends_in_one_plain_line(capsys):
     assert lines[0].endswith("note")
 
 
+def test_no_time_left_is_negative(capsys):
+    with terminal.progress("refining", 2_000, "decisions") as bar:
+        bar.update(4_096)
+    with terminal.progress("refining", 2_000, "decisions", begin=1_000) as bar:
+        bar.update(2_000)
+    first, second = capsys.readouterr().err.splitlines()
+    assert ", 0 s left" in first and ", 0 s left" in second
+
+
+def test_a_picture_may_lie_in_a_folder_that_is_not_there_yet(tmp_path):
+    path = plots.plot_importance(tmp_path / "new" / "deep" / "x.png", "title", {"sac.gamma": 1.0})
+    assert image.imread(path).shape[0] > 100
+
+
 def test_results_are_strict_json(tmp_path):
     run_directory.write_result(tmp_path, {"gain": np.float32(0.5), "steps": np.nan})
     assert strict((tmp_path / "result.json").read_text()) == {"gain": 0.5, "steps": None}
@@ -225,3 +246,77 @@ def test_outputs_are_checked_without_making_anything(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
     paths.new_directory(tmp_path / "new" / "deep")
     assert (tmp_path / "new" / "deep").is_dir()
+
+
+class Unwritable(io.StringIO):
+    """A stream whose reader has left, or whose disk is full."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def write(self, text):
+        raise self.error
+
+    def flush(self):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(28, "No space left on device")])
+def test_messages_that_cannot_be_written_end_nothing(error, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Unwritable(error))
+    speak()
+    monkeypatch.setattr(sys, "stderr", None)  # the process was started without one
+    speak()
+
+
+def test_letters_that_the_terminal_lacks_become_question_marks(monkeypatch):
+    bytes_ = io.BytesIO()
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(bytes_, "ascii"))
+    terminal.say("runs/é")
+    assert bytes_.getvalue() == b"runs/?\n"
+
+
+SPEAKING = """
+import logging, sys, warnings
+from pdjax.output import terminal
+terminal.forgive()
+terminal.say("a line")
+print("a print", file=sys.stderr)
+warnings.warn("a warning")
+logging.error("a log")
+if sys.argv[1] == "pipe":
+    terminal.emit_json({"a": 1})
+terminal.flush()
+"""
+
+
+@pytest.mark.parametrize("target", ["pipe", "/dev/full"])
+def test_a_process_with_unwritable_streams_ends_well(target):
+    reader, writer = os.pipe()
+    os.close(reader)
+    if target != "pipe":
+        writer = os.open(target, os.O_WRONLY)
+    program = [sys.executable, "-c", SPEAKING, target]
+    done = subprocess.run(program, stdout=writer, stderr=writer, check=False)
+    os.close(writer)
+    assert done.returncode == 0
+
+
+def test_json_for_a_reader_that_has_left_is_dropped(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Unwritable(BrokenPipeError()))
+    terminal.emit_json({"a": 1})
+    monkeypatch.setattr(sys, "stdout", Unwritable(OSError(28, "No space left on device")))
+    with pytest.raises(InputError, match="cannot write the result to stdout: No space left"):
+        terminal.emit_json({"a": 1})
+
+
+def test_names_are_shown_letter_by_letter(console, capsys):
+    name = ":ant: [bold]x[/bold] [red]"
+    terminal.say(name)
+    terminal.show_table(name, [name, "b"], [[name, name]])
+    with terminal.progress(name, 2, "decisions") as bar:
+        bar.update(2, name)
+    said = capsys.readouterr().err
+    assert said.count(name) >= 6
+    assert "\N{ANT}" not in said

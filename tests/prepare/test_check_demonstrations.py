@@ -94,14 +94,56 @@ def test_another_initial_state_is_seen_at_the_start(tmp_path):
 
 def test_where_the_file_has_no_flags_the_replay_tells_success(tmp_path):
     def spoil(trajectory):
-        actions = trajectory.actions * (trajectory.seed != 4)  # seed 4 stands still
-        return dataclasses.replace(trajectory, success=None, actions=actions)
+        keep = trajectory.seed != 4  # seed 4 stands still; the third number counts the steps
+        obs = np.where([keep, keep, True], trajectory.obs, trajectory.obs[0])
+        actions = trajectory.actions * keep
+        return dataclasses.replace(trajectory, success=None, obs=obs, actions=actions)
 
     record(tmp_path / "x.h5", change=spoil)
     summary = check(tmp_path / "x.h5", replays=1)
     assert (summary["success_rate"], summary["success_from"]) == (0.8, "replay")
     assert len(summary["replay"]) == 5
     assert check(tmp_path / "x.h5", replays=0)["success_rate"] is None
+
+
+def test_a_replay_that_is_not_the_recording_does_not_tell_its_success(capsys, tmp_path):
+    # good demonstrations whose seeds are another simulator's, without flags
+    forget = lambda t: dataclasses.replace(  # noqa: E731
+        t, success=None, init_state=None, seed=t.seed + 1000, obs=t.obs + np.float32(0.25)
+    )
+    record(tmp_path / "x.h5", change=forget)
+    summary = check(tmp_path / "x.h5")
+    assert len(summary["replay"]) == 5
+    assert summary["success_rate"] is None
+    assert "success unknown" in capsys.readouterr().err
+    assert summary["verdict"].endswith(
+        "they do not tell whether the recordings did, and the file does not say"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"executed": np.nan}, "the first is in executed actions, step 0, velocity"),
+        ({"init_state": np.nan}, "the first is in initial qpos, step 0"),
+        ({"rewards": np.inf}, "the first is in rewards, step 0"),
+        ({"env_states": -np.inf}, "the first is in env_states, step 0"),
+        ({"executed": 3.0}, "executed_actions reach 3, expected"),
+    ],
+)
+def test_numbers_that_no_robot_had_are_refused_wherever_they_stand(tmp_path, change, words):
+    ((name, value),) = change.items()
+
+    def spoil(trajectory):
+        shapes = {"executed": trajectory.actions, "rewards": trajectory.success}
+        like = shapes.get(name, trajectory.env_states)
+        made = np.full(like.shape, value, np.float32)
+        made = {**trajectory.init_state, "qpos": made[0]} if name == "init_state" else made
+        return dataclasses.replace(trajectory, **{name: made})
+
+    record(tmp_path / "x.h5", change=spoil, episodes=1)
+    with pytest.raises(DataError, match=words):
+        check(tmp_path / "x.h5", replays=0)
 
 
 def test_episodes_are_chosen_over_the_whole_file(tmp_path):

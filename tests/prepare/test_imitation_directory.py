@@ -1,5 +1,6 @@
 """Training with evaluation on the way: the best is kept, and a resumed one equals one in a go."""
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,6 +47,22 @@ def point(monkeypatch):
 
 def train(out, config, resume=False):
     return imitate.train_base_policy(Path("none.h5"), "Point", out, config, 0, resume=resume)
+
+
+@pytest.mark.parametrize(("failed", "said"), [(3, "3 of 8 demonstrations do not succeed"), (0, "")])
+def test_demonstrations_that_failed_are_told(tmp_path, capsys, monkeypatch, point, failed, said):
+    for index, trajectory in enumerate(point):
+        flags = np.arange(8) == (8 if index < failed else 5)
+        point[index] = dataclasses.replace(trajectory, success=flags)
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(imitate, "_train", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "out", config_of("mlp", eval_every=0))
+    err = capsys.readouterr().err
+    assert said in err if said else "demonstrations" not in err
 
 
 def interrupt_after(monkeypatch, blocks):

@@ -484,14 +484,13 @@ def test_files_that_are_no_checkpoints(point, capsys):
     refuse(capsys, "junk.pt", "junk.pt is not a torch.save file, so pdjax does not read it; write")
     path = reference_unet(Path("run"))
     torch.save({"ema_agent": Malicious()}, path)
-    refuse(
-        capsys, path, "best.pt holds exec, which could run code, so pdjax does not read it; write"
-    )
+    words = "best.pt holds builtins.exec, which could run code, so pdjax does not read it; write"
+    refuse(capsys, path, words)
     assert not Path("was_here").exists()
     torch.save({"actor": {}}, path)
     refuse(capsys, path, "best.pt holds actor, expected ema_agent or agent")
     Path("empty").mkdir()
-    refuse(capsys, "empty", "no usable empty/config.json: expected the config.json of a LeRobot")
+    refuse(capsys, "empty", "no empty/config.json: expected the config.json of a LeRobot")
 
 
 def test_settings_that_do_not_fit(point, capsys):
@@ -503,7 +502,7 @@ def test_settings_that_do_not_fit(point, capsys):
         capsys, path, "reads 6 observed numbers in addition to the 8 of the noise level, expected a"
     )
     Path("run/args.json").unlink()
-    refuse(capsys, path, "args.json: expected the args.json of")
+    refuse(capsys, path, "best.pt needs the args.json of its training")
     bet = reference_bet(Path("bet"))
     refuse(capsys, bet, "--ddim-steps got 4, but", "--ddim-steps", "4")
     other = reference_unet(Path("other"), make_unet(obs_dim=5))
@@ -554,11 +553,9 @@ def test_lerobot_weights_that_do_not_fit(point, capsys):
     change_json(folder / "config.json", pre_norm=True)
     refuse(capsys, folder, "pre_norm is True, expected False")
     (folder / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0notjson!")
-    refuse(capsys, folder, "model.safetensors as safetensors failed with SafetensorError")
+    refuse(capsys, folder, "model.safetensors is not readable as safetensors (")
     (folder / "model.safetensors").unlink()
-    refuse(
-        capsys, folder, "reading run/model.safetensors as safetensors failed with FileNotFoundError"
-    )
+    refuse(capsys, folder, "no weights at run/model.safetensors")
 
 
 def test_a_step_that_is_more_than_normalisation_is_refused(point, capsys):
@@ -566,14 +563,6 @@ def test_a_step_that_is_more_than_normalisation_is_refused(point, capsys):
     steps = [{"registry_name": "relative_actions_processor"}]
     (folder / "policy_preprocessor.json").write_text(json.dumps({"steps": steps}))
     refuse(capsys, folder, "the processing step relative_actions_processor cannot be imported")
-
-
-def test_without_torch_one_line_says_what_to_install(point, capsys, monkeypatch):
-    import sys
-
-    path = reference_unet(Path("run"))
-    monkeypatch.setitem(sys.modules, "torch", None)
-    refuse(capsys, path, "needs torch, which is not installed; pip install 'pdjax[torch]'")
 
 
 def test_an_adaptation_of_the_wrong_size():

@@ -1,13 +1,17 @@
 """Screening: verdicts and figures that can be derived by hand."""
 
+import dataclasses
 import json
 import shlex
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import pdjax
 from pdjax.base_policies.foreign import exported
 from pdjax.commands import cli
 from pdjax.config import files as configs
@@ -99,6 +103,38 @@ def test_the_recommendation_by_hand():
     assert found == wanted | {"kept_success": 0.0825}
 
 
+def test_the_settings_for_a_new_task_by_hand():
+    # 5,120 decisions make 640 updates, 4 half-lives; 4 times as many decisions are 5 epochs
+    assert screen.suit({"residual_scale": 0.3, "exploration_steps": 5_120}) == {
+        "decorator.residual_scale": 0.3,
+        "decorator.exploration_steps": 5_120,
+        "sac.penalty_half_life": 160.0,
+        "train.learning_starts": 2_560,
+        "train.total_decisions": 20_480,
+        "eval.interim_every": 4_096,
+    }
+
+
+@pytest.mark.slow
+def test_the_settings_gain_on_a_task_that_no_config_knows(tmp_path, monkeypatch):
+    """The MuJoCo task of the examples, on which the preset alone gains nothing."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
+    sys.modules.pop("slot", None)
+    import slot  # pyright: ignore[reportMissingImports]
+
+    task, base = slot.make_task(), slot.make_base()
+    found = pdjax.screen(base, task, episodes=100).summary
+    assert found["verdict"] == screen.REFINE
+    changes = {}
+    for name, value in found["settings"].items():
+        section, _, key = name.partition(".")
+        changes.setdefault(section, {})[key] = value
+    with jax.debug_key_reuse(False):
+        config = pdjax.load_config("fast", **changes)
+        run = pdjax.train(config, base=base, task=task, out=tmp_path / "run")
+    assert run.summary["gain_ci"][0] > 0.3
+
+
 def test_no_disturbance_is_the_policy_bit_for_bit():
     def apply(params, carry, obs_history, key):
         return jax.random.uniform(key, (2, 1), minval=-1.0), carry
@@ -139,7 +175,8 @@ def test_the_command_draws_and_ends_with_a_command_that_parses(point, tmp_path, 
     assert config.decorator.residual_scale == summary["residual_scale"]
     assert config.decorator.exploration_steps == summary["exploration_steps"]
     assert config.train.total_decisions >= 4 * summary["exploration_steps"]
-    assert config.sac == preset("fast").sac
+    half_life = summary["settings"]["sac.penalty_half_life"]
+    assert config.sac == dataclasses.replace(preset("fast").sac, penalty_half_life=half_life)
     # the picture exists now, and is not overwritten
     assert cli.main(["screen", "base", "--task", "Point"]) == 2
     assert "screen.png exists already" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pdjax.rollout.evaluate import Evaluation
-from pdjax.rollout.intervals import paired_gain, summarize, wilson
+from pdjax.rollout.intervals import mean_gain, paired_gain, score_of, summarize, wilson
 
 
 def outcomes(both, only_refined, only_base, neither):
@@ -66,6 +66,7 @@ def evaluation(success, at_end, steps):
         steps_to_success=jnp.array(steps),
         smoothness=jnp.arange(count, dtype=jnp.float32),
         saturation=jnp.full(count, 0.25),
+        returns=jnp.array(success, jnp.float32),
         qpos=None,
     )
 
@@ -91,3 +92,24 @@ def test_steps_to_success_are_unknown_without_success():
     summary = summarize(failed, failed)
     assert summary["base_steps_to_success"] is None
     assert summary["gain"] == 0
+
+
+def test_a_gain_in_return_has_the_interval_of_a_paired_t_test():
+    # differences 1, 2, 3: mean 2, deviation 1; t(0.975, 2) = 4.302653, over sqrt(3): 2.484138
+    gain, (low, high) = mean_gain([0.0, 1.0, 2.0], [1.0, 3.0, 5.0])
+    assert gain == pytest.approx(2.0)
+    assert (low, high) == pytest.approx((2 - 2.484138, 2 + 2.484138), abs=1e-5)
+    assert np.isnan(mean_gain([1.0], [2.0])[1]).all()
+
+
+def test_without_success_a_summary_compares_returns():
+    def without(returns):
+        found = evaluation([False] * 3, [False] * 3, [50] * 3)
+        return found._replace(success_once=None, success_at_end=None, returns=np.array(returns))
+
+    summary = summarize(without([0.0, 1.0, 2.0]), without([1.0, 3.0, 5.0]))
+    assert summary["base_success"] is None and summary["refined_steps_to_success"] is None
+    assert (summary["base_return"], summary["refined_return"], summary["gain"]) == (1.0, 3.0, 2.0)
+    assert score_of(summary, "refined") == 3.0
+    assert score_of({"success_once": 0.25, "return": 7.0}) == 0.25
+    assert score_of({"success_once": None, "return": 7.0}) == 7.0

@@ -1,5 +1,7 @@
 """Rollout: next-step autoreset, chunks, histories, base-policy carries, evaluation."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +12,13 @@ from pdjax.rollout.decision import Frozen
 from pdjax.rollout.evaluate import _summarize
 from pdjax_envs import registry
 from pdjax_envs.physics.anomalies import is_anomalous, joint_limits
+from pdjax_envs.task import make_env
 from tests.probe import (
     SPEED,
     make_constant_policy,
     make_counting_policy,
     make_point_env,
+    make_point_task,
     physics_at,
 )
 
@@ -228,9 +232,8 @@ def test_actions_out_of_range_are_clipped_and_counted():
         after, out = env.step(env.model, state, jnp.array([action]))
         np.testing.assert_allclose(after.physics.qpos - state.physics.qpos, moved, atol=1e-7)
         assert out.bad_action == bad
-    rows, metrics = collect(env, make_constant_policy(velocity=jnp.nan), 2)
-    del rows
-    assert metrics["bad_actions"] == metrics["control_steps"] == 12
+    _, metrics = collect(env, make_constant_policy(velocity=jnp.nan), 2)
+    assert metrics["bad_actions"] == metrics["control_steps"] == 6  # the second decision resets
 
 
 def test_anomalies_are_joints_too_fast_or_beyond_their_limits_and_numbers_not_finite():
@@ -253,3 +256,66 @@ def test_anomalies_are_joints_too_fast_or_beyond_their_limits_and_numbers_not_fi
             assert judged(moved) == bool(bad)
     assert judged(np.full_like(qpos, np.nan))
     assert len(joint_limits(None).index) == 0
+
+
+def test_a_base_action_that_is_not_finite_cuts_the_episode_and_leaves_a_hole():
+    env, counting = make_point_env(episode_steps=50, goal=9.0), make_counting_policy()
+
+    def apply(params, carry, obs_history, key):  # NaN in the third decision of an episode
+        chunk, next_carry = counting.apply(params, carry, obs_history, key)
+        return jnp.where(carry == 3, jnp.nan, chunk), next_carry
+
+    rows, metrics = collect(env, counting._replace(apply=apply), decisions=8)
+    assert all(np.isfinite(leaf).all() for leaf in rows)
+    # two decisions, the hole, and the reset with the final observation; then anew
+    hole, reset = [False, False, True, False], [False, False, False, True]
+    np.testing.assert_array_equal(rows.truncated, np.repeat([hole * 2], 3, axis=0).T)
+    np.testing.assert_array_equal(
+        rows.is_reset, np.repeat([np.logical_or(hole, reset).tolist() * 2], 3, axis=0).T
+    )
+    assert not rows.base_action[rows.truncated].any() and not rows.terminated.any()
+    assert metrics["cut_episodes"] == metrics["episodes"] == 6
+
+
+def test_an_observation_that_is_not_finite_cuts_the_episode():
+    task = make_point_task(episode_steps=50, goal=9.0)
+
+    def observe(episode, physics):  # NaN after the third control step, and ever after
+        return jnp.where(physics.raw >= 3, jnp.nan, task.observe(episode, physics))
+
+    broken = dataclasses.replace(task, observe=observe)
+    assert task.engine is not None
+    env = make_env(broken, task.engine)
+    rows, metrics = collect(env, make_constant_policy(0.1), decisions=6)
+    assert all(np.isfinite(leaf).all() for leaf in rows)
+    # a decision of two steps; one that ends in NaN, truncated; the hole where its observation was
+    np.testing.assert_array_equal(rows.truncated[:, 0], [False, True, True] * 2)
+    np.testing.assert_array_equal(rows.is_reset[:, 0], [False, False, True] * 2)
+    np.testing.assert_array_equal(rows.obs[:, 0, 2], [0, 2, 0] * 2)
+    assert metrics["cut_episodes"] == 6 and metrics["anomalies"] == 12  # two steps each
+
+
+def test_what_is_not_finite_is_no_residual():
+    env, base = make_point_env(), make_constant_policy(0.3)
+    alone = evaluate(env, base, nothing, 0.0, record=True)
+    for scale in (0.0, 0.1):
+        diverged = evaluate(env, base, lambda o, a: jnp.full_like(a, jnp.nan), scale, record=True)
+        np.testing.assert_array_equal(diverged.qpos, alone.qpos)
+
+
+def test_smoothness_is_that_of_what_is_executed():
+    result = evaluate(make_point_env(), make_constant_policy(jnp.nan), nothing, 0.0)
+    assert (result.smoothness == 0).all()  # the environment takes NaN as no motion
+
+
+def test_a_task_without_success_is_judged_by_its_return():
+    task = dataclasses.replace(make_point_task(episode_steps=3), has_success=False)
+    assert task.engine is not None
+    env = make_env(task, task.engine, reward="dense")
+    result = evaluate(env, make_constant_policy(1.0), nothing, 0.0, record=True)
+    assert result.success_once is None and result.success_at_end is None
+    np.testing.assert_allclose(result.returns, result.qpos[:, :, 0].sum(axis=0), rtol=1e-6)
+    np.testing.assert_array_equal(result.scores, result.returns)
+    with_success = evaluate(make_point_env(), make_constant_policy(1.0), nothing, 0.0)
+    np.testing.assert_array_equal(with_success.scores, with_success.success_once)
+    np.testing.assert_array_equal(with_success.returns, 1)  # until it terminates at success

@@ -13,7 +13,8 @@ from pdjax.config.schema import Config, ConfigError, DecoratorConfig
 from pdjax.learner.sac import make_hyperparams, make_sac, residual_dim
 from pdjax.rollout.collect import make_rollout
 from pdjax.rollout.decision import Frozen
-from pdjax.training.epoch import make_schedule, make_trainer
+from pdjax.training.epoch import make_trainer
+from pdjax.training.schedule import make_schedule
 from tests.probe import make_constant_policy, make_point_env
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from pdjax.config.schema import GuardConfig
@@ -9,7 +10,7 @@ from pdjax.training import guard
 from pdjax.training.guard import Verdict
 
 CONFIG = GuardConfig()
-FINE = {"q_mean": 0.5, "anomalies": 0.0, "drift": 0.02, "actor_loss": -0.1}
+FINE = {"q_mean": 0.5, "cut_episodes": 0.0, "anomalies": 0.0, "drift": 0.02, "actor_loss": -0.1}
 
 
 def judged(limit=1.0, first_drift=0.02, **changes):
@@ -76,3 +77,20 @@ def test_entropy_that_critics_count_is_no_explosion():
     assert guard.largest_bonus(metrics, -1.0, 0.9) == pytest.approx(10.0)
     assert guard.largest_bonus(metrics, -4.0, 0.9) == pytest.approx(20.0)
     assert guard.largest_bonus(metrics, -1.0, 1.0) == math.inf
+
+
+def test_cut_episodes_are_noted():
+    (verdict,) = guard.check_epoch(CONFIG, FINE | {"cut_episodes": 3.0}, 1.0, 0.02)
+    assert verdict == Verdict("cut_episodes", "note", {"episodes": 3.0})
+
+
+def test_an_actor_that_is_not_finite_rolls_back():
+    assert guard.check_actor({"w": np.zeros(2)}) == []
+    (verdict,) = guard.check_actor({"w": np.array([0.0, np.inf])})
+    assert (verdict.rule, verdict.action) == ("non_finite", "roll_back")
+
+
+def test_the_margin_below_the_base_is_a_share_of_its_return():
+    assert guard.check_evaluation(CONFIG, -40.0, (-90.0, -49.0), 0.0, unit=1000.0) == []
+    (verdict,) = guard.check_evaluation(CONFIG, -60.0, (-90.0, -51.0), 0.0, unit=1000.0)
+    assert (verdict.rule, verdict.numbers["margin"]) == ("below_base", 50.0)

@@ -195,7 +195,8 @@ def test_without_memory_or_disk_a_run_waits_for_better_times(
 def test_the_command_refuses_in_one_line_and_changes_no_byte(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exported.export_policy(make_constant_policy(0.2), Path("base"), "Point")
-    argv = ["train", "peg_fast", "--out", "run", "--set", *TINY, "train.total_decisions=128"]
+    tiny = [*TINY, "train.total_decisions=128", "train.learning_starts=64"]
+    argv = ["train", "peg_fast", "--out", "run", "--set", *tiny]
     with registered(make_point_task()):
         assert cli.main(argv) == 0
         Path("run/result.json").unlink()  # as if killed while the result was evaluated
@@ -350,3 +351,24 @@ def test_twenty_kills_change_nothing(tmp_path):
     for run in range(runs + 1):
         assert same(refine(config, make_steps(config), tmp_path / str(run)), whole)
         assert records(tmp_path / str(run)) == records(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("interim_episodes", [0, 8])
+def test_a_residual_that_diverged_is_never_kept(tmp_path, interim_episodes, capsys):
+    # The step after the last losses overflows, so that every metric is still finite.
+    config = run_config(total=2 * EPOCH, interim_episodes=interim_episodes)
+    steps = make_steps(config)
+
+    def train_epoch(state):
+        state, metrics = steps.train_epoch(state)
+        poison = jax.tree.map(lambda leaf: leaf * jnp.nan, state.sac.mean_actor)
+        return state._replace(sac=state.sac._replace(mean_actor=poison)), metrics
+
+    progress = refine(config, steps._replace(train_epoch=train_epoch), tmp_path)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(progress.best_actor))
+    said = " ".join(capsys.readouterr().err.split())
+    if interim_episodes:
+        (record,) = [r for r in records(tmp_path, "audit.jsonl") if r["rule"] == "non_finite"]
+        assert record["numbers"] == {"residual_policy": None}
+    else:
+        assert "the residual policy diverged" in said

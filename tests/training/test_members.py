@@ -214,7 +214,7 @@ class Scored:
     """An evaluation of so many successes in ten, the first after so many control steps."""
 
     def __init__(self, successes, steps=5.0):
-        self.success_once = np.arange(10) < successes
+        self.score = successes / 10
         self.steps_to_success = np.full(10, steps)
 
 

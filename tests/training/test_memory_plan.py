@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pdjax.config import files as configs
+from pdjax.config.presets import PRESETS
 from pdjax.config.schema import Config, ConfigError
 from pdjax.devices.sharding import make_mesh
 from pdjax.learner.gradient_step import Hyperparams
@@ -204,3 +206,49 @@ def test_resident_memory_grows_as_planned(dtype):
     found = json.loads(done.stdout.splitlines()[-1])
     assert abs(found["held"]["ratio"] - 1) < 0.1
     assert found["peak"]["ratio"] > 1  # what is planned while checkpoints are written is a bound
+
+
+SIZES = memory_plan.Sizes(obs=39, history=78, chunk=112, residual=28, episode=300 * 28)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "named"),
+    [
+        ("sac", {"batch_size": 2**31 - 1}, "sac.batch_size=2147483647 alone needs"),
+        ("sac", {"hidden": (65_536,) * 1_000}, "sac.hidden=(65536, 65536, 65536"),
+        (
+            "sac",
+            {"num_critics": 1_000, "hidden": (16_384,) * 2},
+            "sac.num_critics=1000 alone",
+        ),
+        ("sac", {"n_step": 2**31 - 1}, "sac.n_step=2147483647 alone needs"),
+        ("train", {"num_envs": 2**31 - 1}, "train.num_envs=2147483647 alone needs"),
+        ("train", {"decisions_per_round": 2**31 - 1}, "train.decisions_per_round=2147483647 al"),
+        ("train", {"decisions_per_epoch": 2**31 - 1, "decisions_per_round": 1}, "per_epoch=2147"),
+        ("train", {"updates_per_decision": 1e38}, "train.updates_per_decision=1e+38 alone needs"),
+        ("eval", {"episodes": 2**31 - 1}, "eval.episodes=2147483647 alone needs"),
+        ("eval", {"interim_episodes": 10**7}, "eval.interim_episodes=10000000 alone needs"),
+    ],
+)
+def test_a_count_that_alone_does_not_fit_is_named_by_arithmetic_alone(section, values, named):
+    config = Config()
+    changed = dataclasses.replace(getattr(config, section), **values)
+    config = dataclasses.replace(config, **{section: changed})
+    with pytest.raises(ConfigError, match=re.escape(named)) as caught:
+        memory_plan.check_numbers(config, SIZES, 1, gib=32)
+    assert len(str(caught.value)) <= 200
+
+
+def test_the_presets_fit_by_their_counts():
+    for name in PRESETS:
+        memory_plan.check_numbers(configs.preset(name), SIZES, 4, gib=1)
+
+
+def test_what_a_count_needs_at_least_is_less_than_the_plan_finds():
+    """The bound must never refuse a run that the plan would take."""
+    run = small()
+    (plan,) = run.plans()
+    learner = sum(size for name, size in plan.held.items() if name.startswith("learner"))
+    least = memory_plan._least(run.config, memory_plan.Sizes(3, 6, 2, 1, 8), members=1)
+    assert 0 < 4 * (least["sac.hidden"] + least["sac.num_critics"]) <= learner
+    assert 4 * least["train.num_envs"] <= plan.held["environments"]

@@ -1,9 +1,10 @@
 """The published DAPG policies as experts: Gaussian MLPs that solve Adroit's four tasks.
 
 Source: aravindr93/hand_dapg `dapg/policies/*.pickle`, written by mjrl
-(`policies/gaussian_mlp.py`, `utils/fc_network.py`). The pickles name classes of mjrl and torch,
-none of which is imported, see `pickles`. The same weights can also be arrays in an .npz: w0, b0,
-w1, b1, ..., in_shift, in_scale, out_shift, out_scale, log_std.
+(`policies/gaussian_mlp.py`, `utils/fc_network.py`) with any version of Python and torch. The
+pickles name classes of mjrl and torch, none of which is imported, see `pickles`. The same weights
+can also be arrays in an .npz: w0, b0, w1, b1, ..., in_shift, in_scale, out_shift, out_scale,
+log_std.
 """
 
 import zipfile
@@ -14,14 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pdjax_envs.demonstrations import pickles
+from pdjax_envs.demonstrations import pickles, torch_files
 from pdjax_envs.demonstrations.trajectory import DataError
+from pdjax_envs.reading import InputError, is_file, read_npz, reason, short
 from pdjax_envs.task import Expert, Task
 
 _SCALE_FLOOR = 1e-8  # added to in_scale; mjrl `fc_network.py`, `forward`
 _ALLOWED = (
-    pickles.NUMPY
-    | pickles.TORCH
+    pickles.DATA
+    | torch_files.TENSORS
     | {
         "mjrl.policies.gaussian_mlp.MLP",
         "mjrl.utils.fc_network.FCNetwork",
@@ -29,8 +31,10 @@ _ALLOWED = (
         "torch.nn.modules.container.ModuleList",
         "torch.nn.modules.linear.Linear",
         "torch._C._VariableFunctions",
-        "collections.OrderedDict",
+        "torch._C._VariableFunctionsClass",
         "builtins.getattr",  # becomes a record like the rest and is never called
+        "builtins.object",
+        "copyreg._reconstructor",  # of objects in protocols 0 and 1
     }
 )
 _ARRAYS = ("in_shift", "in_scale", "out_shift", "out_scale", "log_std")
@@ -109,54 +113,60 @@ def read(path: Path) -> Policy:
       DataError: the file is missing, of neither kind, damaged, or names something that no policy
         needs.
     """
-    if not path.is_file():
-        raise DataError(f"no policy at {path}; expected a DAPG policy, .pickle or .npz")
+    name = short(str(path))
+    if not is_file(path):
+        raise DataError(f"no policy at {name}; expected a DAPG policy, .pickle or .npz")
     try:
-        found = _read_npz(path) if zipfile.is_zipfile(path) else _read_pickle(path)
-        arrays = {name: jnp.asarray(values, jnp.float32) for name, values in found.items()}
-        depth = sum(name.startswith("w") for name in arrays)
-        layers = [(arrays[f"w{i}"], arrays[f"b{i}"]) for i in range(depth)]
-        policy = Policy(tuple(layers), *(arrays[name] for name in _ARRAYS))
-        _check(policy)
+        found = read_npz(path, "policy") if zipfile.is_zipfile(path) else _read_pickle(path)
+        policy = _make_policy(found)
     except pickles.Forbidden as error:
         raise DataError(
-            f"{path} is a pickle that names {error}, which no DAPG policy needs;"
+            f"{name} is a pickle that names {short(str(error))}, which no DAPG policy needs;"
             " none of it was executed"
         ) from None
-    except (
-        OSError,
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        EOFError,
-        zipfile.BadZipFile,
-        pickles.Damaged,
-    ) as error:
-        reason = " ".join(f"{type(error).__name__} {error}".split())[:120]
+    except InputError:
+        raise
+    except Exception as error:  # a damaged pickle can raise many kinds
         raise DataError(
-            f"{path} is not a readable DAPG policy ({reason}); expected an mjrl pickle"
-            " or an .npz with w0, b0, ...; download it again"
+            f"{name} is not a readable DAPG policy ({type(error).__name__} {reason(error)});"
+            " expected an mjrl pickle or an .npz with w0, b0, ...; download it again"
         ) from None
     return policy
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+def _make_policy(found: dict[str, np.ndarray]) -> Policy:
+    """Returns the policy of arrays by their names in an .npz.
+
+    Raises:
+      KeyError, ValueError: arrays are missing, no numbers, not finite, or of other sizes.
+    """
+    arrays = {}
+    for name, values in found.items():
+        if values.dtype.kind not in "biuf":
+            raise ValueError(f"{short(name)} holds {values.dtype}, expected numbers")
+        with np.errstate(over="ignore"):  # infinity is found by `_check`
+            arrays[name] = jnp.asarray(values.astype(np.float32))
+    depth = sum(name.startswith("w") for name in arrays)
+    layers = [(arrays[f"w{i}"], arrays[f"b{i}"]) for i in range(depth)]
+    policy = Policy(tuple(layers), *(arrays[name] for name in _ARRAYS))
+    _check(policy)
+    return policy
 
 
 def _read_pickle(path: Path) -> dict[str, np.ndarray]:
     """Returns the arrays of an mjrl `MLP`, named as in an .npz."""
     policy: dict[str, Any] = pickles.load(path, _ALLOWED).state
     model: dict[str, Any] = policy["model"].state
+    _, activation = getattr(model.get("nonlinearity"), "args", None) or (None, "tanh")
+    if activation != "tanh":
+        raise ValueError(f"its layers are joined by {short(activation)}, expected tanh")
     layers = model["_modules"]["fc_layers"].state["_modules"]
-    arrays = {"log_std": pickles.array(policy["log_std_val"])}
-    arrays |= {name: pickles.array(model[name]) for name in _ARRAYS if name != "log_std"}
+    arrays = {"log_std": torch_files.array(policy["log_std_val"])}
+    arrays |= {name: torch_files.array(model[name]) for name in _ARRAYS if name != "log_std"}
     for index, layer in enumerate(layers.values()):
         parameters = layer.state["_parameters"]
-        arrays[f"w{index}"] = pickles.array(parameters["weight"])
-        arrays[f"b{index}"] = pickles.array(parameters["bias"])
+        arrays[f"w{index}"] = torch_files.array(parameters["weight"])
+        arrays[f"b{index}"] = torch_files.array(parameters["bias"])
     return arrays
 
 

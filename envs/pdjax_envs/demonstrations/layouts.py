@@ -15,16 +15,20 @@ Each layout has a reader. The content of a file decides which one applies, not i
   Source: hand_dapg `dapg/demonstrations`.
 
 The last two layouts have no observation after the last action, so the reader drops that action,
-and with it a success that only that action brought. D4RL's Relocate files give the same places of
-ball and target for all episodes (D4RL issue 196), so their replays start elsewhere than the
-recordings. Adroit's environments clip actions to [-1, 1], so the last three layouts may contain
-larger numbers, which the reader clips and counts. Success comes from the file's flags (`success`,
-`infos/success`, `infos/goal_achieved`), or else from Adroit's rewards, see `adroit.rewards`.
-Without either it is unknown until the episode is replayed, see `playback`.
+and with it a success that only that action brought; an episode of a single row has nothing left.
+D4RL's Relocate files give the same places of ball and target for all episodes (D4RL issue 196), so
+their replays start elsewhere than the recordings. Adroit's environments clip actions to [-1, 1], so
+the last three layouts may contain larger numbers, which the reader clips and counts. Success comes
+from the file's flags (`success`, `infos/success`, `infos/goal_achieved`), or else from Adroit's
+rewards, see `adroit.rewards`. Without either it is unknown until the episode is replayed, see
+`playback`.
+
+HDF5 is read by `hdf5` and pickles by `pickles`, which check what they read; `trajectory.check`
+checks sizes and finiteness for all layouts.
 """
 
 import itertools
-import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,8 +37,12 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from pdjax_envs.demonstrations import pickles
+from pdjax_envs.demonstrations import hdf5, pickles
+from pdjax_envs.demonstrations.record import SEEDS
 from pdjax_envs.demonstrations.trajectory import DataError, Trajectory
+from pdjax_envs.reading import InputError, is_file, read_json_object, reason, short
+
+MINARI_FILE = "main_data.hdf5"
 
 
 class Recording(NamedTuple):
@@ -44,86 +52,96 @@ class Recording(NamedTuple):
       layout: name of the layout.
       episodes: pairs (place in the file, episode).
       obs_name: the layout's name for observations.
-      task: name of the task, or None if the file does not say.
-      control_mode: control mode of the actions, or None if the file does not say.
+      tasks: the tasks that the file names; none if it does not say.
+      control_modes: the control modes that the file names.
     """
 
     layout: str
     episodes: list[tuple[str, Trajectory]]
     obs_name: str = "observations"
-    task: str | None = None
-    control_mode: str | None = None
+    tasks: frozenset[str] = frozenset()
+    control_modes: frozenset[str] = frozenset()
 
 
 def load(path: Path) -> Recording:
     """Reads a file in any of the layouts.
 
+    Args:
+      path: the file, a folder of Minari, or the name of a dataset in Minari's local root.
+
     Raises:
       DataError: the file is missing, has none of the layouts, is cut short, or lacks arrays; or it
         is a pickle that names something demonstrations do not need.
+      InputError: an array does not fit into memory.
     """
-    if not path.is_file():
-        raise DataError(f"no demonstrations at {path}; write some with `pdjax demos TASK`")
+    file = _find(path)
+    name = short(str(file))
     try:
-        recording = _load(path)
-    except DataError:
+        recording = _load(file, name)
+    except InputError:
         raise
     except pickles.Forbidden as error:
         raise DataError(
-            f"{path} is a pickle that names {error}, which demonstrations do not need; none of it"
-            " was executed; expected DAPG's list of episodes"
+            f"{name} is a pickle that names {short(str(error))}, which demonstrations do not need;"
+            " none of it was executed; expected DAPG's list of episodes"
         ) from None
-    except (
-        OSError,
-        RuntimeError,
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        pickles.Damaged,
-    ) as error:
+    except Exception as error:  # h5py and pickles raise many kinds for a damaged file
         raise DataError(
-            f"{path} is not a readable demonstration file ({_first_line(error)}); it may be cut"
+            f"{name} is not a readable demonstration file ({reason(error)}); it may be cut"
             " short: write it again with `pdjax demos`, or download it again"
         ) from None
     if not recording.episodes:
-        raise DataError(f"{path} holds no episodes; expected at least one")
+        raise DataError(f"{name} holds no episodes; expected at least one")
     return recording
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+def _find(path: Path) -> Path:
+    """Returns the file of demonstrations that a path means.
+
+    Minari keeps a dataset in ROOT/NAME/data/main_data.hdf5; ROOT is MINARI_DATASETS_PATH or
+    ~/.minari/datasets (Minari 0.5 `storage/datasets_root_dir.py`).
+    """
+    if is_file(path):
+        return path
+    root = os.environ.get("MINARI_DATASETS_PATH") or os.path.expanduser("~/.minari/datasets")
+    folders = [path, path / "data", Path(root) / path / "data"]
+    for folder in folders:
+        if is_file(folder / MINARI_FILE):
+            return folder / MINARI_FILE
+    name = short(str(path))
+    if os.path.isdir(path):
+        raise DataError(
+            f"no demonstrations at {name}: a folder without data/{MINARI_FILE}; expected a file, or"
+            " a dataset that Minari wrote with data_format='hdf5'"
+        )
+    raise DataError(
+        f"no demonstrations at {name}; write some with `pdjax demos TASK`, or give a file, a folder"
+        " of Minari, or a name in Minari's local root"
+    )
 
 
-def _load(path: Path) -> Recording:
+def _load(path: Path, name: str) -> Recording:
     if h5py.is_hdf5(path):
-        with h5py.File(path, "r") as file:
+        with hdf5.opened(path) as file:
             if groups := _numbered(file, "traj"):
                 return _load_maniskill(path, groups)
             if groups := _numbered(file, "episode"):
-                return _load_minari(path, groups)
+                return _load_minari(groups)
             if "observations" in file and "actions" in file:
-                return _load_d4rl(path, file)
+                return _load_d4rl(file)
+            found = short(", ".join(map(str, file)) or "nothing")
         raise DataError(
-            f"{path} holds no episodes (no group `traj_0`); expected at least one, or the layout of"
-            " Minari (`episode_0`) or D4RL (`observations`, `actions`)"
+            f"{name} holds no episodes: it has {found}; expected traj_0 (ManiSkill), episode_0"
+            " (Minari), or observations and actions (D4RL)"
         )
-    with path.open("rb") as file:
-        if file.read(1) != b"\x80":  # a pickle's first byte since protocol 2
-            raise ValueError("neither HDF5 nor a pickle")
-    return _load_dapg(path)
+    return _load_dapg(path, name)
 
 
 def _numbered(file: h5py.File, prefix: str) -> dict[int, Any]:
     """Returns the groups PREFIX_0, PREFIX_1, ... by number, in order."""
-    matches = [re.fullmatch(rf"{prefix}_(\d+)", str(name)) for name in file]
-    return {n: file[f"{prefix}_{n}"] for n in sorted(int(match[1]) for match in matches if match)}
-
-
-def _optional(group: Any, name: str, kind: Any = np.float32) -> np.ndarray | None:
-    """Returns an array of an HDF5 group, or None if it is missing."""
-    found = group.get(name)
-    return np.asarray(found, kind) if isinstance(found, h5py.Dataset) else None
+    matches = [re.fullmatch(rf"{prefix}_(0|[1-9][0-9]{{0,8}})", str(name)) for name in file]
+    numbers = sorted(int(match[1]) for match in matches if match)
+    return {number: hdf5.member(file, f"{prefix}_{number}") for number in numbers}
 
 
 def _required(found: Mapping[str, np.ndarray | None], where: str, layout: str) -> list[np.ndarray]:
@@ -135,7 +153,15 @@ def _required(found: Mapping[str, np.ndarray | None], where: str, layout: str) -
 
 
 def _arrays(group: Any, *names: str) -> dict[str, np.ndarray | None]:
-    return {name: _optional(group, name) for name in names}
+    return {name: hdf5.array(group, name) for name in names}
+
+
+def _all_arrays(group: Any) -> dict[str, np.ndarray]:
+    """Returns the numbers that a group holds by name; empty if there is no group."""
+    if not isinstance(group, h5py.Group):
+        return {}
+    found = {str(name): hdf5.array(group, str(name)) for name in group}
+    return {name: values for name, values in found.items() if values is not None}
 
 
 def _no_states(obs: np.ndarray) -> np.ndarray:
@@ -152,66 +178,86 @@ def _clip(actions: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _load_maniskill(path: Path, groups: Mapping[int, Any]) -> Recording:
-    task, mode, seeds = _read_sidecar(path.with_suffix(".json"))
+    tasks, modes, seeds = _read_sidecar(path.with_suffix(".json"))
     episodes = []
     for number, group in groups.items():
-        where = f"{path}:traj_{number}"
+        where = hdf5.place(group.file, f"traj_{number}")
         obs, actions = _required(
-            _arrays(group, "obs", "actions"), where, "ManiSkill's layout with obs_mode=state"
+            _arrays(group, "obs", "actions"),
+            where,
+            "ManiSkill's layout; replay the file with `python -m"
+            " mani_skill2.trajectory.replay_trajectory --save-traj --obs-mode state --traj-path"
+            " FILE`",
         )
-        states, init = _optional(group, "env_states"), group.get("init_state")
+        states = hdf5.array(group, "env_states")
         trajectory = Trajectory(
             obs=obs,
             actions=actions,
-            success=_optional(group, "success", bool),
+            success=hdf5.array(group, "success", bool),
             env_states=_no_states(obs) if states is None else states,
             seed=seeds.get(number, -1),
-            executed=_optional(group, "executed_actions"),
-            rewards=_optional(group, "rewards"),
-            init_state=None if init is None else {n: np.asarray(init[n], np.float32) for n in init},
+            executed=hdf5.array(group, "executed_actions"),
+            rewards=hdf5.array(group, "rewards"),
+            init_state=_all_arrays(hdf5.member(group, "init_state")) or None,
         )
         episodes.append((where, trajectory))
-    return Recording("ManiSkill", episodes, "obs", task, mode)
+    return Recording("ManiSkill", episodes, "obs", tasks, modes)
 
 
-def _read_sidecar(sidecar: Path) -> tuple[str | None, str | None, dict[int, int]]:
-    """Returns the task, the control mode and each episode's seed, if the sidecar has them."""
-    if not sidecar.is_file():
-        return None, None, {}
+def _read_sidecar(sidecar: Path) -> tuple[frozenset[str], frozenset[str], dict[int, int]]:
+    """Returns the tasks, the control modes and each episode's seed, as far as the sidecar has them.
+
+    Task and control mode may be named for the whole file, for each episode, or both.
+    """
+    if not is_file(sidecar):
+        return frozenset(), frozenset(), {}
+    content = read_json_object(sidecar, "ManiSkill's JSON sidecar")
     try:
-        content = json.loads(sidecar.read_text())
-        task = re.sub(r"-v\d+$", "", content["env_info"]["env_id"])
-        mode = content["env_info"].get("env_kwargs", {}).get("control_mode")
-        told = {e["episode_id"]: e.get("episode_seed") for e in content.get("episodes", [])}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise DataError(f"{sidecar} is not ManiSkill's JSON sidecar; remove or repair it") from None
-    return task, mode, {n: seed for n, seed in told.items() if isinstance(seed, int)}
+        info, listed = content["env_info"], content.get("episodes", [])
+        tasks = [info["env_id"], *(e["env_id"] for e in listed if e.get("env_id"))]
+        named = [info.get("env_kwargs", {}), *listed]
+        modes = frozenset(n["control_mode"] for n in named if n.get("control_mode"))
+        seeds = {e["episode_id"]: e.get("episode_seed") for e in listed}
+        tasks = frozenset(task_named(name) for name in tasks)
+    except (KeyError, TypeError, AttributeError):
+        raise DataError(
+            f"{short(str(sidecar))} is not ManiSkill's JSON sidecar; remove or repair it"
+        ) from None
+    # Other numbers are no seeds of pdjax, so the initial state is unknown.
+    return tasks, modes, {n: s for n, s in seeds.items() if type(s) is int and 0 <= s < SEEDS}
 
 
-def _load_minari(path: Path, groups: Mapping[int, Any]) -> Recording:
+def task_named(environment: str) -> str:
+    """Returns the task that another project's name of an environment stands for.
+
+    ManiSkill and Gymnasium add a version; Gymnasium-Robotics has `AdroitHandDoorSparse-v1`.
+    """
+    return re.sub(r"(Sparse)?-v\d+$", "", environment).replace("AdroitHand", "Adroit")
+
+
+def _load_minari(groups: Mapping[int, Any]) -> Recording:
     state_prefix = "options/initial_state_dict/"
     episodes = []
     for number, group in groups.items():
-        where = f"{path}:episode_{number}"
+        where = hdf5.place(group.file, f"episode_{number}")
         obs, actions = _required(
             _arrays(group, "observations", "actions"), where, "Minari's layout with one array each"
         )
         state = {
-            name.removeprefix(state_prefix): np.asarray(value, np.float32)
-            for name, value in group.attrs.items()
+            name.removeprefix(state_prefix): hdf5.attribute(group, name)
+            for name in map(str, group.attrs)
             if name.startswith(state_prefix)
         }
-        success = _success_flags(group.get("infos"))
+        success = _success_flags(hdf5.member(group, "infos"))
         if success is not None and len(success) == len(obs):
             success = success[1:]  # the first flag belongs to the reset
         actions, clipped = _clip(actions)
-        rewards = _optional(group, "rewards")
         trajectory = Trajectory(
             obs,
             actions,
             success,
             _no_states(obs),
-            rewards=rewards,
+            rewards=hdf5.array(group, "rewards"),
             init_state=state or None,
             clipped=clipped,
         )
@@ -220,21 +266,22 @@ def _load_minari(path: Path, groups: Mapping[int, Any]) -> Recording:
 
 
 def _success_flags(infos: Any) -> np.ndarray | None:
-    if not isinstance(infos, h5py.Group):
-        return None
-    flags = [_optional(infos, name, bool) for name in ("success", "goal_achieved")]
+    flags = [hdf5.array(infos, name, bool) for name in ("success", "goal_achieved")]
     return next((found for found in flags if found is not None), None)
 
 
-def _load_d4rl(path: Path, file: h5py.File) -> Recording:
+def _load_d4rl(file: h5py.File) -> Recording:
+    where = short(file.filename)
     names = ("observations", "actions", "rewards", "terminals")
     obs, actions, rewards, terminals = _required(
-        _arrays(file, *names), str(path), f"D4RL's layout: {', '.join(names)}"
+        _arrays(file, *names[:3]) | {"terminals": hdf5.array(file, "terminals", bool)},
+        where,
+        f"D4RL's layout: {', '.join(names)}",
     )
-    timeouts, infos = _optional(file, "timeouts"), file.get("infos")
+    timeouts, infos = hdf5.array(file, "timeouts", bool), hdf5.member(file, "infos")
     success = _success_flags(infos)
     _same_length(
-        str(path),
+        where,
         actions,
         observations=obs,
         rewards=rewards,
@@ -242,16 +289,18 @@ def _load_d4rl(path: Path, file: h5py.File) -> Recording:
         timeouts=timeouts,
         success=success,
     )
-    ends = terminals.astype(bool) if timeouts is None else (terminals + timeouts).astype(bool)
+    ends = terminals if timeouts is None else terminals | timeouts
     bounds = np.unique(np.concatenate([[0], np.flatnonzero(ends) + 1, [len(actions)]]))
     states = _d4rl_states(infos, len(actions))
     episodes = []
     for index, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        if stop - start == 1:  # no action has a resulting observation
+            continue
         rows = slice(start, stop)
         init = {name: values[start] for name, values in states.items()}
         flags = None if success is None else success[rows]
         trajectory = _without_last_action(obs[rows], actions[rows], rewards[rows], flags, init)
-        episodes.append((f"{path}:episode_{index} (rows {start}-{stop - 1})", trajectory))
+        episodes.append((f"{where}:episode_{index} (rows {start}-{stop - 1})", trajectory))
     return Recording("D4RL", episodes)
 
 
@@ -259,17 +308,22 @@ def _d4rl_states(infos: Any, steps: int) -> dict[str, np.ndarray]:
     """Returns the state at each step; empty if the file has none."""
     if not isinstance(infos, h5py.Group) or not {"qpos", "qvel"} <= set(infos):
         return {}
-    found = _arrays(infos, *map(str, infos))
-    return {name: a for name, a in found.items() if a is not None and len(a) == steps}
+    return {name: a for name, a in _all_arrays(infos).items() if a.shape[:1] == (steps,)}
 
 
-def _load_dapg(path: Path) -> Recording:
-    content = pickles.load(path, pickles.NUMPY)
-    if not (isinstance(content, list) and all(isinstance(episode, dict) for episode in content)):
-        raise DataError(f"{path} is a pickle of other things; expected DAPG's list of episodes")
+def _load_dapg(path: Path, name: str) -> Recording:
+    try:
+        content = pickles.load(path, pickles.DATA)
+    except pickles.Damaged:
+        with path.open("rb") as file:
+            if file.read(1) == b"\x80":  # a pickle's first byte since protocol 2
+                raise
+        raise ValueError("neither HDF5 nor a pickle") from None
+    if not (isinstance(content, list | tuple) and all(isinstance(e, dict) for e in content)):
+        raise DataError(f"{name} is a pickle of other things; expected DAPG's list of episodes")
     episodes = []
     for index, episode in enumerate(content):
-        where = f"{path}:episode_{index}"
+        where = f"{name}:episode_{index}"
         found = {
             name: _pickled(episode[name]) if name in episode else None
             for name in ("observations", "actions", "rewards")
@@ -277,18 +331,19 @@ def _load_dapg(path: Path) -> Recording:
         obs, actions, rewards = _required(found, where, "DAPG's layout")
         _same_length(where, actions, observations=obs, rewards=rewards)
         state = episode.get("init_state_dict", {})
-        init = {name: _pickled(value) for name, value in state.items()}
+        init = {str(name): _pickled(value) for name, value in state.items()}
         episodes.append((where, _without_last_action(obs, actions, rewards, None, init)))
     return Recording("DAPG", episodes)
 
 
 def _pickled(value: Any) -> np.ndarray:
-    return pickles.array(value).astype(np.float32)
+    with np.errstate(over="ignore"):  # infinity is found by `trajectory.check`
+        return pickles.array(value).astype(np.float32)
 
 
 def _same_length(where: str, actions: np.ndarray, **columns: np.ndarray | None) -> None:
     for name, values in columns.items():
-        if values is not None and len(values) != len(actions):
+        if values is not None and np.shape(values)[:1] != np.shape(actions)[:1]:
             raise DataError(
                 f"{where} has {len(values)} {name} for {len(actions)} actions, expected as many"
             )

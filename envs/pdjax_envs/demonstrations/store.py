@@ -9,18 +9,21 @@ needs: the group `init_state`, and `executed_actions` if disturbances made them 
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from pdjax_envs import registry, writing
+from pdjax_envs import registry
 from pdjax_envs.adroit import rewards
 from pdjax_envs.demonstrations import layouts
 from pdjax_envs.demonstrations.layouts import Recording
 from pdjax_envs.demonstrations.trajectory import DataError, Trajectory, check
+from pdjax_envs.reading import short
 from pdjax_envs.task import Task
+from pdjax_envs.writing import aside
 
 
 def write(path: Path, task: Task, trajectories: list[Trajectory]) -> None:
@@ -33,13 +36,14 @@ def write(path: Path, task: Task, trajectories: list[Trajectory]) -> None:
     for existing in (path, sidecar):
         if existing.exists():
             raise DataError(f"{existing} exists already; choose another file or remove it")
-    with writing.aside(path) as partial, writing.aside(sidecar) as partial_sidecar:
-        with h5py.File(partial, "w") as file:
+    with aside(path) as written, aside(sidecar) as written_sidecar:
+        with h5py.File(written, "w") as file:
             for index, trajectory in enumerate(trajectories):
                 group = file.create_group(f"traj_{index}", track_order=True)
                 for name, values in _arrays(trajectory).items():
                     group.create_dataset(name, data=values)
-        partial_sidecar.write_text(json.dumps(_describe(task, trajectories), indent=2) + "\n")
+        description = json.dumps(_describe(task, trajectories), indent=2, allow_nan=False)
+        written_sidecar.write_text(description + "\n", encoding="utf-8")
 
 
 def _arrays(trajectory: Trajectory) -> dict[str, np.ndarray]:
@@ -110,16 +114,8 @@ def judge(path: Path, recording: Recording, task: Task) -> list[Trajectory]:
       DataError: the file belongs to another task or control mode; or an episode is empty, not
         finite, out of range or has the wrong sizes.
     """
-    named = recording.task
-    if named not in (None, task.name) and registry.family(named) != task.family:
-        raise DataError(
-            f"{path} holds demonstrations of {named}, expected {task.name}; pass --task"
-        )
-    if recording.control_mode not in (None, task.control_mode):
-        raise DataError(
-            f"{path} holds actions of control mode {recording.control_mode}, expected"
-            f" {task.control_mode}; convert them with ManiSkill's replay tool"
-        )
+    holder = f"{short(str(path))} holds demonstrations"
+    check_origin(holder, recording.tasks, recording.control_modes, task)
     judged = []
     for where, trajectory in recording.episodes:
         check(trajectory, task, where, recording.obs_name)
@@ -128,3 +124,28 @@ def judge(path: Path, recording: Recording, task: Task) -> list[Trajectory]:
             trajectory = dataclasses.replace(trajectory, success=success)
         judged.append(trajectory)
     return judged
+
+
+def check_origin(
+    holder: str, tasks: Iterable[str], control_modes: Iterable[str], task: Task
+) -> None:
+    """Checks that a file names nothing but the expected task, or one of its family.
+
+    Args:
+      holder: beginning of the error message, such as "FILE holds demonstrations".
+      tasks: the tasks that the file names, see `layouts.task_named`.
+      control_modes: the control modes that it names.
+      task: the expected task.
+
+    Raises:
+      DataError: it is another task or another control mode.
+    """
+    for named in tasks:
+        if named != task.name and registry.family(named) != task.family:
+            raise DataError(f"{holder} of {short(named)}, expected {task.name}; pass --task")
+    for mode in control_modes:
+        if mode != task.control_mode:
+            raise DataError(
+                f"{holder} of control mode {short(mode)}, expected {task.control_mode}; convert the"
+                " demonstrations with ManiSkill's replay tool"
+            )

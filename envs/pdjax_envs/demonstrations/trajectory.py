@@ -8,7 +8,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from pdjax_envs.reading import InputError
+from pdjax_envs.reading import InputError, short
 from pdjax_envs.task import Task
 
 ACTION_SLACK = 1e-3  # how far rounding may take normalised actions beyond [-1, 1]
@@ -31,9 +31,9 @@ class Trajectory:
       executed: (T, act_dim) float32, the executed actions if disturbances made them differ from
         `actions`; else None.
       rewards: (T,) float32, or None.
-          init_state: the episode's initial state as `Task.get_state` names it and `Task.make_start`
+      init_state: the episode's initial state as `Task.get_state` names it and `Task.make_start`
         accepts it; None if unknown.
-          clipped: how many numbers of the actions were beyond [-1, 1] in the file, see `layouts`.
+      clipped: how many numbers of the actions were beyond [-1, 1] in the file, see `layouts`.
     """
 
     obs: np.ndarray
@@ -78,19 +78,16 @@ def check(trajectory: Trajectory, task: Task, where: str, obs_name: str = "obs")
     for name, values, parts in (
         (obs_name, obs, task.observation),
         ("actions", actions, task.action),
+        ("executed actions", trajectory.executed, task.action),
+        ("rewards", trajectory.rewards, ()),
+        ("env_states", trajectory.env_states, ()),
+        *((f"initial {n}", state, ()) for n, state in (trajectory.init_state or {}).items()),
     ):
-        if not np.isfinite(values).all():
-            step, column = np.argwhere(~np.isfinite(values))[0]
-            part = column_names(parts)[column]
+        if values is not None and not np.isfinite(values).all():
             raise DataError(
                 f"{where} holds NaN or infinite numbers; drop the episode (the first is"
-                f" in {name}, step {step}, {part})"
+                f" in {short(name)}{_first_of(values, parts)})"
             )
-    if np.abs(actions).max() > 1 + ACTION_SLACK:
-        raise DataError(
-            f"{where}/actions reach {np.abs(actions).max():.3g}, expected [-1, 1];"
-            " normalise the actions"
-        )
     for name, values, shape in (
         ("success", trajectory.success, (steps,)),
         ("rewards", trajectory.rewards, (steps,)),
@@ -98,6 +95,22 @@ def check(trajectory: Trajectory, task: Task, where: str, obs_name: str = "obs")
     ):
         if values is not None and values.shape != shape:
             raise DataError(f"{where} has {name} of shape {values.shape}, expected {shape}")
+    for name, values in (("actions", actions), ("executed_actions", trajectory.executed)):
+        if values is not None and np.abs(values).max() > 1 + ACTION_SLACK:
+            raise DataError(
+                f"{where}/{name} reach {np.abs(values).max():.3g}, expected [-1, 1];"
+                " normalise the actions"
+            )
+
+
+def _first_of(values: np.ndarray, parts: tuple[tuple[str, int], ...]) -> str:
+    """Returns where the first number that is not finite stands: its step and its part."""
+    if values.ndim == 0:
+        return ""
+    step, *column = np.argwhere(~np.isfinite(values))[0]
+    names = column_names(parts)
+    known = len(column) == 1 and column[0] < len(names)
+    return f", step {step}" + (f", {names[column[0]]}" if known else "")
 
 
 def episode_keys(key: jax.Array) -> tuple[jax.Array, ...]:

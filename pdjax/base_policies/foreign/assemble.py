@@ -19,9 +19,11 @@ import numpy as np
 
 from pdjax.base_policies.foreign import description, exported, functions, host
 from pdjax.base_policies.foreign.description import Description
-from pdjax.base_policies.foreign.sources import find, guard, read_torchscript
+from pdjax.base_policies.foreign.sources import find_inside, read_torchscript
+from pdjax.base_policies.foreign.user_code import guard, words
 from pdjax.config.options import ConfigError
 from pdjax.types import BasePolicy, Params
+from pdjax_envs.reading import short
 
 FILES = {"export": exported.POLICY, "torchscript": "policy.pt"}
 
@@ -66,7 +68,7 @@ def load(directory: Path, act_horizon: int = 0) -> tuple[BasePolicy, str]:
     """
     about = description.read(directory)
     if about.kind == "python":
-        policy = find(about.entry, directory)
+        policy = find_inside(directory, about.entry)
         parts = adapt(policy, (about.obs_horizon, about.obs_dim), about.device)
     else:
         parts = read_file(directory / FILES[about.kind], about)
@@ -113,14 +115,18 @@ def adapt(
       ConfigError: the policy is none of these, fails on observations of that shape, or cannot
         compute where `in_program` demands.
     """
-    if hasattr(policy, "init_carry") and hasattr(policy, "apply"):
+    has = [
+        guard(hasattr, f"looking for the policy's {name}", policy, name)
+        for name in ("init_carry", "apply", "act")
+    ]
+    if has[0] and has[1]:
         if in_program is False:
             raise ConfigError(
                 "in_program=False, but the policy is a JAX object with init_carry and apply, which"
                 " computes inside the program; leave in_program None"
             )
         return _in_program(policy, obs_shape)
-    if hasattr(policy, "init_carry") and hasattr(policy, "act"):
+    if has[0] and has[2]:
         if in_program:
             raise ConfigError(
                 "in_program=True, but the policy is a NumPy object with init_carry and act, which"
@@ -146,16 +152,21 @@ def adapt(
 
 def _in_program(policy: Any, obs_shape: tuple[int, int]) -> Parts:
     params, key = getattr(policy, "params", ()), jax.random.key(0)
-    params = jax.tree.map(jnp.asarray, params)
+    params = guard(lambda: jax.tree.map(jnp.asarray, params), "reading the policy's params")
     carry = guard(lambda: jax.eval_shape(policy.init_carry, key), "init_carry(key)")
     history = jax.ShapeDtypeStruct(obs_shape, jnp.float32)
     doing = f"apply(params, carry, obs_history {obs_shape}, key)"
-    chunk, after = guard(lambda: jax.eval_shape(policy.apply, params, carry, history, key), doing)
-    if getattr(chunk, "ndim", 0) not in (1, 2) or chunk.dtype != jnp.float32:
-        raise ConfigError(f"{doing} returns {chunk}, expected float32 (act_horizon, act_dim)")
+    answer = guard(lambda: jax.eval_shape(policy.apply, params, carry, history, key), doing)
+    if not (isinstance(answer, tuple) and len(answer) == 2):
+        raise ConfigError(f"{doing} returns {short(answer)}, expected (chunk, carry)")
+    chunk, after = answer
+    if getattr(chunk, "ndim", 0) not in (1, 2) or chunk.dtype != jnp.float32 or not chunk.size:
+        raise ConfigError(
+            f"{doing} returns the chunk {short(chunk)}, expected float32 (act_horizon, act_dim)"
+        )
     if jax.tree.map(_signature, after) != jax.tree.map(_signature, carry):
         raise ConfigError(
-            f"{doing} returns the carry {after}, expected {carry}, which it was given"
+            f"{doing} returns the carry {short(after)}, expected {short(carry)}, which it was given"
         )
     return Parts(policy.init_carry, policy.apply, params, chunk.shape)
 
@@ -182,10 +193,9 @@ def _of_torch(
         return _in_program(policy, obs_shape)
     except Exception as error:  # torchax is absent, not for this torch, or lacks an operation
         if in_program:
-            first = (str(error).strip() or "no message").splitlines()[0][:200]
             raise ConfigError(
                 f"in_program=True, but torchax cannot take the torch module into the program:"
-                f" {type(error).__name__}: {first}; leave in_program None"
+                f" {words(error)}; leave in_program None"
             ) from None
         return _through_host(host.from_torch(module, device), obs_shape)
 

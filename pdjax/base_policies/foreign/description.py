@@ -5,13 +5,15 @@ writes files.
 """
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pdjax.config import options
 from pdjax.config.options import ConfigError, Count, Range
+from pdjax.output.paths import check_directory
 from pdjax_envs import reading, writing
-from pdjax_envs.reading import InputError
 
 FILE = "policy.json"
 KINDS = ("export", "torchscript", "python")
@@ -70,8 +72,8 @@ def _paired(low: tuple[float, ...], high: tuple[float, ...]):
 def peek(directory: Path) -> dict[str, Any]:
     """Returns the content of `policy.json`, or an empty dict if the file cannot be read."""
     try:
-        return reading.read_json_object(directory / FILE, "base policy")
-    except InputError:
+        return reading.read_json_object(directory / FILE, "description of a policy")
+    except reading.InputError:
         return {}
 
 
@@ -79,9 +81,11 @@ def read(directory: Path) -> Description:
     """Reads the description in a directory.
 
     Raises:
-      ConfigError: the file is missing, lacks a field or holds an invalid value.
+      ConfigError: the file lacks a field or holds an invalid value.
+      reading.InputError: the file is missing or damaged.
     """
-    values, path = peek(directory), directory / FILE
+    path = directory / FILE
+    values = reading.read_json_object(path, "description of a policy")
     required = [
         field.name
         for field in dataclasses.fields(Description)
@@ -103,3 +107,21 @@ def write(directory: Path, description: Description) -> None:
     """Writes a description for `read`."""
     description.validate()
     writing.write_json(directory / FILE, dataclasses.asdict(description))
+
+
+@contextmanager
+def new_directory(directory: Path) -> Iterator[Path]:
+    """Yields a folder to write a policy to; it becomes `directory` if all of it succeeds.
+
+    Raises:
+      ConfigError: the directory is not empty, or cannot be written.
+    """
+    check_directory(directory)
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with writing.directory_aside(directory) as folder:
+            yield folder
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {directory}: {reading.reason(error)}; choose another --out"
+        ) from None

@@ -6,8 +6,9 @@ JAX cannot vmap an artefact, so an artefact takes a whole batch, whose first axi
 it reads and writes files.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -15,14 +16,15 @@ import jax.numpy as jnp
 from jax import export
 from jax.custom_batching import custom_vmap
 
-from pdjax.base_policies.foreign import description, host
+from pdjax.base_policies.foreign import artefact, description, host
 from pdjax.base_policies.foreign.description import Description
+from pdjax.base_policies.foreign.user_code import guard, words
 from pdjax.config.options import ConfigError
 from pdjax.output import checkpoint
-from pdjax.output.paths import new_directory
 from pdjax.types import BasePolicy, Params
+from pdjax_envs.reading import short
 
-POLICY, INIT_CARRY, PARAMS = "policy.jaxexport", "init_carry.jaxexport", "params"
+POLICY, INIT_CARRY, PARAMS = "policy.jaxexport", artefact.INIT_CARRY, "params"
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
@@ -45,7 +47,11 @@ class Loaded(NamedTuple):
 
 
 def export_policy(
-    base: BasePolicy, directory: Path, task: str, platforms: tuple[str, ...] = PLATFORMS
+    base: BasePolicy,
+    directory: Path,
+    task: str,
+    platforms: tuple[str, ...] = PLATFORMS,
+    texts: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Writes a JAX policy to a directory that `base_policy.path` accepts.
 
@@ -57,6 +63,7 @@ def export_policy(
       directory: the directory to write, new or empty.
       task: name of the policy's task.
       platforms: the JAX platforms that the artefact must run on.
+      texts: more files for the directory, by name.
 
     Raises:
       ConfigError: the directory is not empty, or the policy cannot be exported because it is called
@@ -100,115 +107,99 @@ def export_policy(
             start = export.export(jax.jit(init_carry), platforms=platforms)(seed)
             files[INIT_CARRY] = start.serialize()
     except Exception as error:  # JAX raises many types of errors for what it cannot export
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ConfigError(
-            f"the policy cannot be exported: {first}; put its Python code into a file and use"
-            " `pdjax wrap`"
+            f"the policy cannot be exported: {words(error)}; put its Python code into a file and"
+            " use `pdjax wrap`"
         ) from None
-    new_directory(directory)
-    for name, content in files.items():
-        (directory / name).write_bytes(content)
-    if params:
-        checkpoint.save(directory / PARAMS, tuple(params))
-    description.write(
-        directory,
-        Description(
-            kind="export",
-            task=task,
-            obs_dim=base.obs_dim,
-            act_dim=base.act_dim,
-            obs_horizon=base.obs_horizon,
-            act_horizon=base.act_horizon,
-            obs_mean=tuple(map(float, base.obs_mean)),
-            obs_std=tuple(map(float, base.obs_std)),
-        ),
+    about = Description(
+        kind="export",
+        task=task,
+        obs_dim=base.obs_dim,
+        act_dim=base.act_dim,
+        obs_horizon=base.obs_horizon,
+        act_horizon=base.act_horizon,
+        obs_mean=tuple(map(float, base.obs_mean)),
+        obs_std=tuple(map(float, base.obs_std)),
     )
+    with description.new_directory(directory) as folder:
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        for name, text in texts.items():
+            (folder / name).write_text(text)
+        if params:
+            checkpoint.save(folder / PARAMS, tuple(params))
+        description.write(folder, about)
 
 
 def load(path: Path) -> Loaded:
     """Reads an artefact.
 
     Args:
-      path: the file. Its program maps obs_history (n, obs_horizon, obs_dim) to a chunk for any n,
-        or is one that `export_policy` wrote, with `params/` and `init_carry.jaxexport` beside it.
+      path: the file, see `artefact.read_policy`; `params/` and `init_carry.jaxexport` of
+        `export_policy` lie beside it.
 
     Raises:
-      ConfigError: the file is not an artefact, or its program has another signature, a fixed batch
-        size, or was exported for other platforms.
+      ConfigError: the file is not an artefact that pdjax runs, or its memory does not fit.
       checkpoint.CheckpointError: the parameters are missing or do not fit.
     """
-    program = _read(path)
-    arguments, named = jax.tree.unflatten(program.in_tree, program.in_avals)
-    if named or len(arguments) not in (1, 4) or not hasattr(arguments[-1], "shape"):
+    policy = artefact.read_policy(path)
+    backend = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    if backend not in policy.platforms:
         raise ConfigError(
-            f"{path} takes {len(arguments) + len(named)} inputs, expected one, obs_history"
-            " (n, obs_horizon, obs_dim), or the four that pdjax.export_policy writes"
+            f"{path} was exported for {short(', '.join(policy.platforms))}, but this process runs"
+            f" on {backend}; export it with platforms=({backend!r},)"
         )
-    obs = arguments[0] if len(arguments) == 1 else arguments[2]
-    shape, dtype = getattr(obs, "shape", ()), getattr(obs, "dtype", None)
-    if len(shape) != 3 or dtype != jnp.float32:
-        raise ConfigError(
-            f"{path} takes obs_history of shape {shape} and dtype {dtype}, expected"
-            " (n, obs_horizon, obs_dim) and float32"
-        )
-    if not export.is_symbolic_dim(shape[0]):
-        raise ConfigError(
-            f"{path} only takes a batch of {shape[0]}; export it with a symbolic first dimension"
-            ' (jax.export.symbolic_shape("n"))'
-        )
-    chunk_shape = tuple(program.out_avals[0].shape[1:])
-    if len(arguments) == 1:
-        call = _batched(lambda params, obs_history: program.call(obs_history))
-        apply = lambda params, carry, obs_history, key: (call((), obs_history), carry)  # noqa: E731
-        return Loaded(lambda key: (), apply, (), shape[1:], chunk_shape)
-    params = checkpoint.restore(path.parent / PARAMS, arguments[0]) if arguments[0] else ()
-    call = _batched(program.call)
+    params = checkpoint.restore(path.parent / PARAMS, policy.params) if policy.params else ()
+    call = _batched(policy.call)
 
-    def apply_all(params, carry, obs_history, key):
-        return call(params, carry, obs_history, jax.random.key_data(key))
+    def apply(params, carry, obs_history, key):
+        chunk, carry = call(params, carry, obs_history, jax.random.key_data(key))
+        return chunk.astype(jnp.float32), carry
 
     start = lambda key: ()  # noqa: E731
-    if arguments[1]:
-        first = _read(path.parent / INIT_CARRY)
+    if policy.carry:
+        first = artefact.read(path.parent / INIT_CARRY)
         begin = _batched(lambda params, seed: first.call(seed))
         start = lambda key: begin((), jax.random.key_data(key))  # noqa: E731
-    return Loaded(start, apply_all, params, shape[1:], chunk_shape)
+        _check_start(path.parent / INIT_CARRY, start, policy.carry)
+    return Loaded(start, apply, params, policy.obs_shape, policy.chunk_shape)
 
 
-def _read(path: Path) -> export.Exported:
-    try:
-        program = export.deserialize(bytearray(path.read_bytes()))
-    except OSError as error:
-        raise ConfigError(f"no artefact at {path}: {error.strerror}") from None
-    except Exception:  # a damaged file raises many types of errors
-        raise ConfigError(
-            f"{path} is not a jax.export artefact; write one with pdjax.export_policy"
-        ) from None
-    backend = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
-    if backend not in program.platforms:
-        raise ConfigError(
-            f"{path} was exported for {', '.join(program.platforms)}, but this process runs on"
-            f" {backend}; export it with platforms=({backend!r},)"
-        )
-    return program
+def _check_start(path: Path, start: Callable[..., Any], carry: tuple[Any, ...]) -> None:
+    """Checks that a program returns the memory that the policy takes."""
+    key = jax.eval_shape(jax.random.key, 0)
+    found = guard(lambda: jax.eval_shape(start, key), f"tracing {path}")
+    if [(x.shape, x.dtype) for x in jax.tree.leaves(found)] != [(x.shape, x.dtype) for x in carry]:
+        raise ConfigError(f"{path} returns another memory than the policy takes; export it again")
 
 
 def _batched(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Turns a function of (params, *batches) into one of (params, *rows) that `vmap` can batch."""
+    """Turns a function of (params, *batches) into one of (params, *rows) that `vmap` can batch.
+
+    Under `vmap`, even nested, all rows arrive in one batch.
+    """
 
     @custom_vmap
-    def call(params, *rows):
-        result = function(params, *jax.tree.map(lambda x: x[None], rows))
-        return jax.tree.map(lambda x: x[0], result)
+    def many(params, *batches):
+        return function(params, *batches)
 
-    @call.def_vmap
-    def _rule(size, in_batched, params, *rows):
+    @many.def_vmap
+    def _rule(size, in_batched, params, *batches):
         if any(jax.tree.leaves(in_batched[0])):
             raise NotImplementedError(
                 "an artefact takes one set of parameters; do not vmap over the parameters"
             )
-        spread = lambda x, is_batch: x if is_batch else jnp.broadcast_to(x, (size, *x.shape))  # noqa: E731
-        result = function(params, *jax.tree.map(spread, rows, tuple(in_batched[1:])))
-        return result, jax.tree.map(lambda _: True, result)
+
+        def flat(x, is_batched):
+            x = x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
+            return x.reshape(size * x.shape[1], *x.shape[2:])
+
+        result = many(params, *jax.tree.map(flat, batches, tuple(in_batched[1:])))
+        nested = jax.tree.map(lambda x: x.reshape(size, len(x) // size, *x.shape[1:]), result)
+        return nested, jax.tree.map(lambda _: True, nested)
+
+    def call(params, *rows):
+        result = many(params, *jax.tree.map(lambda x: x[None], rows))
+        return jax.tree.map(lambda x: x[0], result)
 
     return call

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pdjax.base_policies.foreign.user_code import words
 from pdjax.config.options import ConfigError
 from pdjax.types import Array, Key
 
@@ -92,9 +93,10 @@ class _Attempt:
         self.program: Any = None
         try:
             self.program = self._trace()
-        except Exception as error:  # whatever the user's code raises
-            first = (str(error).strip() or "no message").splitlines()[0][:200]
-            self.outcome = f"{type(error).__name__}: {first}"
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever the user's code raises
+            self.outcome = words(error)
             self.fits = False
             return
         shapes = [leaf.shape for leaf in self.program.out_avals]

@@ -7,7 +7,7 @@ which passes through the program and is reset together with its environment.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.buffer_callback import buffer_callback
 
+from pdjax.base_policies.foreign import user_code
+from pdjax.base_policies.foreign.user_code import guard
 from pdjax.config.options import ConfigError
 from pdjax.types import Array, BasePolicy, Key
+from pdjax_envs.reading import short
 
+PROBED = (
+    2,
+    3,
+)  # numbers of environments; an axis of steps in the first place fits one of them only
+SAME = 1e-4  # largest difference between two answers to the same question
 CALLBACK = re.compile(r"\b(pure|io|buffer|debug)_callback\[")  # as printed jaxprs show them
 
 
@@ -62,13 +70,19 @@ def from_torch(module: Any, device: str) -> HostPolicy:
 
     def function(obs_history: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return module(torch.from_numpy(obs_history).to(device)).cpu().numpy()
+            chunk = module(torch.from_numpy(obs_history).to(device))
+        if not isinstance(chunk, torch.Tensor):
+            size = f" of {len(chunk)}" if isinstance(chunk, Sized) else ""
+            raise TypeError(
+                f"returned a {type(chunk).__name__}{size}, expected one tensor, actions"
+            )
+        return chunk.float().cpu().numpy()
 
     return without_memory(function)
 
 
 def probe(policy: HostPolicy, obs_shape: tuple[int, int]) -> tuple[int, ...]:
-    """Calls a policy once, outside any program, for two environments whose observations are zeros.
+    """Calls a policy outside any program: two numbers of environments, each twice, on zeros.
 
     Args:
       policy: the policy to try.
@@ -78,22 +92,51 @@ def probe(policy: HostPolicy, obs_shape: tuple[int, int]) -> tuple[int, ...]:
       The shape of one environment's chunk, (act_horizon, act_dim) or (act_dim,).
 
     Raises:
-      ConfigError: the policy fails, or does not return a finite chunk and a carry of the same
-        shapes for two environments.
+      ConfigError: the policy fails, answers the same inputs and seeds differently, or does not
+        return a finite chunk for each environment and a carry of the shapes that it was given.
     """
-    start = jax.tree.map(np.asarray, policy.init_carry())
-    carry = jax.tree.map(lambda x: np.stack([x, x]), start)
-    obs_history = np.zeros((2, *obs_shape), np.float32)
-    shown = f"on 2 observation histories {obs_history.shape}"
+    start = _first_carry(policy)
+    answers = [_answer(policy, start, obs_shape, count) for count in PROBED for _ in range(2)]
+    for chunk, again in (answers[:2], answers[2:]):
+        if not np.allclose(chunk, again, atol=SAME, rtol=SAME):
+            raise ConfigError(
+                "the policy answers the same observations and seeds differently: it has memory"
+                " outside its carry or draws its own random numbers; write an object whose act"
+                " keeps memory in the carry and draws from seed alone"
+            )
+    return answers[0].shape[1:]
+
+
+def _first_carry(policy: HostPolicy) -> Any:
+    """Returns the policy's memory at the start of an episode, as JAX can hold it."""
+    start = guard(lambda: jax.tree.map(_representable, policy.init_carry()), "init_carry()")
+    for leaf in jax.tree.leaves(start):
+        if leaf.dtype.kind not in "biufc":
+            raise ConfigError(
+                f"init_carry() returned {short(leaf)} of dtype {leaf.dtype}, expected a pytree of"
+                " arrays of numbers"
+            )
+    return start
+
+
+def _answer(policy: HostPolicy, start: Any, obs_shape: tuple[int, int], count: int) -> np.ndarray:
+    """Returns the checked chunks (count, ...) that a policy returns on observations of zeros."""
+    carry = jax.tree.map(lambda x: np.stack([x] * count), start)
+    obs_history = np.zeros((count, *obs_shape), np.float32)
+    shown = f"on {count} observation histories {obs_history.shape}"
+
+    def ask():
+        answer = policy.act(carry, obs_history, np.zeros(count, np.uint32))
+        if not (isinstance(answer, tuple) and len(answer) == 2):
+            raise TypeError(f"act returned a {type(answer).__name__}, expected (chunk, carry)")
+        chunk, after = answer
+        return isinstance(chunk, jax.Array), _numbers(chunk), jax.tree.map(np.asarray, after)
+
     try:
-        chunk, after = policy.act(carry, obs_history, np.zeros(2, np.uint32))
-        is_jax = isinstance(chunk, jax.Array)
-        chunk = np.asarray(chunk, np.float32)
-        after = jax.tree.map(np.asarray, after)
-    except Exception as error:  # whatever the user's code raises
+        is_jax, chunk, after = guard(ask, f"the policy, {shown},")
+    except ConfigError as error:
         raise ConfigError(
-            f"the policy failed {shown}: {type(error).__name__}: {error}; fix the policy, or set"
-            " obs_horizon (--obs-horizon) to the number of observations that it reads"
+            f"{error}; fix it, or set obs_horizon (--obs-horizon) to the observations that it reads"
         ) from None
     if is_jax:
         raise ConfigError(
@@ -101,10 +144,10 @@ def probe(policy: HostPolicy, obs_shape: tuple[int, int]) -> tuple[int, ...]:
             " for the program that calls it; write it so that JAX can trace it (init_carry and"
             " apply), or use NumPy only"
         )
-    if chunk.ndim not in (2, 3) or len(chunk) != 2:
+    if chunk.ndim not in (2, 3) or len(chunk) != count or 0 in chunk.shape:
         raise ConfigError(
             f"the policy returned an array of shape {chunk.shape} {shown}, expected"
-            " (2, act_horizon, act_dim) or (2, act_dim)"
+            f" ({count}, act_horizon, act_dim) or ({count}, act_dim)"
         )
     if not np.isfinite(chunk).all():
         raise ConfigError(f"the policy returned NaN or infinite actions {shown}; fix the policy")
@@ -113,11 +156,27 @@ def probe(policy: HostPolicy, obs_shape: tuple[int, int]) -> tuple[int, ...]:
             f"the policy returned a carry of shapes {_shapes(after)}, expected {_shapes(carry)},"
             " the shapes that it was given"
         )
-    return chunk.shape[1:]
+    return chunk
+
+
+def _numbers(chunk: Any) -> np.ndarray:
+    """Converts what a policy returned to float32.
+
+    Raises:
+      TypeError: it is no array of real numbers.
+    """
+    if isinstance(chunk, (tuple, dict)):
+        raise TypeError(
+            f"returned a {type(chunk).__name__} of {len(chunk)}, expected one array, the actions"
+        )
+    chunk = np.asarray(chunk)
+    if chunk.dtype.kind not in "biuf":
+        raise TypeError(f"returned an array of dtype {chunk.dtype}, expected numbers")
+    return chunk.astype(np.float32)
 
 
 def _shapes(carry: Any) -> str:
-    return str(jax.tree.map(np.shape, carry))
+    return short(jax.tree.map(np.shape, carry))
 
 
 def make_functions(policy: HostPolicy, chunk_shape: tuple[int, ...]):
@@ -127,7 +186,7 @@ def make_functions(policy: HostPolicy, chunk_shape: tuple[int, ...]):
       policy: a policy that is called through the host.
       chunk_shape: the shape that `probe` returned.
     """
-    start = jax.tree.map(_representable, policy.init_carry())
+    start = _first_carry(policy)
     leaves, tree = jax.tree.flatten(start)
     results = [jax.ShapeDtypeStruct(chunk_shape, jnp.float32)]
     results += [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
@@ -172,14 +231,22 @@ def _as_jax(function: Callable[..., list[np.ndarray]], results: list[jax.ShapeDt
     The second input is one scalar for each environment, so its shape is the shape of the batch.
     """
 
-    def in_place(_, outputs, *inputs):
+    def fill(outputs, *inputs):
         lead = inputs[1].shape
         count = math.prod(lead)
         # Copies, because XLA's memory is valid only during this call, and a policy may keep inputs.
         flat = [np.asarray(x).copy().reshape(count, *x.shape[len(lead) :]) for x in inputs]
-        for out, value in zip(outputs, function(*flat), strict=True):
+        found = function(*flat)
+        for out, value, result in zip(outputs, found, results, strict=True):
+            if value.shape != (count, *result.shape):
+                raise ValueError(
+                    f"returned an array of shape {value.shape}, expected {(count, *result.shape)}"
+                )
             out = np.asarray(out)
-            out[...] = value.reshape(out.shape)  # raises an error if the size is wrong
+            out[...] = value.reshape(out.shape)
+
+    def in_place(_, outputs, *inputs):
+        user_code.in_program(fill, outputs, *inputs)
 
     def by_value(*inputs):
         inputs = [np.asarray(x) for x in inputs]

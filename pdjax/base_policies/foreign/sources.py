@@ -10,59 +10,88 @@ import sys
 import types
 import warnings
 import zipfile
-from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pdjax.base_policies.foreign.user_code import guard
 from pdjax.config.options import ConfigError
+from pdjax.output import terminal
+from pdjax_envs import reading
+from pdjax_envs.reading import short
 
 
-def guard(function: Callable[..., Any], doing: str, *args: Any) -> Any:
-    """Calls the user's code and turns any exception into a one-line error.
-
-    Args:
-      function: the user's code.
-      doing: what the call does, as the start of the error message.
-      *args: arguments of `function`.
-
-    Raises:
-      ConfigError: the call failed.
-    """
-    try:
-        return function(*args)
-    except ConfigError:
-        raise
-    except Exception as error:
-        first = (str(error).strip() or "no message").splitlines()[0][:200]
-        raise ConfigError(f"{doing} failed with {type(error).__name__}: {first}") from None
-
-
-def find(entry: str, directory: Path = Path()) -> Any:
-    """Finds the policy that FILE.py:NAME or MODULE:NAME names.
+def find(entry: str) -> Any:
+    """Finds the policy that FILE.py:NAME or MODULE:NAME names, on the command line of its user.
 
     A function without parameters is called, and its result is the policy.
 
     Args:
       entry: the name. Modules are searched on Python's path and in the working directory.
-      directory: the directory that contains FILE.py.
-
-    Returns:
-      The policy.
 
     Raises:
       ConfigError: there is no such file, module or name, or the code fails.
     """
-    where, colon, name = entry.rpartition(":")
-    if not colon or not where or not name:
-        raise ConfigError(f"entry got {entry!r}, expected FILE.py:NAME or MODULE:NAME")
+    where, name = _split(entry)
+    _search_here()
     if where.endswith(".py"):
-        module = _run_file(directory / where)
-    else:
-        if str(Path.cwd()) not in sys.path:
-            sys.path.append(str(Path.cwd()))
-        module = guard(importlib.import_module, f"importing {where}", where)
-    if not hasattr(module, name):
-        raise ConfigError(f"{where} has no {name!r}; name a function or object that it defines")
+        return _take(_run_file(Path(where)), name, entry)
+    return _take(guard(importlib.import_module, f"importing {where}", where), name, entry)
+
+
+def find_inside(directory: Path, entry: str) -> Any:
+    """Finds the policy that the description in a policy's directory names, and says that it runs.
+
+    Args:
+      directory: the policy's directory.
+      entry: FILE.py:NAME, for a file that lies in the directory itself.
+
+    Raises:
+      ConfigError: the entry names code elsewhere, or see `find`.
+    """
+    where, name = _split(entry)
+    path = directory / where
+    if not where.endswith(".py") or Path(where).name != where or path.is_symlink():
+        raise ConfigError(
+            f"{directory} names code outside of it, {short(entry)}; expected FILE.py:NAME with FILE"
+            " in the directory; write the directory with `pdjax wrap`"
+        )
+    _announce(path.absolute(), path)
+    _search_here()
+    return _take(_run_file(path), name, entry)
+
+
+def importing(entry: str) -> str:
+    """Returns the code of a file that takes its policy from MODULE:NAME."""
+    where, name = _split(entry)
+    return f"import importlib\n\n{name} = importlib.import_module({where!r}).{name}\n"
+
+
+@cache
+def _announce(_: Path, shown: Path) -> None:
+    """Says once in a process that a file of Python code will run."""
+    terminal.say(f"running Python code: {shown}")
+
+
+def _split(entry: str) -> tuple[str, str]:
+    where, _, name = entry.rpartition(":")
+    if not where or not name.isidentifier():
+        raise ConfigError(f"entry got {short(entry)!r}, expected FILE.py:NAME or MODULE:NAME")
+    return where, name
+
+
+def _search_here() -> None:
+    """Lets the user's code import modules of the working directory, after all others."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+
+
+def _take(module: types.ModuleType, name: str, entry: str) -> Any:
+    """Returns what a module calls `name`, or what that returns if it takes no parameters."""
+    if name not in vars(module) and not guard(hasattr, f"finding {name}", module, name):
+        raise ConfigError(
+            f"{entry.rpartition(':')[0]} has no {name!r}; name a function or object that it defines"
+        )
     found = getattr(module, name)
     if inspect.isfunction(found) and not inspect.signature(found).parameters:
         found = guard(found, f"{entry}()")
@@ -71,10 +100,7 @@ def find(entry: str, directory: Path = Path()) -> Any:
 
 def _run_file(path: Path) -> types.ModuleType:
     """Runs a Python file as a module without writing bytecode beside it."""
-    try:
-        source = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the policy's code {path}: {error}") from None
+    source = reading.read_bytes(path, "the policy's code")
     module = types.ModuleType(f"pdjax_policy_{path.stem}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # dataclasses look up their module there
@@ -93,9 +119,10 @@ def read_torchscript(path: Path) -> Any:
       ConfigError: the file is not a TorchScript file, or torch is not installed.
     """
     advice = "save it with torch.jit.script(module).save(FILE) or torch.jit.trace(...).save(FILE)"
-    if not path.is_file():
+    if not reading.is_file(path):
         raise ConfigError(f"no TorchScript file at {path}; {advice}")
-    names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
+    is_zip = guard(zipfile.is_zipfile, f"reading {path}", path)
+    names = guard(lambda: zipfile.ZipFile(path).namelist(), f"reading {path}") if is_zip else []
     if not any(name.endswith("/constants.pkl") for name in names):
         raise ConfigError(
             f"{path} is not a TorchScript file, and pdjax does not read pickles (torch.save), which"

@@ -3,17 +3,21 @@
 `policy_decorator` reads checkpoints of that project, `lerobot` those of LeRobot. Holds no state.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from pdjax.base_policies.settings import PolicyConfig
+from pdjax.base_policies.torch_checkpoints.weights import Weights
 from pdjax.config import options
 from pdjax.config.options import ConfigError
 from pdjax.types import Params
+from pdjax_envs.reading import short
 
 Shape = TypeVar("Shape", bound=PolicyConfig)
+MOST_STEPS = 4096  # control steps that a policy may read or predict at once
 FINAL_GROUPS = 8  # of the U-Net's last block; both projects use 8 for any n_groups
 
 
@@ -31,6 +35,8 @@ class Imported(NamedTuple):
       statistics: mean and standard deviation (obs_dim,) of the training data, or None if the
         checkpoint lacks them.
       origin: the project that the checkpoint comes from, for messages.
+      tasks: the task that it was trained on, if its settings name one.
+      control_modes: the control mode of its actions, if its settings name one.
     """
 
     kind: str
@@ -41,10 +47,17 @@ class Imported(NamedTuple):
     action_offset: tuple[float, ...]
     statistics: tuple[np.ndarray, np.ndarray] | None
     origin: str
+    tasks: tuple[str, ...] = ()
+    control_modes: tuple[str, ...] = ()
 
 
 def shape_from(
-    cls: type[Shape], values: dict[str, Any], names: dict[str, str], path: Path, **more: Any
+    cls: type[Shape],
+    values: dict[str, Any],
+    names: dict[str, str],
+    path: Path,
+    weights: Weights,
+    **more: Any,
 ) -> Shape:
     """Builds a policy's section of settings from the settings of another project.
 
@@ -53,19 +66,36 @@ def shape_from(
       values: the other project's settings.
       names: maps names of fields of the section to names of settings in `values`.
       path: the file that `values` comes from, for messages.
+      weights: the weights, which no size may exceed.
       **more: further fields of the section.
 
     Raises:
-      ConfigError: a setting is missing or invalid.
+      ConfigError: a setting is missing or invalid, or larger than the weights allow.
     """
     if lacking := [name for name in names.values() if name not in values]:
-        raise ConfigError(f"{path} lacks {', '.join(lacking)}")
+        raise ConfigError(f"{short(str(path))} lacks {', '.join(lacking)}")
     try:
         shape = options.build(cls, {ours: values[name] for ours, name in names.items()} | more)
+        _check_sizes(shape, weights)
         shape.validate()
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{short(str(path))}: {short(str(error), 220)}") from None
     return shape
+
+
+def _check_sizes(shape: PolicyConfig, weights: Weights) -> None:
+    """Checks that nothing is larger than the weights can fill, before anything is made of it."""
+    numbers, arrays = sum(a.size for a in weights.arrays.values()), len(weights.arrays)
+    for field in dataclasses.fields(shape):
+        value = getattr(shape, field.name)
+        sizes = value if isinstance(value, tuple) else (value,)
+        most = arrays if field.name.endswith("layers") else numbers
+        most = min(most, MOST_STEPS) if field.name.endswith("horizon") else most
+        if len(sizes) > arrays or any(isinstance(n, int) and n > most for n in sizes):
+            raise ConfigError(
+                f"{field.name}={short(value)}, expected at most {most:,} with {arrays:,} arrays of"
+                f" {numbers:,} numbers in {short(str(weights.path))}"
+            )
 
 
 def unet_key(names: tuple[str, ...], blocks: tuple[str, str], resample: str) -> str:

@@ -4,8 +4,9 @@ A checkpoint is a folder with `config.json` and `model.safetensors`. The statist
 weights (older versions) or in `policy_preprocessor_*` and `policy_postprocessor_*`. The task's
 observation is observation.state followed by observation.environment_state.
 
-A number that was constant in training is normalised to its distance from that constant minus 1;
-LeRobot would multiply such a distance by 1e8. The style encoder of ACT, which no rollout uses, is
+A number that was constant in training is normalised to its distance from that constant, minus 1 for
+a range, as LeRobot has it at the constant itself. LeRobot would multiply such a distance by 1e8,
+and networks in float32 then give NaN. The style encoder of ACT, which no rollout uses, is
 left out.
 
 Source: huggingface/lerobot policies/diffusion, policies/act and processor/normalize_processor.py.
@@ -27,9 +28,10 @@ from pdjax.base_policies.torch_checkpoints.imported import (
     shape_from,
     unet_key,
 )
-from pdjax.base_policies.torch_checkpoints.weights import Weights, fit, read_json, read_safetensors
+from pdjax.base_policies.torch_checkpoints.weights import Weights, fit, read_safetensors
 from pdjax.config.options import ConfigError
 from pdjax.types import Params
+from pdjax_envs.reading import is_file, read_json_object, short
 
 PARTS = ("observation.state", "observation.environment_state")  # their order in an observation
 # The two statistics of each mode of normalisation, and whether they are the ends of a range.
@@ -47,6 +49,10 @@ STEPS = {
     "normalizer_processor",
     "unnormalizer_processor",
 }
+EPS = 1e-8  # added to widths; LeRobot NormalizerProcessorStep, eps
+ROUNDING = 1e-6  # a width below this share of the mean is rounding in float32: 16 steps of it
+MOST = 1e30  # largest statistic; the width of a range of larger ones is not finite in float32
+MOST_NUMBERS = 100_000  # in one observation or action
 DDIM_STEPS = 10  # for checkpoints that sample with DDPM; Diffusion Policy uses 10 with DDIM
 
 
@@ -83,20 +89,20 @@ class _Source(NamedTuple):
             return np.zeros(count, np.float32), np.ones(count, np.float32)
         if mode not in MODES:
             raise ConfigError(
-                f"{self.path}: {kind} is normalised by {mode!r}, expected one of"
+                f"{self.path}: {kind} is normalised by {short(repr(mode))}, expected one of"
                 f" {', '.join(MODES)} or IDENTITY"
             )
         first, second, is_range = MODES[mode]
         low, high = (self._statistic(f"{name}.{which}", count) for which in (first, second))
-        if not is_range:
-            return low, high
-        half = (high - low) / 2
-        constant = (half == 0) & (name != "action")
-        return np.where(constant, low + 1, low + half), np.where(constant, 1, half)
+        mean, width = (low + (high - low) / 2, (high - low) / 2) if is_range else (low, high)
+        if (width < 0).any():
+            raise ConfigError(f"{self.path.parent}: {name} has a negative width in its statistics")
+        constant = (width <= np.maximum(EPS, ROUNDING * np.abs(mean))) & (name != "action")
+        return np.where(constant & is_range, low + 1, mean), np.where(constant, 1, width)
 
     def _statistic(self, key: str, count: int) -> np.ndarray:
         found = self.stats.get(key)
-        if found is None or found.shape != (count,) or not np.isfinite(found).all():
+        if found is None or found.shape != (count,) or not (np.abs(found) <= MOST).all():
             raise ConfigError(
                 f"{self.path.parent} has {'no' if found is None else 'no usable'} {key}, expected"
                 f" {count} numbers in model.safetensors or policy_preprocessor_*.safetensors"
@@ -127,10 +133,15 @@ def read(folder: Path, ddim_steps: int = 0) -> Imported:
       ConfigError: the checkpoint cannot be read, reads images or has another architecture.
     """
     path = folder / "config.json"
-    config = read_json(path, "the config.json of a LeRobot policy, beside its model.safetensors")
+    if not is_file(path):
+        raise ConfigError(
+            f"no {short(str(path))}: expected the config.json of a LeRobot policy, beside its"
+            " model.safetensors"
+        )
+    config = read_json_object(path, "the policy's")
     name = config.get("type")
     if name not in ("diffusion", "act"):
-        raise ConfigError(f"{path}: type is {name!r}, expected diffusion or act")
+        raise ConfigError(f"{path}: type is {short(repr(name))}, expected diffusion or act")
     if not isinstance(config.get("normalization_mapping"), dict):
         raise ConfigError(f"{path} lacks normalization_mapping, from kinds of features to modes")
     parts, act_dim = _features(path, config)
@@ -138,7 +149,7 @@ def read(folder: Path, ddim_steps: int = 0) -> Imported:
     source = _Source(path, config, parts, act_dim, _statistics(folder, weights))
     pairs = [source.normalisation(part, count) for part, count in parts.items()]
     mean, width = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    own = {"obs_mean": jnp.asarray(mean), "obs_std": jnp.asarray(width + np.float32(1e-8))}
+    own = {"obs_mean": jnp.asarray(mean), "obs_std": jnp.asarray(width + np.float32(EPS))}
     if name == "act":
         return _act(source, weights, own)
     return _diffusion(source, weights, own, ddim_steps)
@@ -158,14 +169,15 @@ def _features(path: Path, config: dict[str, Any]) -> tuple[dict[str, int], int]:
         ) from None
     if images := [name for name, (kind, _) in inputs.items() if kind == "VISUAL"]:
         raise ConfigError(
-            f"{path}: the policy reads images ({', '.join(images)}); pdjax imports"
+            f"{path}: the policy reads images ({short(', '.join(images))}); pdjax imports"
             " policies that read numbers only"
         )
     sizes = [(name, shape) for name, (_, shape) in inputs.items()] + list(outputs.items())
     for name, shape in sizes:
-        if name not in (*PARTS, "action") or len(shape) != 1 or not isinstance(shape[0], int):
+        one = len(shape) == 1 and type(shape[0]) is int and 0 < shape[0] <= MOST_NUMBERS
+        if name not in (*PARTS, "action") or not one:
             raise ConfigError(
-                f"{path}: {name} has shape {shape}, expected one axis of"
+                f"{path}: {short(name)} has shape {short(shape)}, expected one axis of"
                 f" {', '.join(PARTS)} or action"
             )
     parts = {name: inputs[name][1][0] for name in PARTS if name in inputs}
@@ -191,12 +203,14 @@ def _statistics(folder: Path, weights: Weights) -> dict[str, np.ndarray]:
 
 
 def _check_steps(path: Path) -> None:
-    steps = read_json(path, "the processor's description").get("steps", [])
+    steps = read_json_object(path, "the processor's description").get("steps", [])
+    if not isinstance(steps, list):
+        raise ConfigError(f"{path}: steps is {short(steps)}, expected a list")
     names = {str(step.get("registry_name")) for step in steps if isinstance(step, dict)}
     if unknown := names - STEPS:
         raise ConfigError(
-            f"{path}: the processing step {sorted(unknown)[0]} cannot be imported; pdjax imports"
-            " policies whose only processing is normalisation"
+            f"{path}: the processing step {short(sorted(unknown)[0])} cannot be imported; pdjax"
+            " imports policies whose only processing is normalisation"
         )
 
 
@@ -205,8 +219,8 @@ def _expect(source: _Source, wanted: dict[str, Any]) -> None:
     for name, value in wanted.items():
         if source.config.get(name, value) != value:
             raise ConfigError(
-                f"{source.path}: {name} is {source.config[name]!r}, expected {value!r}; other"
-                " values cannot be imported"
+                f"{source.path}: {name} is {short(repr(source.config[name]))}, expected {value!r};"
+                " other values cannot be imported"
             )
 
 
@@ -239,6 +253,7 @@ def _diffusion(source: _Source, weights: Weights, own: Params, steps: int) -> Im
         source.config,
         names,
         source.path,
+        weights,
         denoiser="unet",
         ddim_steps=steps or DDIM_STEPS,
         unet_final_groups=FINAL_GROUPS,
@@ -284,6 +299,7 @@ def _act(source: _Source, weights: Weights, own: Params) -> Imported:
         source.config,
         names,
         source.path,
+        weights,
         style=False,
         decoder_norm=True,
         obs_tokens=len(source.parts),
@@ -312,8 +328,9 @@ def _join_embeddings(source: _Source, weights: Weights, width: int) -> None:
     kernels, biases, seen = [], [], 0
     for part, count in source.parts.items():
         name = f"model.encoder_{names[part]}_input_proj"
+        taken = weights.take(f"{name}.weight", (width, count))
         kernel = np.zeros((width, sum(source.parts.values())), np.float32)
-        kernel[:, seen : seen + count] = weights.take(f"{name}.weight", (width, count))
+        kernel[:, seen : seen + count] = taken
         kernels.append(kernel)
         biases.append(weights.take(f"{name}.bias", (width,)))
         seen += count

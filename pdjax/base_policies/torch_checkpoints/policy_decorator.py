@@ -27,11 +27,12 @@ from pdjax.base_policies.torch_checkpoints.weights import (
     Weights,
     fit,
     from_torch,
-    read_json,
     read_torch,
 )
 from pdjax.config.options import ConfigError
 from pdjax.types import Params
+from pdjax_envs.demonstrations.layouts import task_named
+from pdjax_envs.reading import is_file, read_json_object, short
 
 STATES = ("ema_agent", "agent")  # in the order in which the reference looks for them
 UNET, GPT = "noise_pred_net.", "net._gpt_model.transformer."
@@ -47,28 +48,37 @@ def read(path: Path, ddim_steps: int = 0) -> Imported:
     Raises:
       ConfigError: the checkpoint cannot be read or has another architecture.
     """
-    states = read_torch(path)
-    name = next((name for name in STATES if name in states), None)
+    saved = read_torch(path)
+    name = next((name for name in STATES if name in saved.value), None)
     if name is None:
+        found = short(", ".join(map(str, list(saved.value)[:5])))
         raise ConfigError(
-            f"{path} holds {', '.join(map(str, list(states)[:5]))}, expected {' or '.join(STATES)};"
+            f"{path} holds {found}, expected {' or '.join(STATES)};"
             " give a checkpoint of policy_decorator's offline scripts"
         )
-    weights, args_path, args = from_torch(path, states[name]), *_read_args(path)
+    weights, args_path, args = from_torch(path, saved, name), *_read_args(path)
     if weights.has(UNET):
-        return _diffusion(weights, args, args_path, ddim_steps or 4)
-    if weights.has(GPT):
-        return _behavior_transformer(weights, args, args_path)
-    raise ConfigError(
-        f"{path}: {name} holds {next(iter(weights.arrays), 'nothing')}, expected {UNET} or"
-        f" {GPT}; pdjax imports Diffusion Policy and BeT"
+        found = _diffusion(weights, args, args_path, ddim_steps or 4)
+    elif weights.has(GPT):
+        found = _behavior_transformer(weights, args, args_path)
+    else:
+        raise ConfigError(
+            f"{path}: {name} holds {short(next(iter(weights.arrays), 'nothing'))}, expected {UNET}"
+            f" or {GPT}; pdjax imports Diffusion Policy and BeT"
+        )
+    task, mode = (args.get(key) for key in ("env_id", "control_mode"))
+    return found._replace(
+        tasks=(task_named(task),) if isinstance(task, str) else (),
+        control_modes=(mode,) if isinstance(mode, str) else (),
     )
 
 
 def _read_args(path: Path) -> tuple[Path, dict[str, Any]]:
     places = [folder / "args.json" for folder in path.absolute().parents[:2]]
-    found = next((place for place in places if place.exists()), places[0])
-    return found, read_json(found, f"the args.json of {path}, beside it or one folder up")
+    found = next((place for place in places if is_file(place)), None)
+    if found is None:
+        raise ConfigError(f"{path} needs the args.json of its training beside it or one folder up")
+    return found, read_json_object(found, "settings")
 
 
 def _diffusion(weights: Weights, args: dict[str, Any], args_path: Path, steps: int) -> Imported:
@@ -85,6 +95,7 @@ def _diffusion(weights: Weights, args: dict[str, Any], args_path: Path, steps: i
         args,
         names,
         args_path,
+        weights,
         denoiser="unet",
         prediction="epsilon",
         ddim_steps=steps,
@@ -115,7 +126,7 @@ def _behavior_transformer(weights: Weights, args: dict[str, Any], args_path: Pat
         "width": "n_embedding",
     }
     readout = weights.shape_of("net._gpt_model.lm_head.weight", 2)[0]
-    shape = shape_from(BehaviorTransformerConfig, args, names, args_path, readout=readout)
+    shape = shape_from(BehaviorTransformerConfig, args, names, args_path, weights, readout=readout)
     for layer in range(shape.layers):  # the causal mask, a buffer in torch
         weights.take(f"{GPT}h.{layer}.attn.bias", (1, 1, shape.obs_horizon, shape.obs_horizon))
     obs_dim = weights.shape_of(f"{GPT}wte.weight", 2)[1]

@@ -1,11 +1,11 @@
 """Reads files of PyTorch weights as NumPy arrays, and fits them into parameter trees of pdjax.
 
-Kept apart because every importer needs it, and because this file refuses pickles that could run
-code. A torch layer is (out, in, ...), a pdjax layer (..., in, out). This file is not pure: it reads
-files.
+Kept apart because every importer needs it. Neither kind of file runs code: `torch_files` reads the
+pickles of .pt files as inert records. A torch layer is (out, in, ...), a pdjax layer (..., in,
+out). This file is not pure: it reads files.
 """
 
-import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
 
-from pdjax.base_policies.foreign.sources import guard
 from pdjax.config.options import ConfigError
 from pdjax.types import Params
+from pdjax_envs.demonstrations import pickles, torch_files
+from pdjax_envs.demonstrations.torch_files import Saved
+from pdjax_envs.reading import InputError, check_fits, is_file, reason, short
 
 
 class Weights(NamedTuple):
@@ -47,9 +49,11 @@ class Weights(NamedTuple):
         array = self.arrays.pop(key)
         if array.shape != shape:
             raise ConfigError(f"{self.path}: {key} has shape {array.shape}, expected {shape}")
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
         if not np.isfinite(array).all():
             raise ConfigError(f"{self.path}: {key} holds NaN or infinity; use another checkpoint")
-        return array.astype(np.float32)
+        return array
 
     def shape_of(self, key: str, dimensions: int) -> tuple[int, ...]:
         """Returns the shape of an array without removing it.
@@ -75,52 +79,56 @@ class Weights(NamedTuple):
         if left := sorted(self.arrays):
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""
             raise ConfigError(
-                f"{self.path} holds {left[0]}{more}, which this architecture does not use"
+                f"{self.path} holds {short(left[0])}{more}, which this architecture does not use"
             )
 
 
-def read_torch(path: Path) -> dict[str, Any]:
-    """Reads a `torch.save` file without running any code that it may hold.
+def read_torch(path: Path) -> Saved:
+    """Reads a `torch.save` file without torch, and without running any code that it may hold.
 
     Raises:
-      ConfigError: the file is missing or holds more than arrays, or torch is not installed.
+      ConfigError: the file is missing, or holds more than a dict of arrays.
     """
-    if not path.is_file():
-        raise ConfigError(f"no checkpoint at {path}")
+    if not is_file(path):
+        raise ConfigError(f"no checkpoint at {short(str(path))}")
+    name = short(str(path))
+    advice = "so pdjax does not read it; write model.state_dict() with torch.save"
     try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ImportError:
+        saved = torch_files.load(path)
+    except pickles.Forbidden as error:
         raise ConfigError(
-            f"{path} needs torch, which is not installed; pip install 'pdjax[torch]'"
+            f"{name} holds {short(str(error))}, which could run code, {advice}"
         ) from None
-
-    try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # many types, one of them for pickles that hold more than arrays
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"holds {found[1]}, which could run code" if found else "is not a torch.save file"
+    except InputError:
+        raise
+    except Exception as error:  # a damaged archive can raise many kinds
+        raise ConfigError(f"{name} is not a torch.save file, {advice} ({reason(error)})") from None
+    if not isinstance(saved.value, dict):
         raise ConfigError(
-            f"{path} {what}, so pdjax does not read it; write model.state_dict() with torch.save"
-        ) from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds a {type(values).__name__}, expected a dict of state dicts")
-    return values
+            f"{name} holds a {type(saved.value).__name__}, expected a dict of state dicts"
+        )
+    return saved
 
 
-def from_torch(path: Path, state: Any) -> Weights:
-    """Converts the tensors of a state dict to NumPy.
+def from_torch(path: Path, saved: Saved, name: str) -> Weights:
+    """Converts the tensors of the state dict `name` to arrays.
 
     Raises:
       ConfigError: the state dict holds something other than tensors.
     """
+    state = saved.value[name]
     if not isinstance(state, dict):
         raise ConfigError(f"{path} holds a {type(state).__name__}, expected a state dict")
     arrays = {}
-    for name, tensor in state.items():
-        if not hasattr(tensor, "detach"):
-            raise ConfigError(f"{path}: {name} is a {type(tensor).__name__}, expected a tensor")
-        arrays[str(name)] = tensor.detach().float().numpy()
-    return Weights(path, arrays)
+    for key, tensor in state.items():
+        try:
+            arrays[str(key)] = torch_files.array(tensor, saved.storages)
+        except pickles.Damaged as error:
+            raise ConfigError(
+                f"{short(str(path))}: {short(str(key))} is no tensor that pdjax reads:"
+                f" {reason(error)}"
+            ) from None
+    return _unwrapped(path, arrays)
 
 
 def read_safetensors(path: Path) -> Weights:
@@ -128,27 +136,32 @@ def read_safetensors(path: Path) -> Weights:
 
     Raises:
       ConfigError: the file is missing or is not a safetensors file.
+      InputError: it does not fit into memory.
     """
-    return Weights(path, guard(lambda: load_file(path), f"reading {path} as safetensors"))
-
-
-def read_json(path: Path, wanted: str) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Args:
-      path: the file.
-      wanted: what the file should be, for the error message.
-
-    Raises:
-      ConfigError: the file cannot be read or holds something else.
-    """
+    name = short(str(path))
+    if not is_file(path):
+        raise ConfigError(f"no weights at {name}; give the folder that LeRobot saved, complete")
+    check_fits(os.path.getsize(path), name)
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError):
-        values = None
-    if not isinstance(values, dict):
-        raise ConfigError(f"no usable {path}: expected {wanted}")
-    return values
+        return _unwrapped(path, load_file(path))
+    except InputError:
+        raise
+    except Exception as error:  # safetensors raises its own kind, and KeyError for unknown types
+        raise ConfigError(
+            f"{name} is not readable as safetensors ({reason(error)}); download it again, or save"
+            " it in float32"
+        ) from None
+
+
+def _unwrapped(path: Path, arrays: dict[str, np.ndarray]) -> Weights:
+    """Returns the arrays by the names that they had before torch wrapped their modules.
+
+    `torch.compile` puts modules into `_orig_mod`, and training in parallel puts them into `module`.
+    """
+    wrapped = {key: re.sub(r"(?:^|(?<=\.))(?:_orig_mod|module)\.", "", key) for key in arrays}
+    if len(set(wrapped.values())) < len(wrapped):
+        raise ConfigError(f"{short(str(path))} holds arrays twice, with and without `module.`")
+    return Weights(path, {wrapped[key]: array for key, array in arrays.items()})
 
 
 def fit(weights: Weights, like: Params, key_of: Callable[[tuple[str, ...]], str]) -> Params:

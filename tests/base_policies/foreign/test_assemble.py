@@ -5,6 +5,7 @@ import pickle
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -119,7 +120,9 @@ def point():
 def source_of(kind, folder):
     """Returns the argument of `pdjax wrap` for each kind."""
     if kind == "export":
-        base = assembled(sources.find("jax_policy.py:policy", write_code(folder, "jax", JAX_CODE)))
+        base = assembled(
+            sources.find(f"{write_code(folder, 'jax', JAX_CODE)}/jax_policy.py:policy")
+        )
         exported.export_policy(base, folder / "exported", "Point")
         return str(folder / "exported" / "policy.jaxexport")
     if kind == "torchscript":
@@ -274,7 +277,10 @@ def test_memory_is_reset_exactly_with_its_environment(kind, tmp_path):
 
 
 def test_the_same_check_catches_memory_that_leaks():
-    counts, is_reset = counts_and_resets(assembled(Leaking()))
+    leaking: Any = Leaking()
+    shape = (CHUNK, ACT)  # as `host.probe`, which catches it too, would find
+    parts = assemble.Parts(*host.make_functions(leaking, shape), params=(), chunk_shape=shape)
+    counts, is_reset = counts_and_resets(assemble.assemble(parts, about()))
     assert not follows_resets(counts, is_reset)
 
 
@@ -297,6 +303,19 @@ def test_an_exported_policy_acts_bit_for_bit_as_the_original(tmp_path):
     leaves = [jax.tree.leaves(play_once(base, history)) for base in (original, read)]
     for one, other in zip(*leaves, strict=True):
         np.testing.assert_array_equal(one, other)
+
+    # and in several members of one program, each with environments of its own
+    members = jax.random.split(jax.random.key(5), (3, 4))
+    histories = jax.random.normal(jax.random.key(6), (3, 4, 2, 3))
+
+    def act(base):
+        def one(key, history):
+            return base.apply(base.params, base.init_carry(key), history, jax.random.clone(key))
+
+        return jax.jit(jax.vmap(jax.vmap(one)))(jax.random.clone(members), histories)
+
+    for one, other in zip(*(jax.tree.leaves(act(base)) for base in (original, read)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
 def test_one_call_of_the_host_serves_all_environments():
@@ -390,7 +409,10 @@ def refuse(capsys, argv, words, out=Path("new")):
             "def other(obs): ...",
             "own_policy.py has no 'act'; name a function or object that it defines",
         ),
-        ("def act(obs): return obs.nope", "failed on 2 observation histories (2, 1, 3): Attrib"),
+        (
+            "def act(obs): return obs.nope",
+            "the policy, on 2 observation histories (2, 1, 3), failed with Attrib",
+        ),
         ("def act(obs): return obs[:, 0, 0]", "returned an array of shape (2,) on 2 observation"),
         ("def act(obs): return obs[:1, :, :1]", "returned an array of shape (1, 1, 1) on 2 obs"),
         ("def act(obs): return obs[:, :, :2]", "returns chunks (1, 2) (act_horizon, act_dim), e"),
@@ -420,10 +442,10 @@ GOOD = ["--task", "Point", "--out", "new"]
     ("source", "words"),
     [
         ("junk.pt", "is not a TorchScript file, and pdjax does not read pickles (torch.save)"),
-        ("none.pt", "no TorchScript file at none.pt; save it with torch.jit"),
-        ("junk.jaxexport", "junk.jaxexport is not a jax.export artefact; write one with"),
-        ("none.jaxexport", "no artefact at none.jaxexport: No such file"),
-        ("none.py:act", "cannot read the policy's code none.py"),
+        ("none.pt", "no policy at none.pt: no such file"),
+        ("junk.jaxexport", "junk.jaxexport is not a jax.export artefact that this JAX can read: "),
+        ("none.jaxexport", "no policy at none.jaxexport: no such file"),
+        ("none.py:act", "cannot read the policy's code none.py: No such file"),
         ("no_such_module:act", "importing no_such_module failed with ModuleNotFoundError"),
         ("good", "cannot wrap good; expected FILE.jaxexport, FILE.pt (TorchScript), FILE.py:NAME"),
     ],

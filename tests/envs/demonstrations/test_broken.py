@@ -68,7 +68,10 @@ BROKEN = {
     "no episodes": (lambda path: write_dapg(path, []), "holds no episodes; expected at least one"),
     "no steps": (h5_with(write_d4rl, lengths=(0,)), "holds no episodes"),
     "other things": (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "of other things"),
-    "other HDF5": (lambda path: change(write_d4rl(path), "actions", None), "holds no episodes (no"),
+    "other HDF5": (
+        lambda path: change(write_d4rl(path), "actions", None),
+        "holds no episodes: it has",
+    ),
     "wrong dims, DAPG": (
         dapg_with(observations=np.zeros((4, 39))),
         "episode_0/observations has shape (4, 39), expected (T + 1, 50)",

@@ -1,5 +1,6 @@
 """Demonstrations of other projects: every layout into one type."""
 
+import collections
 import itertools
 import pickle
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_d4rl_files_may_lack_timeouts_and_infos(tmp_path):
     assert first.success is first.init_state is None
 
 
-@pytest.mark.parametrize("protocol", [3, 4, 5])
+@pytest.mark.parametrize("protocol", range(6))
 def test_dapg_pickles_of_any_usual_protocol(tmp_path, protocol):
     path = write_dapg(tmp_path / "x.pickle", [make_episode(), make_episode(6)], protocol)
     first, second = read(path, POINT)
@@ -67,6 +68,50 @@ def test_dapg_pickles_of_any_usual_protocol(tmp_path, protocol):
     assert first.rewards.tolist() == [0, 1, 2]
     assert first.init_state["qpos"].tolist() == [0.25]
     assert first.success is None  # Point's rewards do not tell
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_episodes_are_read_as_people_write_them(tmp_path, protocol):
+    episode = make_episode()
+    expected = read(write_dapg(tmp_path / "x.pickle"), POINT)[0]
+    ways = [
+        [collections.OrderedDict(episode)],
+        (episode,),
+        [episode | {"env_infos": {"time": np.arange(4.0)}, "terminated": True}],
+        [episode | {"init_state_dict": {"qpos": [np.float64(0.25)], "qvel": [0]}}],
+        [episode | {"observations": list(episode["observations"])}],
+    ]
+    for episodes in ways:
+        (found,) = read(write_dapg(tmp_path / "x.pickle", episodes, protocol), POINT)
+        np.testing.assert_array_equal(found.obs, expected.obs)
+        assert found.init_state["qpos"].tolist() == [0.25]
+
+
+def test_a_folder_of_minari_or_its_name_is_taken(tmp_path, monkeypatch):
+    root = tmp_path / "root"
+    (root / "door/test-v0/data").mkdir(parents=True)
+    path = write_minari(root / "door/test-v0/data/main_data.hdf5")
+    expected = read(path, POINT)[0].obs
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(root))
+    for name in (root / "door/test-v0", path.parent, "root/door/test-v0", "door/test-v0"):
+        np.testing.assert_array_equal(read(Path(name), POINT)[0].obs, expected)
+    monkeypatch.delenv("MINARI_DATASETS_PATH")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(DataError, match=r"no demonstrations at door/test-v0; .* local root"):
+        read(Path("door/test-v0"), POINT)
+    (tmp_path / ".minari").mkdir()
+    root.rename(tmp_path / ".minari/datasets")
+    np.testing.assert_array_equal(read(Path("door/test-v0"), POINT)[0].obs, expected)
+    path = tmp_path / ".minari/datasets/door/test-v0/data/main_data.hdf5"
+    path.rename(path.with_name("0.arrow"))
+    with pytest.raises(DataError, match=r"no demonstrations at .*: a folder without data"):
+        read(tmp_path / ".minari/datasets/door/test-v0", POINT)
+
+
+def test_d4rl_episodes_of_a_single_row_are_left_out(tmp_path):
+    found = read(write_d4rl(tmp_path / "x.h5", lengths=(3, 1, 4, 1)), POINT)
+    assert [len(trajectory.actions) for trajectory in found] == [2, 3]
 
 
 def test_arrays_of_pickles_come_back_in_their_order_and_type(tmp_path):
@@ -78,9 +123,9 @@ def test_arrays_of_pickles_come_back_in_their_order_and_type(tmp_path):
         np.array([True, False]),
         np.zeros((0, 3)),
     ]
-    for protocol, array in itertools.product((3, 4, 5), arrays):
+    for protocol, array in itertools.product(range(6), arrays):
         path.write_bytes(pickle.dumps(array, protocol))
-        found = pickles.array(pickles.load(path, pickles.NUMPY))
+        found = pickles.array(pickles.load(path, pickles.DATA))
         np.testing.assert_array_equal(found, array)
         assert found.dtype == array.dtype
 

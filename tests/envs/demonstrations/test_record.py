@@ -13,6 +13,7 @@ import pytest
 from pdjax_envs import registry
 from pdjax_envs.demonstrations import record, store
 from pdjax_envs.demonstrations.store import DataError, Trajectory
+from pdjax_envs.reading import InputError
 from pdjax_envs.task import Expert
 from tests.probe import make_point_env
 
@@ -179,10 +180,11 @@ def replace(group, name, value):
 
 
 def refuse(path, message):
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         store.read(path, POINT)
     assert "\n" not in str(caught.value)
-    assert str(path.with_suffix("")) in str(caught.value)
+    assert path.stem[-20:] in str(caught.value)
+    assert len(str(caught.value)) < 320
 
 
 @pytest.mark.parametrize(
@@ -192,12 +194,12 @@ def refuse(path, message):
         ("obs", np.zeros(6), r"traj_1/obs has shape \(6,\), expected"),
         ("obs", np.zeros((5, 3)), "traj_1 has 5 observations for 5 actions"),
         ("obs", np.full((6, 3), np.nan), "traj_1 holds NaN or infinite numbers; drop"),
-        ("obs", None, "traj_1 has no array `obs`; expected ManiSkill's layout with obs_mode=state"),
+        ("obs", None, "traj_1 has no array `obs`; expected ManiSkill's layout; replay"),
         ("actions", np.zeros((5, 2)), r"traj_1/actions has shape \(5, 2\), expected \(T, 1\)"),
         ("actions", np.zeros((0, 1)), "traj_1 has 6 observations for 0 actions"),
         ("actions", np.full((5, 1), 1.5), r"traj_1/actions reach 1.5, expected \[-1, 1\]"),
         ("actions", np.full((5, 1), np.inf), "traj_1 holds NaN or infinite"),
-        ("actions", [b"text"] * 5, "is not a readable demonstration file"),
+        ("actions", [b"text"] * 5, "traj_1/actions holds object, expected numbers"),
         ("success", True, r"traj_1 has success of shape \(\), expected \(5,\)"),
         (
             "executed_actions",
@@ -238,13 +240,14 @@ def test_a_file_that_is_no_hdf5_is_refused(file):
 
 def test_a_missing_file_is_refused(tmp_path):
     refuse(tmp_path / "none.h5", "no demonstrations at .*; write some with `pdjax demos TASK`")
-    refuse(tmp_path, "no demonstrations at")
+    refuse(tmp_path / ("n" * 300), "no demonstrations at")  # longer than any name can be
+    refuse(tmp_path, "no demonstrations at .*: a folder without data/main_data.hdf5")
 
 
 def test_a_file_without_episodes_is_refused(file):
     with h5py.File(file, "w") as content:
         content["traj_x"] = 1
-    refuse(file, "holds no episodes .no group `traj_0`.; expected at least one")
+    refuse(file, "holds no episodes: it has traj_x; expected traj_0")
 
 
 def change_sidecar(file, change):
@@ -268,13 +271,49 @@ def test_demonstrations_of_another_control_mode_are_refused(file):
     change_sidecar(
         file, lambda content: content["env_info"]["env_kwargs"].update(control_mode="pd_joint_pos")
     )
-    refuse(file, "actions of control mode pd_joint_pos, expected velocity; convert")
+    refuse(file, "demonstrations of control mode pd_joint_pos, expected velocity; convert")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"env_info": {"env_id": 3}}', '{"episodes": []}'])
 def test_a_broken_sidecar_is_refused(file, text):
     file.with_suffix(".json").write_text(text)
-    refuse(file, "is not ManiSkill's JSON sidecar; remove or repair it")
+    refuse(file, "ManiSkill's JSON sidecar")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        (
+            "control_mode",
+            "pd_joint_pos",
+            "of control mode pd_joint_pos, expected velocity; convert",
+        ),
+        ("env_id", "StackCube-v0", "holds demonstrations of StackCube, expected Point; pass"),
+    ],
+)
+def test_what_only_the_episodes_name_counts_too(file, name, value, words):
+    def change(content):
+        content["env_info"]["env_kwargs"].pop("control_mode")
+        content["episodes"][1][name] = value
+
+    change_sidecar(file, change)
+    refuse(file, words)
+
+
+@pytest.mark.parametrize("seed", [-4, 2**31, 2**70, 1.5, True, "7", None])
+def test_a_seed_that_is_none_of_ours_is_no_seed(file, seed):
+    change_sidecar(file, lambda content: content["episodes"][1].update(episode_seed=seed))
+    assert [trajectory.seed for trajectory in store.read(file, POINT)] == [4, -1]
+
+
+def test_files_of_the_user_beside_the_output_stay(tmp_path):
+    mine = [tmp_path / "demos.h5.partial", tmp_path / "demos.json.partial"]
+    for path in mine:
+        path.write_text("mine")
+    store.write(tmp_path / "demos.h5", POINT, [make_trajectory()])
+    assert [path.read_text() for path in mine] == ["mine", "mine"]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["demos.h5", "demos.h5.partial", "demos.json", "demos.json.partial"]
 
 
 def test_without_a_sidecar_sizes_are_enough(file):
