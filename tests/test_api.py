@@ -188,6 +188,7 @@ def test_a_run_that_was_moved_is_resumed_with_its_own_copy_of_the_base_policy(
         played = found.evaluation.refined.success_once
         np.testing.assert_array_equal(played, run.evaluation.refined.success_once)
     # A run with another base policy is another run.
+    pdjax.export_policy(other, Path("elsewhere"), "Point")
     another = [*same, "--set", "base_policy.path=elsewhere"]
     assert cli.main(another) == 2
 

@@ -24,6 +24,7 @@ NUMBERS = {  # of a record of metrics.jsonl that somebody computes with
     "decision_steps",
     "wall_s",
     "success_once",
+    "return",
     "success_at_end",
     "steps_to_success",
     "smoothness",
@@ -277,7 +278,9 @@ def judge_metrics(record: Mapping[str, Any]) -> str:
     """Returns what is wrong with a record of `metrics.jsonl`; "" if nothing."""
     if not isinstance(record.get("group"), str):
         return f"group is {reading.short(record.get('group'))}, expected a name"
-    needed = {"decision_steps"} | ({"success_once"} if record["group"] == "eval" else set())
+    needed = {"decision_steps"}
+    if record["group"] == "eval":  # a task without success is judged by its return
+        needed.add("success_once" if record.get("return") is None else "return")
     for name in sorted(NUMBERS & (record.keys() | needed)):
         value = record.get(name)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)

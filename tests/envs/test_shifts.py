@@ -382,7 +382,7 @@ def test_all_shifts_at_once_where_nothing_is_batched_and_no_key_is_used_twice():
     ("name", "shift", "message"),
     [
         ("StackCube", "mas", "unknown shift 'mas'; did you mean mass?"),
-        ("StackCube", "mass+", "unknown shift ''; choose one of: mass, friction"),
+        ("StackCube", "mass+", "unknown shift ''; known: mass, friction"),
         ("brax:fast", "mass", "task brax:fast has no shift 'mass': it names no objects to move"),
         ("StackCube", "held_out", "it keeps no objects from the demonstrations"),
         ("TurnFaucetHeldOut", "held_out", "has no shift 'held_out'"),

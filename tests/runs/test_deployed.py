@@ -318,7 +318,7 @@ def everything(folder):
 def test_mistakes_are_one_line_and_change_nothing(here, capsys):
     Path("hosted.py").write_text("def act(obs_history):\n    return obs_history[:, :, :1] * 0\n")
     argv = ["wrap", "hosted.py:act", "--task", "Point", "--obs-horizon", "2", "--episodes", "1"]
-    shutil.copytree("run", "of_host", ignore=shutil.ignore_patterns("base_policy"))
+    shutil.copytree("run", "of_host", ignore=shutil.ignore_patterns("base_policy*"))
     assert cli.main([*argv, "--out", "of_host/base_policy"]) == 0
     Path("empty").mkdir()
     capsys.readouterr()

@@ -99,7 +99,7 @@ GRID = {"sac.gamma": [0.9, 0.99]}
         ),
         ({"config": "peg_fast", "space": {"sac.gama": [1]}}, "did you mean sac.gamma"),
         ({"config": "peg_fast", "space": {"sac.gamma": []}}, "which is empty"),
-        ({"config": "peg_fast", "space": {"sac.gamma": 0.9}}, "expected one of grid"),
+        ({"config": "peg_fast", "space": {"sac.gamma": 0.9}}, "expected a list, or one of grid"),
         ({"config": "peg_fast", "space": {"sac.gamma": [0.9, 2]}}, "sac.gamma got 2, expected"),
         ({"config": "peg_fast", "space": {"sac.tau": {"uniform": [1, 0]}}}, "low < high"),
         ({"config": "peg_fast", "space": {"sac.tau": {"loguniform": [0, 1]}}}, "both above 0"),

@@ -190,12 +190,12 @@ def _batched(function: Callable[..., Any]) -> Callable[..., Any]:
                 "an artefact takes one set of parameters; do not vmap over the parameters"
             )
 
-        def flat(x, is_batched):
-            x = x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
-            return x.reshape(size * x.shape[1], *x.shape[2:])
-
-        result = many(params, *jax.tree.map(flat, batches, tuple(in_batched[1:])))
-        nested = jax.tree.map(lambda x: x.reshape(size, len(x) // size, *x.shape[1:]), result)
+        spread = lambda x, is_batch: x if is_batch else jnp.broadcast_to(x, (size, *x.shape))  # noqa: E731
+        batches = jax.tree.map(spread, batches, tuple(in_batched[1:]))
+        lead = jax.tree.leaves(batches)[0].shape[:2]  # sizes may be symbols
+        flat = jax.tree.map(lambda x: x.reshape(lead[0] * lead[1], *x.shape[2:]), batches)
+        result = many(params, *flat)
+        nested = jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), result)
         return nested, jax.tree.map(lambda _: True, nested)
 
     def call(params, *rows):
