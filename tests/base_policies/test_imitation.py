@@ -110,7 +110,7 @@ def test_the_loss_is_nothing_for_exact_predictions_and_the_target_s_square_for_n
     ("change", "message"),
     [
         ({"act_horizon": 8}, r"pred_horizon=8 must be >= obs_horizon - 1 \+ act_horizon = 9"),
-        ({"act_horizon": 0}, r"act_horizon got 0, expected integer >= 1"),
+        ({"act_horizon": 0}, r"act_horizon got 0, expected integer 1 to 1000"),
         ({"ddim_steps": 101}, r"ddim_steps got 101, expected integer 1 to 100"),
         ({"ddim_steps": 0}, r"ddim_steps got 0, expected integer 1 to 100"),
         ({"prediction": "noise"}, r"prediction got 'noise', expected sample \| epsilon"),
@@ -255,7 +255,7 @@ def test_parameters_of_another_shape_are_refused_by_name(policy_directory):
 def test_settings_out_of_range_are_refused():
     with pytest.raises(ConfigError, match=r"ema got 1.5, expected number 0 to 1"):
         dataclasses.replace(TOY, ema=1.5).validate()
-    with pytest.raises(ConfigError, match=r"diffusion.hidden got 0, expected integer >= 1"):
+    with pytest.raises(ConfigError, match=r"diffusion.hidden got 0, expected integer 1 to 65536"):
         dataclasses.replace(TOY, diffusion=DiffusionConfig(hidden=0)).validate()
 
 

@@ -409,7 +409,7 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path):
             assert found.step == 10 or (same and added), path
         path.write_bytes(content)
     assert saved.restore(NUMBERS).step == 20
-    files[0].unlink()
+    (newest / "manifest.ocdbt").unlink()
     assert saved.restore(NUMBERS).step == 10
 
 

@@ -238,7 +238,8 @@ def play_scores(monkeypatch, scores):
     def play(seed, episodes, *, base_params):
         assert (episodes, seed) == (4, imitate.INTERIM_SEED)
         seen.append(jax.device_get(base_params))
-        return SimpleNamespace(success_once=np.array([next(left)]))
+        score = next(left)
+        return SimpleNamespace(success_once=np.array([score]), score=score)
 
     monkeypatch.setattr(imitate, "make_play", lambda playing: play)
     return seen
