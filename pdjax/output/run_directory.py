@@ -21,7 +21,8 @@ from pdjax_envs.reading import InputError
 RESULT = "result.json"
 BASE = "base_policy"  # the run's copy of its base policy
 BASE_DIGESTS = "base_policy.digests.json"
-NEEDED = ("base_success", "refined_success")  # numbers that the result of a finished run has
+RATES = ("base_success", "refined_success")  # what the result of a finished run has,
+RETURNS = ("base_return", "refined_return")  # or this, if its task has no success
 INTERVALS = ("base_ci", "refined_ci", "gain_ci")
 
 
@@ -53,8 +54,11 @@ def read_result_of_run(directory: Path) -> dict[str, Any]:
         raise InputError(f"{error}; {again}") from None
     if not found:
         return found
-    for name, value in ({name: found.get(name) for name in NEEDED} | found).items():
-        if problem := _problem(name, value):
+    is_rate = found.get(RATES[0]) is not None or found.get(RETURNS[0]) is None
+    needed = RATES if is_rate else RETURNS
+    for name, value in ({name: found.get(name) for name in needed} | found).items():
+        may_lack = value is None and not is_rate and name not in needed
+        if not may_lack and (problem := _problem(name, value)):
             raise InputError(
                 f"cannot read result {reading.short(str(directory / RESULT))}: {name} is"
                 f" {reading.short(value)}, expected {problem}; {again}"
@@ -69,7 +73,7 @@ def _problem(name: str, value: Any) -> str:
     if name in INTERVALS:
         right = isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
         return "" if right else "two numbers"
-    if name in NEEDED or name in ("gain", "episodes", "decision_steps"):
+    if name in (*RATES, "gain", "episodes", "decision_steps"):
         return "" if _is_number(value) else "a number"
     if name.startswith(("base_", "refined_")) and not isinstance(value, list):
         return "" if value is None or _is_number(value) else "a number"

@@ -217,7 +217,10 @@ def test_the_whole_command_needs_no_torch(point, capsys):
     [
         ({"env_id": "StackCube-v0"}, "holds a policy of StackCube, expected Point; pass --task"),
         ({"control_mode": "pd_joint_pos"}, "a policy of control mode pd_joint_pos, expected"),
-        ({"unet_dims": [10**9, 10**9]}, "unet_dims got [1000000000, 1000000000], expected [integer 1"),
+        (
+            {"unet_dims": [10**9, 10**9]},
+            "unet_dims got [1000000000, 1000000000], expected [integer 1",
+        ),
         ({"unet_dims": [8] * 10**5}, "expected at most"),
         ({"pred_horizon": 10**9}, "pred_horizon got 1000000000, expected integer 1 to 1000"),
         ({"obs_horizon": 10**30}, "obs_horizon"),

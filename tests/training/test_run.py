@@ -21,8 +21,13 @@ from tests.output.test_checkpoint import contents
 from tests.probe import make_constant_policy, make_point_task, registered
 from tests.profile.test_profile import TINY
 
-SMALL = [*TINY, "train.total_decisions=128", "train.learning_starts=64", "eval.episodes=8"]
-SMALL += ["checkpoint.every=64"]
+SMALL = [
+    *TINY,
+    "train.total_decisions=128",
+    "train.learning_starts=32",
+    "eval.episodes=8",
+    "checkpoint.every=64",
+]
 NAMES = ("result.json", "metrics.jsonl", "base_policy/policy.json", "config.yaml")
 
 
