@@ -280,7 +280,7 @@ def judge_metrics(record: Mapping[str, Any]) -> str:
         return f"group is {reading.short(record.get('group'))}, expected a name"
     needed = {"decision_steps"}
     if record["group"] == "eval":  # a task without success is judged by its return
-        needed.add("success_once" if record.get("return") is None else "return")
+        needed |= {"wall_s", "success_once" if record.get("return") is None else "return"}
     for name in sorted(NUMBERS & (record.keys() | needed)):
         value = record.get(name)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)

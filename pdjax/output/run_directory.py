@@ -24,6 +24,10 @@ BASE_DIGESTS = "base_policy.digests.json"
 RATES = ("base_success", "refined_success")  # what the result of a finished run has,
 RETURNS = ("base_return", "refined_return")  # or this, if its task has no success
 INTERVALS = ("base_ci", "refined_ci", "gain_ci")
+TOLD = (  # what the tables of a finished run show
+    *("task", "episodes", "gain", "gain_ci"),
+    *(f"{side}_{name}" for side in ("base", "refined") for name in ("ci", "smoothness")),
+)
 
 
 def write_result(directory: Path, summary: Mapping[str, Any]) -> None:

@@ -256,7 +256,7 @@ def figures(runs: Sequence[Read], threshold: float) -> dict[str, Any]:
     }
     for side in ("base", "refined"):
         scores = [score_of(result, side) for result in finished]
-        smoothness = [result[f"{side}_smoothness"] for result in finished]
+        smoothness: list[Any] = [result.get(f"{side}_smoothness") for result in finished]
         for name, values in (("success", scores), ("smoothness", smoothness)):
             known = values and None not in values
             found[f"{side}_{name}"] = float(curves.iqm(values)) if known else None

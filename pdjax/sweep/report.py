@@ -155,19 +155,19 @@ def _trial(spec: sweep_spec.Spec, directory: Path) -> dict[str, Any]:
     row |= {
         "successes": [score_of(point) for point in last],
         "is_rate": last[0]["success_once"] is not None,
-        "smoothness": _mean([point["smoothness"] for point in last]),
+        "smoothness": _mean([point.get("smoothness") for point in last]),
         "base_success": _mean([score_of(curve[0]) for curve in known]),
-        "base_smoothness": _mean([curve[0]["smoothness"] for curve in known]),
+        "base_smoothness": _mean([curve[0].get("smoothness") for curve in known]),
         "decisions": max(point["decision_steps"] for point in last),
         "minutes": max(point["wall_s"] for point in last) / 60,
     }
     if finished:
         row |= {
             "successes": [score_of(result, "refined") for result in results],
-            "smoothness": _mean([result["refined_smoothness"] for result in results]),
+            "smoothness": _mean([result.get("refined_smoothness") for result in results]),
             "base_success": _mean([score_of(result, "base") for result in results]),
-            "base_smoothness": _mean([result["base_smoothness"] for result in results]),
-            "decisions": max(result["decision_steps"] for result in results),
+            "base_smoothness": _mean([result.get("base_smoothness") for result in results]),
+            "decisions": max(result.get("decision_steps", 0) for result in results),
         }
     return row | {"success": _mean(row["successes"])}
 

@@ -24,7 +24,7 @@ from pdjax.base_policies import load
 from pdjax.base_policies.foreign import exported
 from pdjax.config.schema import BasePolicyConfig, Config, ConfigError
 from pdjax.devices import processes
-from pdjax.output import checkpoint, plots, records, run_directory, terminal
+from pdjax.output import checkpoint, plots, records, run_directory, tables, terminal
 from pdjax.output.checkpoint import Checkpoints
 from pdjax.output.paths import NotSavedError, check_directory, write_json
 from pdjax.output.run_directory import read_result_of_run
@@ -252,10 +252,9 @@ def _evaluate(
             _finish(lost, directory, paired, summary)
         results.append(Result(directory, summary))
     if processes.any_of(bool(lost)):
-        first = results[0].summary
+        told = tables.told_gain(results[0].summary)
         raise NotSavedError(
-            f"trained and evaluated (base {first['base_success']:.1%}, refined"
-            f" {first['refined_success']:.1%}), but not written: {'; '.join(lost)}"[:MOST_SAID]
+            f"trained and evaluated (gain {told}), but not written: {'; '.join(lost)}"[:MOST_SAID]
             + "; make room, then repeat the command with --resume"
         )
     return [Result(directory, read_result_of_run(directory)) for directory, _ in results]

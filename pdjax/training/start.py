@@ -72,6 +72,10 @@ def _read_finished(directory: Path) -> dict[str, Any]:
     except InputError as error:
         terminal.say(f"{error}; evaluating it again")
         return {}
+    missing = [name for name in run_directory.TOLD if name not in result]
+    if result and missing:
+        terminal.say(f"the result of {directory} lacks {missing[0]}; evaluating it again")
+        return {}
     if result and not checkpoint.is_intact(directory / "residual"):
         terminal.say(f"{directory / 'residual'} is damaged; writing it again")
         return {}

@@ -46,12 +46,12 @@ def test_metrics_are_lines_of_strict_json(tmp_path):
     bad = {"loss": jnp.float32(0.5), "bad": np.float32(np.nan), "worse": np.inf}
     with pytest.raises(KeyboardInterrupt), records.MetricsLog(tmp_path) as log:
         log.write("train", 10, bad)
-        log.write("eval", 20, {"success_once": 1, "note": "text", "last": None})
+        log.write("eval", 20, {"success_once": 1, "wall_s": 2.0, "last": None})
         raise KeyboardInterrupt  # nothing written is lost
     lines = [strict(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [
         {"group": "train", "decision_steps": 10, "loss": 0.5, "bad": None, "worse": None},
-        {"group": "eval", "decision_steps": 20, "success_once": 1, "note": "text", "last": None},
+        {"group": "eval", "decision_steps": 20, "success_once": 1, "wall_s": 2.0, "last": None},
     ]
     assert records.read_metrics(tmp_path, "eval") == lines[1:]
     (events,) = (tmp_path / "tb").iterdir()

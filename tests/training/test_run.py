@@ -88,6 +88,16 @@ def test_a_damaged_result_is_told_and_made_again(here, capsys, text):
     assert "evaluating it again" in capsys.readouterr().err
 
 
+def test_a_result_that_lacks_a_figure_is_made_again(here, capsys):
+    result = json.loads(Path("run/result.json").read_text())
+    Path("run/result.json").write_text(json.dumps(result | {"base_success": 0.5}))
+    assert resume(capsys)[0] == 0  # whole
+    del result["gain_ci"]
+    Path("run/result.json").write_text(json.dumps(result))
+    assert start._read_finished(Path("run")) == {}
+    assert "the result of run lacks gain_ci; evaluating it again" in capsys.readouterr().err
+
+
 def test_what_can_be_derived_is_made_again(here, capsys):
     before = json.loads(Path("run/result.json").read_text())
     Path("run/result.json").write_text('{"task": "Poi')
@@ -290,7 +300,7 @@ def test_a_full_disk_is_told_with_the_result(here, capsys, monkeypatch):
         patch.setattr("pdjax_envs.writing._to_disk", lambda path: None)
         patch.setattr("pdjax.output.trackers._TensorBoard", full)
         code, lines = ask(capsys, "train", "peg_fast", "--out", "new", "--set", *SMALL)
-    assert code == 1 and "trained and evaluated (base " in lines[-1]
+    assert code == 1 and "trained and evaluated (gain " in lines[-1]
     for name in ("new/checkpoints/128", "new/metrics.jsonl (its end is missing)"):
         assert name in lines[-1]
     assert not any("Traceback" in line for line in lines)
