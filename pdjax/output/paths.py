@@ -11,13 +11,28 @@ from typing import Any
 
 from pdjax.config.options import ConfigError
 from pdjax_envs import writing
-from pdjax_envs.reading import reason
+from pdjax_envs.reading import reason, short
 
 LOCK = "lock"  # name of the file that keeps a second process out of a directory, see `lock`
 
 
 class NotSavedError(Exception):
     """Says in one line what could not be written; everything else was done."""
+
+
+def check_name(path: Path) -> None:
+    """Checks that a file or a directory can have this name; it need not exist.
+
+    Raises:
+      ConfigError: the name is too long, or leads through links in a circle.
+    """
+    try:
+        path.exists()
+        path.resolve()
+    except (OSError, RuntimeError) as error:  # Python 3.11 raises the latter for a circle
+        raise ConfigError(
+            f"cannot use {short(str(path))}: {reason(error)}; choose another name"
+        ) from None
 
 
 def check_directory(directory: Path) -> None:

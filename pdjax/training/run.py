@@ -26,7 +26,7 @@ from pdjax.config.schema import BasePolicyConfig, Config, ConfigError
 from pdjax.devices import processes
 from pdjax.output import checkpoint, plots, records, run_directory, tables, terminal
 from pdjax.output.checkpoint import Checkpoints
-from pdjax.output.paths import NotSavedError, check_directory, write_json
+from pdjax.output.paths import NotSavedError, check_directory, check_name, write_json
 from pdjax.output.run_directory import read_result_of_run
 from pdjax.rollout.paired import EPISODES, Paired, play_paired, save_paired
 from pdjax.rollout.playing import check_sizes
@@ -156,6 +156,7 @@ def run_members(
       ConfigError: the configs are not members of one program; or see `run`.
       stopping.Stopped, NotSavedError: see `run`.
     """
+    check_name(directory)
     check_members(members)
     processes.agree(partial(start.check_layout, directory, len(members)))
     if len(members) == 1:

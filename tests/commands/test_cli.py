@@ -72,6 +72,7 @@ def made(tmp_path_factory):
 def here(made, tmp_path, monkeypatch):
     """The working folder, filled with fresh copies."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "loop").symlink_to("loop")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -176,6 +177,8 @@ TRAIN = ["train", "peg_fast", "--out", "new/run", "--set", "base_policy.path=bas
         ([*TRAIN, "train.num_envs=7"], "decisions_per_round=256 must be a multiple of train.num_e"),
         ([*TRAIN, "train.replay_capacity=9"], "train.replay_capacity=9 holds 0 decisions of each"),
         ([*TRAIN, "--out", "base"], "base is not empty; choose another --out or remove it"),
+        ([*TRAIN, "--out", "a" * 5_000], "File name too long; choose another name"),
+        ([*TRAIN, "--out", "loop/run"], "loop"),
         (
             [*TRAIN, "--out", "demos.h5"],
             "cannot write to demos.h5: Not a directory; choose another",
