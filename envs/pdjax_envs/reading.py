@@ -60,6 +60,11 @@ def check_fits(size: int, what: str, advice: str = "use a smaller one") -> None:
         )
 
 
+def is_number(value: Any) -> bool:
+    """Returns whether a value read from a file is a number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def is_file(path: Path) -> bool:
     """Returns whether a file exists; False also for a name that no file can have."""
     try:
@@ -83,12 +88,14 @@ def read_bytes(path: Path, what: str, most: int = MOST_TEXT) -> bytes:
         if path.exists() and not path.is_file():  # a pipe or a device may never end
             raise InputError(f"cannot read {what} {short(str(path))}: it is no regular file")
         with path.open("rb") as file:
-            found = file.read(most + 1)
+            # The size first: `read` with a number reserves that much memory.
+            size = os.fstat(file.fileno()).st_size
+            found = file.read() if size <= most else b""
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"cannot read {what} {short(str(path))}: {reason(error)}") from None
-    if len(found) > most:
+    if max(size, len(found)) > most:
         raise InputError(
             f"cannot read {what} {short(str(path))}: it has more than {most:,} bytes; is it the"
             " right file?"

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 
 from pdjax.devices import processes
 from pdjax.output import checkpoint_handler, digests
-from pdjax.output.records import UNREADABLE, free_name
+from pdjax.output.paths import UNREADABLE, free_name
 from pdjax_envs.reading import InputError
 
 # What TensorStore's messages begin with where memory or the file system failed; "UNKNOWN" stands

@@ -3,9 +3,12 @@
 Separate, so that every command treats its output the same way.
 """
 
+import errno
 import math
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from pdjax.config.options import ConfigError
 from pdjax_envs import writing
 from pdjax_envs.reading import reason, short
 
+UNREADABLE = ".unreadable"  # ending of what was set aside because it cannot be read
 LOCK = "lock"  # name of the file that keeps a second process out of a directory, see `lock`
 
 
@@ -62,6 +66,31 @@ def new_directory(directory: Path) -> None:
         raise _unwritable(directory, error) from None
 
 
+@contextmanager
+def whole_directory(directory: Path) -> Iterator[Path]:
+    """Yields a folder to fill; it becomes `directory` if the whole block succeeds.
+
+    If the block fails, nothing remains. Parents are made where they are missing.
+
+    Raises:
+      ConfigError: the directory is not empty, cannot be written, or another process has made it
+        meanwhile.
+    """
+    check_directory(directory)
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with writing.directory_aside(directory) as written:
+            yield written
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise ConfigError(
+                f"{directory} was made by another process meanwhile; choose another --out"
+            ) from None
+        raise ConfigError(
+            f"cannot write to {directory}: {reason(error)}; make room, or choose another --out"
+        ) from None
+
+
 def check_file(path: Path, endings: tuple[str, ...]) -> None:
     """Checks that a file can be written; writes nothing.
 
@@ -93,6 +122,16 @@ def _probe(directory: Path) -> None:
 
 def _unwritable(path: Path, error: OSError) -> ConfigError:
     return ConfigError(f"cannot write to {path}: {reason(error)}; choose another --out")
+
+
+def free_name(path: Path, ending: str) -> Path:
+    """Returns `path` with an ending, and a number where that name is taken."""
+    wanted = path.with_name(path.name + ending)
+    found, count = wanted, 1
+    while os.path.lexists(found):
+        count += 1
+        found = wanted.with_name(f"{wanted.name}-{count}")
+    return found
 
 
 def write_json(path: Path, values: Any) -> None:

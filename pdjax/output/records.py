@@ -14,7 +14,7 @@ from typing import Any
 
 from pdjax.devices import processes
 from pdjax.output import trackers
-from pdjax.output.paths import plain
+from pdjax.output.paths import UNREADABLE, free_name, plain
 from pdjax.output.terminal import say
 from pdjax_envs import reading, writing
 from pdjax_envs.reading import InputError
@@ -31,7 +31,6 @@ NUMBERS = {  # of a record of metrics.jsonl that somebody computes with
     "saturation",
     "train_success",
 }
-UNREADABLE = ".unreadable"  # ending of what was set aside because it cannot be read
 
 Judge = Callable[[Mapping[str, Any]], str]
 """A record -> what is wrong with it, such as "wall_s is 'x', expected a number"; "" if nothing."""
@@ -184,16 +183,6 @@ def _parse(line: bytes, judge: Judge) -> dict[str, Any] | str:
     return f"has a wrong value: {problem}" if problem else record
 
 
-def free_name(path: Path, ending: str) -> Path:
-    """Returns `path` with an ending, and a number where that name is taken."""
-    wanted = path.with_name(path.name + ending)
-    found, count = wanted, 1
-    while os.path.lexists(found):
-        count += 1
-        found = wanted.with_name(f"{wanted.name}-{count}")
-    return found
-
-
 class MetricsLog:
     """Writes a run's numbers to `metrics.jsonl`, to `tb/` for TensorBoard and to the tracker.
 
@@ -222,9 +211,7 @@ class MetricsLog:
         numbers = plain(values)
         self._lines.add({"group": group, "decision_steps": step, **numbers})
         scalars = {
-            f"{group}/{name}": value
-            for name, value in numbers.items()
-            if isinstance(value, int | float) and not isinstance(value, bool)
+            f"{group}/{name}": value for name, value in numbers.items() if reading.is_number(value)
         }
         for follower in self._followers:
             follower.log(scalars, step)
@@ -283,7 +270,6 @@ def judge_metrics(record: Mapping[str, Any]) -> str:
         needed |= {"wall_s", "success_once" if record.get("return") is None else "return"}
     for name in sorted(NUMBERS & (record.keys() | needed)):
         value = record.get(name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number and not (value is None and name not in needed):
+        if not reading.is_number(value) and not (value is None and name not in needed):
             return f"{name} is {reading.short(value)}, expected a number"
     return ""

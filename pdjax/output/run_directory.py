@@ -16,7 +16,7 @@ from pdjax.output import digests
 from pdjax.output.checkpoint import CheckpointError
 from pdjax.output.paths import write_json
 from pdjax_envs import reading
-from pdjax_envs.reading import InputError
+from pdjax_envs.reading import InputError, is_number
 
 RESULT = "result.json"
 BASE = "base_policy"  # the run's copy of its base policy
@@ -75,17 +75,13 @@ def _problem(name: str, value: Any) -> str:
     if name in ("task", "physics"):
         return "" if isinstance(value, str) else "a name"
     if name in INTERVALS:
-        right = isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+        right = isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
         return "" if right else "two numbers"
     if name in (*RATES, "gain", "episodes", "decision_steps"):
-        return "" if _is_number(value) else "a number"
+        return "" if is_number(value) else "a number"
     if name.startswith(("base_", "refined_")) and not isinstance(value, list):
-        return "" if value is None or _is_number(value) else "a number"
+        return "" if value is None or is_number(value) else "a number"
     return ""
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def copy_base(base: Path, directory: Path) -> None:

@@ -25,7 +25,7 @@ from pdjax.base_policies.imitation import STD_FLOOR
 from pdjax.config import options
 from pdjax.config.options import ConfigError
 from pdjax.output import tables, terminal
-from pdjax.output.paths import check_directory
+from pdjax.output.paths import check_directory, whole_directory
 from pdjax.rollout import intervals
 from pdjax.rollout.playing import make_play, make_playing
 from pdjax.types import BasePolicy
@@ -83,7 +83,7 @@ def wrap(source: str, task: str, out: Path, declared: dict[str, Any], play: Play
     about = dataclasses.replace(
         about, obs_mean=tuple(obs.mean(axis=0).tolist()), obs_std=tuple(std.tolist())
     )
-    with description.new_directory(out) as folder:
+    with whole_directory(out) as folder:
         for name, content in files.items():
             if isinstance(content, str):
                 (folder / name).write_text(content)

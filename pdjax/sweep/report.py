@@ -285,10 +285,7 @@ def _importance(spec: sweep_spec.Spec, found: list[dict[str, Any]]) -> dict[str,
 
 
 def _distribution(optuna: Any, values: list[Any]) -> Any:
-    numbers = all(
-        isinstance(value, int | float) and not isinstance(value, bool) for value in values
-    )
-    if numbers and len(set(values)) > FEW:
+    if all(map(reading.is_number, values)) and len(set(values)) > FEW:
         is_log = min(values) > 0 and max(values) / min(values) > 10
         return optuna.distributions.FloatDistribution(min(values), max(values), log=is_log)
     return optuna.distributions.CategoricalDistribution(

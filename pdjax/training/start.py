@@ -3,7 +3,6 @@
 Separate from `run`, which trains. Nothing here needs a compiled program. Not pure.
 """
 
-import errno
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -15,9 +14,8 @@ from pdjax.config import files as configs
 from pdjax.config.schema import Config, ConfigError
 from pdjax.devices import processes
 from pdjax.output import checkpoint, lock, run_directory, terminal
-from pdjax.output.paths import check_directory, new_directory
+from pdjax.output.paths import check_directory, new_directory, whole_directory
 from pdjax.training.run_in_progress import CHECKPOINTS, Member
-from pdjax_envs import reading, writing
 from pdjax_envs.reading import InputError
 
 
@@ -139,26 +137,12 @@ def begin(config: Config, directory: Path, base: Path | None, locks: ExitStack) 
     Raises:
       ConfigError: it cannot be written, or another process has made it meanwhile.
     """
-    check_directory(directory)
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as files:
-            written = files.enter_context(writing.directory_aside(directory))
-            own = files.enter_context(ExitStack())
-            own.enter_context(lock.held(written))
-            if base is not None:
-                run_directory.copy_base(base, written)
-            configs.save(config, written / "config.yaml")
-            locks.enter_context(own.pop_all())
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise ConfigError(
-                f"{directory} was made by another process meanwhile; choose another --out"
-            ) from None
-        raise ConfigError(
-            f"cannot write to {directory}: {reading.reason(error)}; make room, or choose another"
-            " --out"
-        ) from None
+    with whole_directory(directory) as written, ExitStack() as own:
+        own.enter_context(lock.held(written))
+        if base is not None:
+            run_directory.copy_base(base, written)
+        configs.save(config, written / "config.yaml")
+        locks.enter_context(own.pop_all())
 
 
 def check_shared(directory: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from pdjax.base_policies.foreign import exported
 from pdjax.commands import cli
-from pdjax.output import checkpoint, lock, records
+from pdjax.output import checkpoint, lock, paths, records
 from pdjax.output.paths import NotSavedError
 from pdjax.training import start
 from pdjax.training.run_in_progress import Refinement
@@ -249,13 +249,13 @@ def test_of_two_starts_one_wins(here, capsys, monkeypatch):
 
     def late(config, directory, base, locks):
         """Another start is faster by a moment."""
-        check = start.check_directory
+        check = paths.check_directory
 
         def check_directory(path):
             check(path)
             shutil.copytree("run", path)
 
-        monkeypatch.setattr(start, "check_directory", check_directory)
+        monkeypatch.setattr(paths, "check_directory", check_directory)
         begin(config, directory, base, locks)
 
     monkeypatch.setattr(start, "begin", late)

@@ -5,14 +5,11 @@ writes files.
 """
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pdjax.config import options
 from pdjax.config.options import ConfigError, Count, Range
-from pdjax.output.paths import check_directory
 from pdjax_envs import reading, writing
 
 FILE = "policy.json"
@@ -107,21 +104,3 @@ def write(directory: Path, description: Description) -> None:
     """Writes a description for `read`."""
     description.validate()
     writing.write_json(directory / FILE, dataclasses.asdict(description))
-
-
-@contextmanager
-def new_directory(directory: Path) -> Iterator[Path]:
-    """Yields a folder to write a policy to; it becomes `directory` if all of it succeeds.
-
-    Raises:
-      ConfigError: the directory is not empty, or cannot be written.
-    """
-    check_directory(directory)
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with writing.directory_aside(directory) as folder:
-            yield folder
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write {directory}: {reading.reason(error)}; choose another --out"
-        ) from None

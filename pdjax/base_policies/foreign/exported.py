@@ -21,6 +21,7 @@ from pdjax.base_policies.foreign.description import Description
 from pdjax.base_policies.foreign.user_code import guard, words
 from pdjax.config.options import ConfigError
 from pdjax.output import checkpoint
+from pdjax.output.paths import whole_directory
 from pdjax.types import BasePolicy, Params
 from pdjax_envs.reading import short
 
@@ -121,7 +122,7 @@ def export_policy(
         obs_mean=tuple(map(float, base.obs_mean)),
         obs_std=tuple(map(float, base.obs_std)),
     )
-    with description.new_directory(directory) as folder:
+    with whole_directory(directory) as folder:
         for name, content in files.items():
             (folder / name).write_bytes(content)
         for name, text in texts.items():

@@ -21,10 +21,8 @@ from pdjax.config.options import ConfigError
 from pdjax.types import Array, BasePolicy, Key
 from pdjax_envs.reading import short
 
-PROBED = (
-    2,
-    3,
-)  # numbers of environments; an axis of steps in the first place fits one of them only
+# Numbers of environments; an axis of steps in the first place fits one of them only.
+PROBED = (2, 3)
 SAME = 1e-4  # largest difference between two answers to the same question
 CALLBACK = re.compile(r"\b(pure|io|buffer|debug)_callback\[")  # as printed jaxprs show them
 
