@@ -313,17 +313,18 @@ def _base_to_use(
 def _finish(lost: list[str], directory: Path, paired: Paired, summary: dict[str, Any]) -> None:
     """Writes the episodes, draws the curve and, last of all, writes `result.json`.
 
-    Adds to `lost` what cannot be written; a run without its residual has no result either.
+    Adds to `lost` what cannot be written. A run that lacks one of these or its residual has no
+    result either: resuming takes a run with a result for finished.
     """
     done = summary["decision_steps"]
     if done and not Checkpoints(directory / CHECKPOINTS, 1).has(done):
         lost.append(f"{directory / CHECKPOINTS}/{done}")
     metrics = directory / records.METRICS
     _attempt(lost, metrics, partial(records.check_reaches, directory, done))
-    has_residual = (directory / "residual").is_dir()
     episodes, curve = directory / EPISODES, directory / "learning_curve.png"
+    before = len(lost)
     _attempt(lost, episodes, partial(save_paired, episodes, paired))
     _attempt(lost, curve, partial(plots.plot_learning_curve, directory, summary))
-    if has_residual:
+    if (directory / "residual").is_dir() and len(lost) == before:
         result = directory / run_directory.RESULT
         _attempt(lost, result, partial(run_directory.write_result, directory, summary))

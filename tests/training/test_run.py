@@ -306,6 +306,22 @@ def test_a_full_disk_is_told_with_the_result(here, capsys, monkeypatch):
     assert not any("Traceback" in line for line in lines)
 
 
+@pytest.mark.parametrize("name", ["save_paired", "plots.plot_learning_curve"])
+def test_what_could_not_be_written_at_the_end_is_made_by_resuming(here, capsys, monkeypatch, name):
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    argv = ["train", "peg_fast", "--out", "new", "--set", *SMALL]
+    with monkeypatch.context() as patch:
+        patch.setattr(f"pdjax.training.run.{name}", fail)
+        code, lines = ask(capsys, *argv)
+    assert code == 1 and "Input/output error" in lines[-1] and "--resume" in lines[-1]
+    code, _ = ask(capsys, *argv, "--resume")
+    assert code == 0
+    for made in ("episodes.npz", "learning_curve.png", "result.json"):
+        assert Path("new", made).is_file()
+
+
 def test_records_wait_for_room(tmp_path, monkeypatch, capsys):
     lines = records.Lines(tmp_path / "a.jsonl")
     lines.add({"step": 1})
