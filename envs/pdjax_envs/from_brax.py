@@ -6,6 +6,7 @@ none of pdjax's engines is involved, and the module stands on its own. Holds no 
 """
 
 import contextlib
+import importlib.util
 import io
 import math
 from collections.abc import Callable, Mapping
@@ -162,7 +163,7 @@ def load(name: str) -> tuple[Any, int]:
 
     Raises:
       registry.UnknownName: no such environment, or its library is not installed.
-      RuntimeError: JAX's CPU backend started without options that MJX needs.
+      InputError: JAX's CPU backend started without options that MJX needs.
     """
     library, _, theirs = name.partition(":")
     try:
@@ -185,6 +186,8 @@ def _load_brax(name: str) -> tuple[Any, int]:
 def _load_playground(name: str) -> tuple[Any, int]:
     from pdjax_envs.physics import mjx_flags
 
+    if importlib.util.find_spec("mujoco_playground") is None:  # its absence matters more than JAX
+        raise ModuleNotFoundError("No module named 'mujoco_playground'")
     mjx_flags.prepare()
     from mujoco_playground import registry  # pyright: ignore[reportMissingImports]
 

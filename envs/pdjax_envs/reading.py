@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MOST_TEXT = 256 << 20  # bytes of a text file; records of very long runs stay below
 MOST_DEPTH = 50  # levels of nesting
+MOST_NUMBER = 1e100  # size of a number from a file; sums and squares of such numbers stay finite
 MOST_SHOWN = 80  # characters of a wrong value in an error message
 
 
@@ -61,8 +62,22 @@ def check_fits(size: int, what: str, advice: str = "use a smaller one") -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Returns whether a value read from a file is a number; True and False are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Returns whether a value read from a file is a number to compute with.
+
+    NaN, infinity, numbers beyond `MOST_NUMBER`, True and False are none.
+    """
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and -MOST_NUMBER <= value <= MOST_NUMBER
+
+
+def is_non_negative(value: Any) -> bool:
+    """Returns whether a value read from a file is a number from 0 on that 64 bits can hold."""
+    return is_number(value) and 0 <= value < 2**63
+
+
+def is_rate(value: Any) -> bool:
+    """Returns whether a value read from a file is a number in [0, 1]."""
+    return is_number(value) and 0 <= value <= 1
 
 
 def is_file(path: Path) -> bool:

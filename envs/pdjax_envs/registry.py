@@ -15,6 +15,7 @@ import jax
 
 from pdjax_envs import shifts
 from pdjax_envs.names import UnknownName, suggest, unknown
+from pdjax_envs.physics import mjx_flags
 from pdjax_envs.physics.engine import Engine, Scene
 from pdjax_envs.reading import short
 from pdjax_envs.task import Env, Task, make_env
@@ -37,7 +38,8 @@ BUILT_IN = {
 }
 
 
-_FOREIGN = ("brax:", "playground:")
+_PLAYGROUND = "playground:"
+_FOREIGN = ("brax:", _PLAYGROUND)
 OTHER_TASKS = "brax:NAME or playground:NAME, an environment of Brax or MuJoCo Playground"
 _registered: dict[str, Task] = {}
 
@@ -150,6 +152,22 @@ def resolve_engine(physics: str) -> str:
             ", or choose native or mjx"
         )
     return physics
+
+
+def prepare(name: str, physics: str = "auto") -> None:
+    """Sets what a task's physics needs from JAX; call it before JAX first looks for its devices.
+
+    `make` needs no call of this if nothing has used JAX before it.
+
+    Args:
+      name: the task.
+      physics: as for `make`.
+
+    Raises:
+      InputError: JAX has started already, without those settings.
+    """
+    if physics in ("mjx", "warp") or name.startswith(_PLAYGROUND):
+        mjx_flags.prepare()
 
 
 def make_engine(scene: Scene, physics: str = "auto") -> Engine:

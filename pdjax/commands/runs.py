@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import threading
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -73,10 +74,14 @@ class Train:
         from pdjax.output import terminal, trackers
 
         trackers.use(self.track)
+        said = f"waiting for all processes of the run at {self.coordinator}"
+        waiting = threading.Timer(1.0, terminal.say, [said])  # errors come before that
         if self.coordinator:
-            processes.check(self.coordinator, self.process)
-            terminal.say(f"waiting for all processes of the run at {self.coordinator}")
-        processes.join(self.coordinator, self.process)
+            waiting.start()
+        try:
+            processes.join(self.coordinator, self.process)
+        finally:
+            waiting.cancel()
         from pdjax.output import tables
         from pdjax.training import run as runner
         from pdjax.training.members import varied

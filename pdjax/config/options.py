@@ -229,6 +229,8 @@ def _convert(kind: Any, allowed: Range, value: Any) -> Any:
     if kind is Path:
         return Path(value)
     if kind in (int, float) and not isinstance(value, bool):
+        if isinstance(value, str) and not value.isascii():  # float reads the digits of all scripts
+            raise ValueError
         # YAML 1.1 reads 1e6 as text and 1 as an integer
         number = float(value) if isinstance(value, str) or kind is float else value
         if kind is int:

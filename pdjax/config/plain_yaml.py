@@ -104,10 +104,23 @@ class _Loader(yaml.SafeLoader):
     def construct_yaml_int(self, node: Any) -> int:
         if len(node.value) > MOST_DIGITS:
             raise self._error(f"an integer of more than {MOST_DIGITS} digits", node)
+        digits = node.value.lstrip("+-").replace("_", "")
+        if digits[0] == "0" and digits[1:2].isdigit():
+            raise self._error("a number with a leading zero, which YAML reads to base 8", node)
+        self._refuse_base_60(node)
         return super().construct_yaml_int(node)
+
+    def construct_yaml_float(self, node: Any) -> float:
+        self._refuse_base_60(node)
+        return super().construct_yaml_float(node)
+
+    def _refuse_base_60(self, node: Any) -> None:
+        if ":" in node.value:
+            raise self._error("a number with a colon, which YAML reads to base 60", node)
 
     def _error(self, what: str, where: Any) -> yaml.MarkedYAMLError:
         return yaml.MarkedYAMLError(problem=f"has {what}", problem_mark=where.start_mark)
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)

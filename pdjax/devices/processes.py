@@ -89,9 +89,11 @@ def check(coordinator: str, process: str) -> tuple[int | None, int | None]:
     Raises:
       ConfigError: the address or the number is not in the form that `join` takes.
     """
-    if coordinator != "auto" and not re.fullmatch(r".+:\d{1,5}", coordinator):
+    port = re.fullmatch(r".+:([0-9]{1,5})", coordinator)
+    if coordinator != "auto" and not (port and 0 < int(port[1]) < 2**16):
         raise ConfigError(
-            f"--coordinator got {short(repr(coordinator))}, expected HOST:PORT or auto"
+            f"--coordinator got {short(repr(coordinator))}, expected HOST:PORT with a port from 1"
+            f" to {2**16 - 1}, or auto"
         )
     return _numbers(process)
 
@@ -103,7 +105,7 @@ def _numbers(process: str) -> tuple[int | None, int | None]:
         process = "/".join(text for text in named if text)
     if not process:
         return None, None
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", process)
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", process)
     if not match or not int(match[1]) < int(match[2]):
         raise ConfigError(f"--process got {short(repr(process))}, expected INDEX/COUNT such as 0/2")
     return int(match[1]), int(match[2])

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pdjax.config.schema import Config, ConfigError
+from pdjax_envs import registry
 
 AXIS = "envs"
 
@@ -25,7 +26,7 @@ def make_mesh(config: Config) -> Mesh:
     Raises:
       ConfigError: there are fewer devices, or they cannot share environments and batches equally.
     """
-    found, wanted = jax.devices(), config.train.devices
+    found, wanted = _devices(config), config.train.devices
     if wanted not in (0, len(found)) and jax.process_count() > 1:
         raise ConfigError(
             f"train.devices={wanted}, but the processes of this run have {len(found)}; set it to 0"
@@ -50,8 +51,14 @@ def make_playing_mesh(config: Config) -> Mesh:
 
     Unlike `make_mesh`, it refuses nothing: a run that was trained on several devices plays on one.
     """
-    found = jax.devices()
+    found = _devices(config)
     return Mesh(np.asarray(found[: config.train.devices or None]), (AXIS,))
+
+
+def _devices(config: Config) -> list[Any]:
+    """Returns JAX's devices; JAX starts here, if it has not yet."""
+    registry.prepare(config.task.name, config.task.physics)
+    return jax.devices()
 
 
 def copy_to_all(mesh: Mesh, tree: Any) -> Any:

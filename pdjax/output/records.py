@@ -20,16 +20,19 @@ from pdjax_envs import reading, writing
 from pdjax_envs.reading import InputError
 
 METRICS = "metrics.jsonl"
+NON_NEGATIVE = (reading.is_non_negative, "a number from 0 on")
+RATE = (reading.is_rate, "a number in [0, 1]")
+NUMBER = (reading.is_number, "a number")
 NUMBERS = {  # of a record of metrics.jsonl that somebody computes with
-    "decision_steps",
-    "wall_s",
-    "success_once",
-    "return",
-    "success_at_end",
-    "steps_to_success",
-    "smoothness",
-    "saturation",
-    "train_success",
+    "decision_steps": NON_NEGATIVE,
+    "wall_s": NON_NEGATIVE,
+    "success_once": RATE,
+    "return": NUMBER,
+    "success_at_end": RATE,
+    "steps_to_success": NON_NEGATIVE,
+    "smoothness": NON_NEGATIVE,
+    "saturation": RATE,
+    "train_success": RATE,
 }
 
 Judge = Callable[[Mapping[str, Any]], str]
@@ -268,8 +271,8 @@ def judge_metrics(record: Mapping[str, Any]) -> str:
     needed = {"decision_steps"}
     if record["group"] == "eval":  # a task without success is judged by its return
         needed |= {"wall_s", "success_once" if record.get("return") is None else "return"}
-    for name in sorted(NUMBERS & (record.keys() | needed)):
+    for name, (is_right, expected) in NUMBERS.items():
         value = record.get(name)
-        if not reading.is_number(value) and not (value is None and name not in needed):
-            return f"{name} is {reading.short(value)}, expected a number"
+        if not is_right(value) and (value is not None or name in needed):
+            return f"{name} is {reading.short(value)}, expected {expected}"
     return ""

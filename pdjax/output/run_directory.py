@@ -16,13 +16,14 @@ from pdjax.output import digests
 from pdjax.output.checkpoint import CheckpointError
 from pdjax.output.paths import write_json
 from pdjax_envs import reading
-from pdjax_envs.reading import InputError, is_number
+from pdjax_envs.reading import InputError, is_non_negative, is_number, is_rate
 
 RESULT = "result.json"
 BASE = "base_policy"  # the run's copy of its base policy
 BASE_DIGESTS = "base_policy.digests.json"
 RATES = ("base_success", "refined_success")  # what the result of a finished run has,
 RETURNS = ("base_return", "refined_return")  # or this, if its task has no success
+COUNTS = ("episodes", "decision_steps")
 INTERVALS = ("base_ci", "refined_ci", "gain_ci")
 TOLD = (  # what the tables of a finished run show
     *("task", "episodes", "gain", "gain_ci"),
@@ -77,7 +78,11 @@ def _problem(name: str, value: Any) -> str:
     if name in INTERVALS:
         right = isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
         return "" if right else "two numbers"
-    if name in (*RATES, "gain", "episodes", "decision_steps"):
+    if name in RATES:
+        return "" if is_rate(value) else "a number in [0, 1]"
+    if name in COUNTS:
+        return "" if is_non_negative(value) else "a number from 0 on"
+    if name == "gain":
         return "" if is_number(value) else "a number"
     if name.startswith(("base_", "refined_")) and not isinstance(value, list):
         return "" if value is None or is_number(value) else "a number"

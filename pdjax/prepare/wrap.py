@@ -194,7 +194,8 @@ def try_aloud(env: Env, base: BasePolicy, play: Play, said: tuple[str, str]):
         if not np.isfinite(actions).all():
             source, advice = said
             raise ConfigError(
-                f"{source} returned NaN actions on observations of {env.task.name}; {advice}"
+                f"{source} returned NaN or infinite actions on observations of {env.task.name};"
+                f" {advice}"
             )
         bar.update(play.episodes)
     return obs, actions, seen

@@ -4,7 +4,8 @@ Not pure: it reads the sweep's directories and writes the report beside them.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ TRIAL, STARTS, STATUS = "trial.json", "starts.jsonl", "status.txt"  # files of a
 STATUSES = ("unfinished", "ended early", "failed")  # of trials without a result
 FEW = 4  # finished trials that importances need at least
 DRAWN = 10  # settings of each task whose curves are drawn, the best ones
+
+Write = Callable[[Path], object]  # writes one file of the report
 
 
 def write(out: Path) -> dict[str, Any]:
@@ -54,23 +57,34 @@ def write(out: Path) -> dict[str, Any]:
             f"no trial of {out} has been evaluated yet; wait for the first evaluation, or read"
             " trials/ID/log.txt"
         )
-    names = [dimension.key for dimension in spec.space]
-    if len(spec.settings.config) > 1:
-        names.insert(0, "config")
+    names = _names(spec)
     apart = [name for name in names if name != "seed"]
     settings = _settings(apart, found)
+    importance = _importance(spec, found)
+    files = (
+        _tables(names, found)
+        | _pictures(settings, importance)
+        | _best_configs(spec, found, settings)
+    )  # everything is read by now
+    for name in files:
+        if (out / name).is_dir():
+            raise ConfigError(f"cannot write {out / name}: it is a directory; move it away")
     tables.show_settings(apart, settings)
-    summary: dict[str, Any] = {
+    for name, write_to in files.items():
+        write_to(out / name)
+    terminal.say(f"written to {out}: {', '.join(files)}")
+    return {
         "trials": found,
         "settings": settings,
-        "files": [],
-        "importance": _importance(spec, found),
+        "files": list(files),
+        "importance": importance,
     }
-    _write_tables(out, names, found, summary["files"])
-    _draw(out, settings, summary)
-    _write_best(out, spec, settings, summary["files"])
-    terminal.say(f"written to {out}: {', '.join(summary['files'])}")
-    return summary
+
+
+def _names(spec: sweep_spec.Spec) -> list[str]:
+    """Returns the names of what sets trials apart; `config` among them if there are several."""
+    names = [dimension.key for dimension in spec.space]
+    return ["config", *names] if len(spec.settings.config) > 1 else names
 
 
 def _rank(row: dict[str, Any]) -> tuple[str, bool, float]:
@@ -131,7 +145,7 @@ def _trial(spec: sweep_spec.Spec, directory: Path) -> dict[str, Any]:
             f"cannot read status {reading.short(str(ended))}: it says {reading.short(status)},"
             f" expected one of {', '.join(STATUSES)}; remove it"
         )
-    values = _values(directory)
+    values = _values(spec, directory)
     row = {
         "trial": directory.name,
         "task": sweep_spec.make_members(spec, values)[0].task.name,
@@ -172,19 +186,26 @@ def _trial(spec: sweep_spec.Spec, directory: Path) -> dict[str, Any]:
     return row | {"success": _mean(row["successes"])}
 
 
-def _values(directory: Path) -> dict[str, Any]:
+def _values(spec: sweep_spec.Spec, directory: Path) -> dict[str, Any]:
     """Returns what a trial sets, from its `trial.json`.
 
     Raises:
-      InputError: the file cannot be read, or names no config.
+      InputError: the file cannot be read, names no config, or sets other keys than the space.
     """
-    values = reading.read_json_object(directory / TRIAL, "trial")
+    path = directory / TRIAL
+    values = reading.read_json_object(path, "trial")
+    expected = {"config", *(dimension.key for dimension in spec.space)}
     if not isinstance(values.get("config"), str):
-        raise InputError(
-            f"cannot read trial {reading.short(str(directory / TRIAL))}: it names no config; move"
-            " the trial's directory away"
-        )
-    return values
+        problem = "it names no config"
+    elif values.keys() != expected:
+        strange = sorted(values.keys() ^ expected)[0]
+        how = "lacks" if strange in expected else "sets"
+        problem = f"it {how} {reading.short(strange)}, unlike the space of sweep.yaml"
+    else:
+        return values
+    raise InputError(
+        f"cannot read trial {reading.short(str(path))}: {problem}; move the trial's directory away"
+    )
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -192,7 +213,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _write_tables(out: Path, names: list[str], found: list[dict[str, Any]], files: list) -> None:
+def _tables(names: list[str], found: list[dict[str, Any]]) -> dict[str, Write]:
     flat = [
         {name: row["values"].get(name) for name in names}
         | {
@@ -202,41 +223,45 @@ def _write_tables(out: Path, names: list[str], found: list[dict[str, Any]], file
         }
         for row in found
     ]
-    write_json(out / "trials.json", flat)
-    files.append("trials.json")
+    files: dict[str, Write] = {"trials.json": lambda path: write_json(path, flat)}
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
         terminal.say("no trials.parquet: pyarrow is not installed; it comes with pdjax[sweep]")
-        return
-    for row in flat:  # a column has one type
-        row |= {name: _plain(row[name]) for name in names}
-    with writing.aside(out / "trials.parquet") as written:
-        parquet.write_table(pyarrow.Table.from_pylist(flat), written)
-    files.append("trials.parquet")
+        return files
+    # a column has one type
+    typed = [row | {name: _plain(row[name]) for name in names} for row in flat]
+    table = pyarrow.Table.from_pylist(typed)
+
+    def write_parquet(path: Path) -> None:
+        with writing.aside(path) as written:
+            parquet.write_table(table, written)
+
+    return files | {"trials.parquet": write_parquet}
 
 
-def _write_best(
-    out: Path, spec: sweep_spec.Spec, settings: list[dict[str, Any]], files: list[str]
-) -> None:
-    """Writes the config of each task's best finished setting."""
+def _best_configs(
+    spec: sweep_spec.Spec, found: list[dict[str, Any]], settings: list[dict[str, Any]]
+) -> dict[str, Write]:
+    """Returns the configs of each task's best finished setting."""
+    files: dict[str, Write] = {}
     tasks = dict.fromkeys(row["task"] for row in settings)
     for task in tasks:
         best = next(row for row in settings if row["task"] == task)
-        if best["status"] != "finished":
-            continue
-        trial = _values(out / "trials" / best["trials"][0])
-        path = out / (f"best_{_in_name(task)}.yaml" if len(tasks) > 1 else "best.yaml")
-        configs.save(sweep_spec.make_members(spec, trial)[0], path)
-        files.append(path.name)
+        if best["status"] == "finished":
+            values = next(row["values"] for row in found if row["trial"] == best["trials"][0])
+            config = sweep_spec.make_members(spec, values)[0]
+            name = f"best_{_in_name(task)}.yaml" if len(tasks) > 1 else "best.yaml"
+            files[name] = partial(configs.save, config)
+    return files
 
 
 def _in_name(task: str) -> str:
     return task.replace(":", "_")
 
 
-def _draw(out: Path, settings: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+def _pictures(settings: list[dict[str, Any]], importance: Mapping[str, float]) -> dict[str, Write]:
     drawn: dict[str, list[dict[str, Any]]] = {}
     for row in settings:
         runs = [compare.read(Path(run)) for run in row["runs"]]
@@ -244,16 +269,16 @@ def _draw(out: Path, settings: list[dict[str, Any]], summary: dict[str, Any]) ->
             name = " ".join(f"{key.split('.')[-1]}={value}" for key, value in row["values"].items())
             band = compare.bands([run.curve for run in runs])
             drawn[row["task"]].append({"name": name or "all runs"} | band)
+    files: dict[str, Write] = {}
     for task, bands in drawn.items():
-        path = out / f"curves_{_in_name(task)}.png"
         is_rate = all(row["is_rate"] for row in settings if row["task"] == task)
-        plots.plot_comparison(path, task, bands, is_rate)
-        summary["files"].append(path.name)
-    if summary["importance"]:
-        plots.plot_importance(
-            out / "importance.png", "Which keys set good trials apart", summary["importance"]
+        files[f"curves_{_in_name(task)}.png"] = partial(
+            plots.plot_comparison, task=task, groups=bands, is_rate=is_rate
         )
-        summary["files"].append("importance.png")
+    if importance:
+        title = "Which keys set good trials apart"
+        files["importance.png"] = partial(plots.plot_importance, title=title, importance=importance)
+    return files
 
 
 def _importance(spec: sweep_spec.Spec, found: list[dict[str, Any]]) -> dict[str, float]:

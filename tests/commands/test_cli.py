@@ -186,7 +186,7 @@ TRAIN = ["train", "peg_fast", "--out", "new/run", "--set", "base_policy.path=bas
         ([*TRAIN, "--out", "base/new"], "base/new is inside the base policy's directory"),
         ([*TRAIN, "--members", "3000000000"], "expected integer >= 0 that 32 bits can hold"),
         ([*TRAIN, "--members", "2000000000"], "2,000,000,000 members, expected at most 1,000"),
-        ([*TRAIN, "--coordinator", "x"], "--coordinator got 'x', expected HOST:PORT or auto"),
+        ([*TRAIN, "--coordinator", "x"], "--coordinator got 'x', expected HOST:PORT with"),
         ([*TRAIN, "sac.batch_size=1e9"], "sac.batch_size=1000000000 alone needs "),
         ([*TRAIN, "eval.episodes=1e9"], "eval.episodes=1000000000 alone needs "),
         (

@@ -113,6 +113,10 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path):
         ("sac={}", r"gives a whole section"),
         (f"seed{'.a' * 5_000}=1", r"unknown config key 'seed.a.*expected section.key"),
         ("sac.batch_size=1e18", r"batch_size got '1e18', expected integer >= 1 that 32 bits can"),
+        (
+            "sac.batch_size=\u0661\u0662",
+            r"batch_size got .*, expected integer >= 1",
+        ),  # 12, in Arabic
         ("train.learning_starts=1e30", r"expected integer >= 0 that 32 bits can hold"),
         ("train.total_decisions=2147483648", r"integer >= 1 that 32 bits can hold"),
         ("sac.actor_lr=1e39", r"expected number > 0 that 32 bits can hold"),

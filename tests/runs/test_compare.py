@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -255,3 +256,26 @@ def test_runs_are_named_without_end():
     (runs, *_) = options.describe(cli.COMMANDS["compare"])
     command, _ = cli._parse(["compare", "a", "b", "c", "--threshold", "0.5"])
     assert runs.name == "runs" and command.runs == (Path("a"), Path("b"), Path("c"))
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "expected"),
+    [
+        ("decision_steps", "1" + "0" * 400, "a number from 0 on"),
+        ("decision_steps", "-1", "a number from 0 on"),
+        ("wall_s", "1e999", "a number from 0 on"),
+        ("success_once", "NaN", r"a number in \[0, 1\]"),
+        ("success_once", "-1e300", r"a number in \[0, 1\]"),
+        ("success_once", "5e300", r"a number in \[0, 1\]"),
+        ("return", "-1e300", "a number"),
+    ],
+)
+def test_numbers_that_no_evaluation_gives_are_refused(folder, capsys, name, number, expected):
+    run = write_run(folder / "run", [0.2, 0.4])
+    record = {"group": "eval", "decision_steps": 300, "wall_s": 1.0, "success_once": 0.5}
+    line = json.dumps(record | {name: "here"}).replace('"here"', number)
+    (run / "metrics.jsonl").write_text(f"{line}\n")
+    assert cli.main(["compare", "run", "--out", "a.png"]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert re.search(f"line 1 has a wrong value: {name} is .*, expected {expected};", said), said
+    assert not (folder / "a.png").exists()

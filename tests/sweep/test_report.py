@@ -186,11 +186,15 @@ def test_nothing_to_report_yet(tmp_path):
         ("trial.json", b"[1]", "holds .1., expected an object"),
         ("trial.json", b"{}", "names no config"),
         ("trial.json", b'{"config": "peg_fa', "cannot read trial"),
+        ("trial.json", b'{"config": "peg_fast", "sac.gamma": 0.9}', "it sets sac.gamma, unlike"),
+        ("trial.json", b'{"config": "peg_fast"}', "it lacks sac.tau, unlike the space"),
+        ("run/config.yaml", b"task: {na", "cannot read config"),
         ("starts.jsonl", b'{"time\n{"time": 1}\n', "line 1 is no JSON"),
         ("status.txt", b"\x9c\x00", "is not UTF-8"),
         ("status.txt", b"won", "says won, expected one of unfinished, ended early, failed"),
         ("run/metrics.jsonl", b"\0" * 64 + b"\n", "line 1 is no JSON"),
         ("run/result.json", b"[1]", "holds .1., expected an object"),
+        ("run/result.json", b'{"refined_success": 5e300, "base_success": 0}', "number in .0, 1"),
     ],
 )
 def test_a_damaged_file_is_named_and_nothing_is_written(tmp_path, capsys, name, content, why):
@@ -203,4 +207,20 @@ def test_a_damaged_file_is_named_and_nothing_is_written(tmp_path, capsys, name, 
     assert cli.main(["sweep", "report", str(out)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(why, line) and name in line, line
+    assert sorted(out.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["trials.json", "best.yaml", "curves_PegInsertionSide.png"])
+def test_a_name_that_is_taken_by_a_directory_is_told_before_anything_is_written(
+    tmp_path, capsys, name
+):
+    out = tmp_path / "sweep"
+    spec = write_sweep(out, config="peg_fast", space={"sac.tau": [0.01, 0.02]})
+    values = {"config": "peg_fast", "sac.tau": 0.01}
+    write_trial(out, spec, "t_0", values, [[0.5, 0.9]], refined=[0.9])
+    (out / name).mkdir()
+    before = sorted(out.rglob("*"))
+    assert cli.main(["sweep", "report", str(out)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"cannot write .* is a directory", line) and name in line, line
     assert sorted(out.rglob("*")) == before

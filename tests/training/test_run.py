@@ -75,7 +75,11 @@ def refused(found):
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b'{"task": "Poi', b"[]", b"\0" * 64, b"\xc9\xff", b'{"base_success": "x"}', b"7"],
+    [
+        *(b"", b'{"task": "Poi', b"[]", b"\0" * 64, b"\xc9\xff", b"7", b"null"),
+        *(b'{"base_success": %b}' % value for value in (b'"x"', b"5e300", b"NaN")),
+        b'{"base_success": 0, "refined_success": 0, "decision_steps": 1' + b"0" * 400 + b"}",
+    ],
 )
 def test_a_damaged_result_is_told_and_made_again(here, capsys, text):
     Path("run/result.json").write_bytes(text)
@@ -125,8 +129,8 @@ def test_what_can_be_derived_is_made_again(here, capsys):
         ("7", "holds 7, expected an object"),
         ('{"group": "eval"}', "has a wrong value: decision_steps is None, expected a number"),
         (
-            '{"group": "eval", "decision_steps": 64, "success_once": "x"}',
-            "has a wrong value: success_once is x, expected a number",
+            '{"group": "eval", "decision_steps": 64, "wall_s": 1, "success_once": "x"}',
+            "has a wrong value: success_once is x, expected a number in",
         ),
     ],
 )

@@ -6,7 +6,6 @@ tensors. All protocols are read, also as Python 2 wrote them.
 Separate from the file formats because policies, demonstrations and checkpoints come as pickles.
 """
 
-import io
 import math
 import os
 import pickle
@@ -14,11 +13,11 @@ import pickletools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from pdjax_envs.reading import check_fits, read_bytes, short
+from pdjax_envs.reading import check_fits, short
 
 # What arrays and containers are made of, in all protocols.
 DATA = frozenset(
@@ -70,7 +69,7 @@ class _Items(dict[Any, Any]):
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, allowed: frozenset[str], persistent: Callable[[Any], Any]):
+    def __init__(self, file: BinaryIO, allowed: frozenset[str], persistent: Callable[[Any], Any]):
         super().__init__(file, encoding="latin-1")
         self._allowed, self._persistent = allowed, persistent
         self._named: dict[str, type[Record]] = {}
@@ -101,22 +100,22 @@ def load(path: Path, allowed: frozenset[str]) -> Any:
       Forbidden: the pickle contains another name; nothing was imported or called.
       Damaged: the pickle is cut short or malformed.
     """
-    return load_next(io.BytesIO(read_whole(path)), allowed)
+    with opened(path) as file:
+        return load_next(file, allowed)
 
 
-def read_whole(path: Path) -> bytes:
-    """Returns the bytes of a file of any size that fits into memory twice over.
+def opened(path: Path) -> BinaryIO:
+    """Opens a file whose content fits into memory; nothing is read yet.
 
     Raises:
       InputError: it cannot be read or does not fit.
     """
-    size = os.path.getsize(path)
-    check_fits(3 * size, short(str(path)))
-    return read_bytes(path, "file", most=size)
+    check_fits(3 * os.path.getsize(path), short(str(path)))
+    return path.open("rb")
 
 
 def load_next(
-    file: io.BytesIO, allowed: frozenset[str], persistent: Callable[[Any], Any] = lambda pid: pid
+    file: BinaryIO, allowed: frozenset[str], persistent: Callable[[Any], Any] = lambda pid: pid
 ) -> Any:
     """Reads the pickle at a file's position, and moves the position to its end; see `load`.
 
@@ -135,12 +134,20 @@ def load_next(
         raise Damaged(f"{type(error).__name__}: {error}") from None
 
 
-def _check_claims(file: io.BytesIO) -> None:
+def size_of(file: BinaryIO) -> int:
+    """Returns the number of bytes of an open file; its position stays."""
+    at = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(at)
+    return size
+
+
+def _check_claims(file: BinaryIO) -> None:
     """Checks that the pickle makes the unpickler reserve no memory for what it does not hold.
 
     Lengths beyond the end of the file make `genops` raise ValueError.
     """
-    start, size = file.tell(), file.getbuffer().nbytes
+    start, size = file.tell(), size_of(file)
     for count, (step, argument, _) in enumerate(pickletools.genops(file)):
         if count > _MOST_STEPS:
             raise Damaged(f"it has more than {_MOST_STEPS:,} instructions")

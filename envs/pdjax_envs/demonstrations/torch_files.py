@@ -13,7 +13,7 @@ import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -73,7 +73,8 @@ def load(path: Path) -> Saved:
       Damaged: it is not such a file, or it is cut short.
     """
     if not zipfile.is_zipfile(path):
-        return _load_old(pickles.read_whole(path), _ALLOWED)
+        with pickles.opened(path) as file:
+            return _load_old(file, _ALLOWED)
     try:
         with zipfile.ZipFile(path) as archive:
             return _load_archive(archive, short(str(path)))
@@ -107,8 +108,8 @@ def _load_archive(archive: zipfile.ZipFile, what: str) -> Saved:
     return Saved(value, storages)
 
 
-def _load_old(content: bytes, allowed: frozenset[str]) -> Saved:
-    file, types = io.BytesIO(content), dict[str, str]()
+def _load_old(file: BinaryIO, allowed: frozenset[str]) -> Saved:
+    types = dict[str, str]()
     for index in range(_PICKLES_BEFORE):
         said = pickles.load_next(file, frozenset())
         if index == 0 and said != _MAGIC:
@@ -121,7 +122,7 @@ def _load_old(content: bytes, allowed: frozenset[str]) -> Saved:
     for key in map(str, keys):
         count = int.from_bytes(file.read(8), "little", signed=True)
         size = count * np.dtype(types[key]).itemsize
-        left = len(content) - file.tell()
+        left = pickles.size_of(file) - file.tell()
         if not 0 <= size <= left:
             raise Damaged(f"a storage claims {size} bytes where {left} are left")
         storages[key] = _storage(file.read(size), types[key])
@@ -171,7 +172,8 @@ def _tensor(
 ) -> np.ndarray:
     """Returns a tensor: numbers of a storage, `stride` apart along each axis."""
     if storages is None:  # the storage is a file of torch's own within the pickle
-        inner = _load_old(pickles.content_of(storage.args[0]), frozenset(_TYPES))
+        content = io.BytesIO(pickles.content_of(storage.args[0]))
+        inner = _load_old(content, frozenset(_TYPES))
         storage, storages = inner.value, inner.storages
     named, key = storage
     numbers, size, stride = storages[key], _lengths(size), _lengths(stride)

@@ -50,7 +50,7 @@ def make_engine(scene: Scene, impl: Literal["jax", "warp"] = "jax") -> Engine:
     times as fast (measured on CPUs).
 
     Raises:
-      RuntimeError: JAX's CPU backend started without options that MJX needs.
+      InputError: JAX's CPU backend started without options that MJX needs.
       ValueError: MJX cannot vary an override per environment or lacks a derived field.
       NotImplementedError: MJX does not know a feature of the model.
     """

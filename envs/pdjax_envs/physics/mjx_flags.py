@@ -12,6 +12,8 @@ import jax
 import jaxlib.version
 from jax._src import xla_bridge  # JAX has no public way to ask whether a backend has started
 
+from pdjax_envs.reading import InputError
+
 # (option, value, first jaxlib version that does not need it). A jaxlib aborts the process at an
 # unknown option, so each option is added only below its version.
 _OPTIONS = (
@@ -31,7 +33,7 @@ def prepare() -> None:
     value, calling it again changes nothing, and accelerators ignore the options.
 
     Raises:
-      RuntimeError: a CPU backend has already started without the options.
+      InputError: a CPU backend has already started without the options.
     """
     flags = os.environ.get("XLA_FLAGS", "").strip()
     missing = _missing(flags, jaxlib.version.__version__)
@@ -41,12 +43,12 @@ def prepare() -> None:
     if xla_bridge.backends_are_initialized():
         if jax.default_backend() != "cpu":
             return
-        raise RuntimeError(
+        raise InputError(
             f"JAX's CPU backend has started without options that MJX needs; set XLA_FLAGS='{added}'"
             " or call pdjax_envs.physics.mjx_flags.prepare() before the first use of JAX"
         )
     if flags and not flags.startswith("-"):
-        raise RuntimeError(f"MJX needs XLA options: add '{added}' to the file XLA_FLAGS={flags}")
+        raise InputError(f"MJX needs XLA options: add '{added}' to the file XLA_FLAGS={flags}")
     os.environ["XLA_FLAGS"] = f"{flags} {added}".strip()
 
 

@@ -154,6 +154,7 @@ def _in_program(policy: Any, obs_shape: tuple[int, int]) -> Parts:
     params, key = getattr(policy, "params", ()), jax.random.key(0)
     params = guard(lambda: jax.tree.map(jnp.asarray, params), "reading the policy's params")
     carry = guard(lambda: jax.eval_shape(policy.init_carry, key), "init_carry(key)")
+    host.check_memory(carry, "init_carry(key)")
     history = jax.ShapeDtypeStruct(obs_shape, jnp.float32)
     doing = f"apply(params, carry, obs_history {obs_shape}, key)"
     answer = guard(lambda: jax.eval_shape(policy.apply, params, carry, history, key), doing)
@@ -208,8 +209,8 @@ def _through_host(policy: Any, obs_shape: tuple[int, int]) -> Parts:
 def assemble(parts: Parts, about: Description, act_horizon: int = 0) -> BasePolicy:
     """Checks a policy's sizes and scales its actions to [-1, 1].
 
-    Actions are scaled from [action_low, action_high] to [-1, 1], then clipped. NaN stays NaN, which
-    the environment counts as a bad action.
+    Actions are scaled from [action_low, action_high] to [-1, 1], then clipped. NaN and infinity
+    become NaN, which the environment counts as a bad action.
 
     Args:
       parts: the policy.
@@ -239,7 +240,7 @@ def assemble(parts: Parts, about: Description, act_horizon: int = 0) -> BasePoli
         chunk = chunk.reshape(shape)[:steps]
         if (low != -1).any() or (high != 1).any():
             chunk = 2 * (chunk - low) / (high - low) - 1
-        return jnp.clip(chunk, -1.0, 1.0), carry
+        return jnp.where(jnp.isfinite(chunk), jnp.clip(chunk, -1.0, 1.0), jnp.nan), carry
 
     return BasePolicy(
         parts.init_carry,

@@ -19,7 +19,7 @@ from pdjax.base_policies.foreign import user_code
 from pdjax.base_policies.foreign.user_code import guard
 from pdjax.config.options import ConfigError
 from pdjax.types import Array, BasePolicy, Key
-from pdjax_envs.reading import short
+from pdjax_envs.reading import check_fits, short
 
 # Numbers of environments; an axis of steps in the first place fits one of them only.
 PROBED = (2, 3)
@@ -105,9 +105,26 @@ def probe(policy: HostPolicy, obs_shape: tuple[int, int]) -> tuple[int, ...]:
     return answers[0].shape[1:]
 
 
+def check_memory(carry: Any, what: str) -> None:
+    """Checks that a policy's memory fits into ours, for the environments that try it.
+
+    Args:
+      carry: the memory of one environment, a pytree of arrays or of their shapes.
+      what: what made it, to begin the error message.
+
+    Raises:
+      InputError: it does not fit.
+    """
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(carry))
+    copies = 2 * max(PROBED)  # before and after a call
+    check_fits(copies * size, f"the policy's memory from {what}, for {max(PROBED)} environments,")
+
+
 def _first_carry(policy: HostPolicy) -> Any:
     """Returns the policy's memory at the start of an episode, as JAX can hold it."""
-    start = guard(lambda: jax.tree.map(_representable, policy.init_carry()), "init_carry()")
+    own = guard(lambda: jax.tree.map(np.asarray, policy.init_carry()), "init_carry()")
+    check_memory(own, "init_carry()")
+    start = guard(lambda: jax.tree.map(_representable, own), "init_carry()")
     for leaf in jax.tree.leaves(start):
         if leaf.dtype.kind not in "biufc":
             raise ConfigError(

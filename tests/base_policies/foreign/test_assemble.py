@@ -4,6 +4,7 @@ import json
 import pickle
 import sys
 import textwrap
+import types
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pdjax.commands import cli
 from pdjax.config.options import ConfigError
 from pdjax.rollout.collect import make_rollout
 from pdjax.rollout.decision import Frozen
+from pdjax_envs.reading import InputError
 from tests.probe import (
     make_constant_policy,
     make_counting_policy,
@@ -371,7 +373,8 @@ def test_declared_ranges_are_scaled_and_clipped_and_nan_stays_for_the_environmen
     # [0, 20] -> [-1, 1]: 5 -> -0.5, 15 -> 0.5; 15 -> 0.5, 25 -> 1.5, clipped
     np.testing.assert_allclose(chunk(5.0), [-0.5, 0.5])
     np.testing.assert_allclose(chunk(15.0), [0.5, 1.0])
-    assert np.isnan(chunk(np.nan)).all()
+    for bad in (np.nan, np.inf, -np.inf):
+        assert np.isnan(chunk(bad)).all()
 
 
 def test_fewer_steps_of_a_chunk_may_be_executed_but_not_more(tmp_path):
@@ -495,10 +498,29 @@ def test_artefacts_of_other_signatures(tmp_path, point, monkeypatch, capsys):
         write("e.jaxexport", newest, shape(symbol, 2, 3), platforms=["tpu"]),
         "was exported for tpu, but this process runs on cpu",
     )
+    endless = lambda obs: newest(obs) + jnp.inf  # noqa: E731
+    refuse(
+        capsys,
+        write("g.jaxexport", endless, shape(symbol, 2, 3)),
+        "returned NaN or infinite actions on observations of Point",
+    )
     # A function of the observations alone is accepted.
     assert cli.main(write("f.jaxexport", newest, shape(symbol, 2, 3))) == 0
     base, _ = assemble.load(Path("new"))
     assert (base.obs_horizon, base.act_horizon) == (2, 1)
+
+
+def test_memory_beyond_the_machines_is_refused_before_it_is_taken():
+    size = 10**12
+    start = np.broadcast_to(np.float32(0), (size,))
+    own = host.HostPolicy(lambda: start, lambda carry, obs, seed: (obs[:, :, :1], carry))
+    pure = types.SimpleNamespace(
+        init_carry=lambda key: jnp.zeros(size),
+        apply=lambda params, carry, obs, key: (obs[:, :1], carry),
+    )
+    for policy in (own, pure):
+        with pytest.raises(InputError, match=r"memory from init_carry.*needs [\d,.]+ GiB"):
+            assemble.adapt(policy, (HORIZON, OBS))
 
 
 def test_a_policy_that_calls_python_cannot_be_exported(tmp_path):

@@ -1,5 +1,6 @@
 """Pickles from outside: nothing runs, and nothing is reserved that the file does not hold."""
 
+import os
 import pickle
 import struct
 import tracemalloc
@@ -25,6 +26,19 @@ def load(tmp_path, content):
 
 def test_a_pickle_of_python_2_is_read(tmp_path):
     np.testing.assert_array_equal(pickles.array(load(tmp_path, PYTHON_2)), [1, 2])
+
+
+def test_a_large_file_of_something_else_is_not_read_whole(tmp_path):
+    path = tmp_path / "x.pickle"
+    path.touch()
+    os.truncate(path, 3 << 30)  # zeros, which take no disk
+    tracemalloc.start()
+    try:
+        with pytest.raises(Damaged):
+            pickles.load(path, pickles.DATA)
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 
 from pdjax_envs import registry
 from pdjax_envs.physics import mjx_flags
+from pdjax_envs.reading import InputError
 
 SCHEDULER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 ADROIT = ["AdroitDoor", "AdroitHammer", "AdroitPen", "AdroitRelocate"]
@@ -244,8 +245,19 @@ def _child_too_late():
     model = mujoco.MjModel.from_xml_string("<mujoco/>")
     try:
         mjx.make_engine(Scene(model, n_substeps=1))
-    except RuntimeError as error:
+    except InputError as error:
         print(error)
+
+
+def _child_mesh():
+    """A run looks for devices before it builds its environment."""
+    from pdjax.config import files
+    from pdjax.devices.sharding import make_mesh, make_playing_mesh
+
+    config = files.load("fast", ["task.name=AdroitDoor", "task.physics=mjx"])
+    make_mesh(config), make_playing_mesh(config)
+    registry.make(config.task.name, config.task.physics)
+    print("made")
 
 
 def _child_prepare():
@@ -295,6 +307,10 @@ def test_demonstration_agrees_with_native():
     run_child("_child_peg", limit_s=480)
 
 
+def test_a_run_prepares_before_it_starts_jax():
+    assert run_child("_child_mesh", limit_s=240, flags="") == "made"
+
+
 def test_too_late_is_refused_in_one_line():
     message = run_child("_child_too_late", limit_s=120, flags="")
     needed = mjx_flags._missing("", jax.lib.__version__)
@@ -338,7 +354,7 @@ def test_a_file_of_options_is_read_and_never_changed(old_jaxlib, tmp_path):
     path = tmp_path / "flags"
     path.write_text(f"{SCHEDULER}\n")
     old_jaxlib.setenv("XLA_FLAGS", str(path))
-    with pytest.raises(RuntimeError, match=f"add '{EMITTERS}' to the file"):
+    with pytest.raises(InputError, match=f"add '{EMITTERS}' to the file"):
         mjx_flags.prepare()
     path.write_text(f"{SCHEDULER}\n{EMITTERS}\n")
     mjx_flags.prepare()
