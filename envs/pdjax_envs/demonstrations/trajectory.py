@@ -12,6 +12,7 @@ from pdjax_envs.reading import InputError, short
 from pdjax_envs.task import Task
 
 ACTION_SLACK = 1e-3  # how far rounding may take normalised actions beyond [-1, 1]
+MOST = 1e10  # size of a number in an episode; MuJoCo takes larger ones for a failed simulation
 
 
 class DataError(InputError):
@@ -83,10 +84,10 @@ def check(trajectory: Trajectory, task: Task, where: str, obs_name: str = "obs")
         ("env_states", trajectory.env_states, ()),
         *((f"initial {n}", state, ()) for n, state in (trajectory.init_state or {}).items()),
     ):
-        if values is not None and not np.isfinite(values).all():
+        if values is not None and not (is_right := np.abs(values) <= MOST).all():
             raise DataError(
-                f"{where} holds NaN or infinite numbers; drop the episode (the first is"
-                f" in {short(name)}{_first_of(values, parts)})"
+                f"{where} holds NaN, or numbers beyond {MOST:g}; drop the episode (the first is"
+                f" in {short(name)}{_first_of(~is_right, parts)})"
             )
     for name, values, shape in (
         ("success", trajectory.success, (steps,)),
@@ -103,11 +104,11 @@ def check(trajectory: Trajectory, task: Task, where: str, obs_name: str = "obs")
             )
 
 
-def _first_of(values: np.ndarray, parts: tuple[tuple[str, int], ...]) -> str:
-    """Returns where the first number that is not finite stands: its step and its part."""
-    if values.ndim == 0:
+def _first_of(is_wrong: np.ndarray, parts: tuple[tuple[str, int], ...]) -> str:
+    """Returns where the first wrong number stands: its step and its part."""
+    if is_wrong.ndim == 0:
         return ""
-    step, *column = np.argwhere(~np.isfinite(values))[0]
+    step, *column = np.argwhere(is_wrong)[0]
     names = column_names(parts)
     known = len(column) == 1 and column[0] < len(names)
     return f", step {step}" + (f", {names[column[0]]}" if known else "")

@@ -71,6 +71,7 @@ def load(directory: Path, act_horizon: int = 0) -> tuple[BasePolicy, str]:
         policy = find_inside(directory, about.entry)
         parts = adapt(policy, (about.obs_horizon, about.obs_dim), about.device)
     else:
+        description.check_files(directory)
         parts = read_file(directory / FILES[about.kind], about)
     return assemble(parts, about, act_horizon), about.task
 

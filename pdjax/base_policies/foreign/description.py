@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pdjax.config import options
 from pdjax.config.options import ConfigError, Count, Range
+from pdjax.output import digests
 from pdjax_envs import reading, writing
 
 FILE = "policy.json"
@@ -101,6 +102,28 @@ def read(directory: Path) -> Description:
 
 
 def write(directory: Path, description: Description) -> None:
-    """Writes a description for `read`."""
+    """Writes a description for `read`, and digests of the files of a program for `check_files`.
+
+    Call it last: every other file must be there.
+    """
     description.validate()
+    if description.kind != "python":
+        digests.write(directory, directory / digests.FILE, leave_out=(FILE,))
     writing.write_json(directory / FILE, dataclasses.asdict(description))
+
+
+def check_files(directory: Path) -> None:
+    """Checks that a program's files are as they were written; a damaged one could crash JAX.
+
+    Directories without digests, from before there were any, are taken as they are.
+
+    Raises:
+      ConfigError: a file is missing or has changed.
+    """
+    try:
+        digests.check(directory, directory / digests.FILE)
+    except reading.InputError as error:
+        raise ConfigError(
+            f"the policy in {reading.short(str(directory))} is damaged: {error}; write it again"
+            " with `pdjax wrap` or `pdjax export`"
+        ) from None

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdjax.base_policies.foreign import assemble, description, exported, host, sources
+from pdjax.base_policies.foreign import artefact, assemble, description, exported, host, sources
 from pdjax.commands import cli
 from pdjax.config.options import ConfigError
 from pdjax.rollout.collect import make_rollout
@@ -375,6 +375,18 @@ def test_declared_ranges_are_scaled_and_clipped_and_nan_stays_for_the_environmen
     np.testing.assert_allclose(chunk(15.0), [0.5, 1.0])
     for bad in (np.nan, np.inf, -np.inf):
         assert np.isnan(chunk(bad)).all()
+
+
+@pytest.mark.parametrize("name", ["policy.jaxexport", "init_carry.jaxexport"])
+def test_a_damaged_program_is_told_before_jax_reads_it(tmp_path, monkeypatch, name):
+    exported_counter(tmp_path)
+    base = tmp_path / "counter"
+    content = bytearray((base / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (base / name).write_bytes(content)
+    monkeypatch.setattr(artefact, "read", lambda path: pytest.fail("read it"))
+    with pytest.raises(ConfigError, match=f"is damaged: {name} has changed since it was written"):
+        assemble.load(base)
 
 
 def test_fewer_steps_of_a_chunk_may_be_executed_but_not_more(tmp_path):

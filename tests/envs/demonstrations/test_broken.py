@@ -92,12 +92,12 @@ BROKEN = {
     "wrong task": (wrong_task, "holds demonstrations of StackCube, expected PegInsertionSide"),
     "NaN, DAPG": (
         dapg_with(observations=NAN),
-        "episode_0 holds NaN or infinite numbers; drop the episode (the first is in observations,"
-        " step 0, tcp_pose[0])",
+        "episode_0 holds NaN, or numbers beyond 1e+10; drop the episode (the first is in"
+        " observations, step 0, tcp_pose[0])",
     ),
     "infinity, D4RL": (
         h5_with(write_d4rl, "actions", np.full((7, ACT_DIM), np.inf)),
-        "episode_0 (rows 0-2) holds NaN or infinite numbers",
+        "episode_0 (rows 0-2) holds NaN, or numbers beyond 1e+10",
     ),
     "mixed lengths, DAPG": (
         dapg_with(actions=np.zeros((3, ACT_DIM))),
