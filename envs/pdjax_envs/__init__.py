@@ -8,16 +8,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pdjax_envs.mujoco_state import State
+    from pdjax_envs.mujoco_task import make_mujoco_task, panda_scene
     from pdjax_envs.names import UnknownName
     from pdjax_envs.registry import make, make_task, register, task_names, unregister
     from pdjax_envs.task import Env, Task
 
 __all__ = [
     "Env",
+    "State",
     "Task",
     "UnknownName",
     "make",
+    "make_mujoco_task",
     "make_task",
+    "panda_scene",
     "register",
     "task_names",
     "unregister",
@@ -25,6 +30,9 @@ __all__ = [
 
 _HOMES = {
     "Env": "pdjax_envs.task",
+    "State": "pdjax_envs.mujoco_state",
+    "make_mujoco_task": "pdjax_envs.mujoco_task",
+    "panda_scene": "pdjax_envs.mujoco_task",
     "Task": "pdjax_envs.task",
     "UnknownName": "pdjax_envs.names",
     "make": "pdjax_envs.registry",

@@ -3,17 +3,18 @@
 A program adds a task of its own with `register`, for as long as the process lives. An installed
 package adds tasks through the entry-point group `pdjax_envs.tasks`: each entry names a function
 () -> Task. Names such as `brax:ant` and `playground:CartpoleBalance` are environments of those
-libraries, see `from_brax`.
+libraries, see `from_brax`, and FILE.py:FUNCTION is a task in a file, see `task_files`.
 """
 
 import importlib
 import importlib.util
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import jax
 
-from pdjax_envs import shifts
+from pdjax_envs import shifts, task_files
 from pdjax_envs.names import UnknownName, suggest, unknown
 from pdjax_envs.physics import mjx_flags
 from pdjax_envs.physics.engine import Engine, Scene
@@ -40,8 +41,12 @@ BUILT_IN = {
 
 _PLAYGROUND = "playground:"
 _FOREIGN = ("brax:", _PLAYGROUND)
-OTHER_TASKS = "brax:NAME or playground:NAME, an environment of Brax or MuJoCo Playground"
+OTHER_TASKS = (
+    "brax:NAME or playground:NAME, an environment of Brax or MuJoCo Playground, or"
+    " FILE.py:FUNCTION, a task of your own"
+)
 _registered: dict[str, Task] = {}
+_from_files: dict[str, Task] = {}  # by their own names, the latest of each
 
 
 def register(task: Task) -> None:
@@ -100,10 +105,29 @@ def _installed() -> set[str]:
 def make_task(name: str) -> Task:
     """Returns the task with this name, the same object at every call.
 
+    A task in a file is FILE.py:FUNCTION, and from then on also its own name.
+
     Raises:
       UnknownName: no such task.
+      InputError: it is in a file whose code fails.
     """
-    return _registered[name] if name in _registered else _build_task(name)
+    if source := task_files.split(name):
+        return _load_file(*source)
+    for known in (_registered, _from_files):
+        if name in known:
+            return known[name]
+    return _build_task(name)
+
+
+def _load_file(path: Path, function: str) -> Task:
+    task = task_files.load(path, function)
+    if task.name in _registered or task.name in _installed() or task.name.startswith(_FOREIGN):
+        raise UnknownName(
+            f"{short(str(path))}:{function} names its task {short(repr(task.name))}, which is"
+            " another task's name; choose another one"
+        )
+    _from_files[task.name] = task
+    return task
 
 
 @cache

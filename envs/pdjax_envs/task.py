@@ -9,6 +9,7 @@ decides when a new episode starts.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, cast
 
 import jax
@@ -104,6 +105,8 @@ class Task:
         relations between objects in the observation on the scale that decides success. A learner
         may read them beside the observation, in which millimetres drown among metres.
       expert: () -> the scripted demonstrator, or None.
+      files: what the task's Python file reads beside itself, such as an MJCF file and its meshes;
+        a run keeps a copy of a task that is named FILE.py:FUNCTION.
       family: name of the task whose demonstrations and base policies this task shares; by default
         its own name.
     """
@@ -136,6 +139,7 @@ class Task:
     camera: Mapping[str, int] = dataclasses.field(default_factory=dict)
     features: Callable[[Array], Array] | None = None
     expert: Callable[[], "Expert"] | None = None
+    files: tuple[Path, ...] = ()
     family: str = ""
 
     def __post_init__(self):

@@ -320,6 +320,7 @@ def main(argv: list[str] | None = None) -> int:
 
             if processes.is_writer():
                 terminal.emit_json(result)
+        return int(result.get("passed") is False)
     except KeyboardInterrupt:
         print("pdjax: interrupted", file=sys.stderr)
         return 1
@@ -327,7 +328,6 @@ def main(argv: list[str] | None = None) -> int:
         return _explain(error)
     except Exception as error:
         return _explain(process_settings.missing_devices() or error)
-    return 0
 
 
 def _unraisable(event: Any) -> None:

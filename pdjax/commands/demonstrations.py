@@ -4,28 +4,42 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pdjax.config.options import Count, Natural, Range, Seed
+from pdjax.config.options import ConfigError, Count, Natural, Range, Seed
 from pdjax.config.schema import Physics
+from pdjax_envs.reading import short
 
 NOISE_LIMIT = 1.0  # larger noise would always reach the ends of the actions' range
 
 
 @dataclasses.dataclass(frozen=True)
 class Envs:
-    """Lists the tasks, or explains every number of one task's observation and action."""
+    """Lists the tasks, explains every number of one task's observation and action, checks a task
+    of yours, or writes a new one to begin with."""
 
     EXAMPLE: ClassVar[str] = "pdjax envs PegInsertionSide"
 
-    POSITIONALS: ClassVar[int] = 1
+    POSITIONALS: ClassVar[int] = 2
 
     task: str | None = None
-    """Name of the task to explain; without it, all tasks are listed."""
+    """Name of the task to explain; without it, all tasks are listed. `check` checks the task that
+    follows, and `new` writes the file that follows."""
+    target: str | None = None
+    """For `check`: a task, such as FILE.py:make_task. For `new`: FILE.py, which must not exist."""
+    physics: Physics = "auto"
+    """Physics engine of `check`."""
 
     def run(self) -> dict[str, Any]:
-        """Prints a table."""
+        """Prints a table, or writes files."""
         from pdjax.output import terminal
         from pdjax_envs import registry
 
+        if self.task in ("new", "check"):
+            return self._do()
+        if self.target is not None:
+            raise ConfigError(
+                f"envs got {short(repr(self.target))} after {short(repr(self.task))}, expected one"
+                " task; `new` and `check` come first"
+            )
         if self.task is not None:
             task = registry.make_task(self.task)
             terminal.say(
@@ -52,8 +66,21 @@ class Envs:
             for t in tasks
         ]
         terminal.show_table("Tasks", header, rows, text="summary")
-        terminal.say(f"also {registry.OTHER_TASKS}; such as brax:ant")
+        terminal.say(f"also {registry.OTHER_TASKS}")
         return {"tasks": [_describe(task) for task in tasks]}
+
+    def _do(self) -> dict[str, Any]:
+        if self.target is None:
+            raise ConfigError(
+                f"envs {self.task} needs {'FILE.py' if self.task == 'new' else 'a task'}"
+            )
+        if self.task == "new":
+            from pdjax.prepare import new_task
+
+            return new_task.write(Path(self.target))
+        from pdjax.prepare import check_task
+
+        return check_task.check_task(self.target, self.physics)
 
 
 def _describe(task: Any) -> dict[str, Any]:

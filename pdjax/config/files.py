@@ -18,13 +18,14 @@ from pdjax.config.options import ConfigError
 from pdjax.config.presets import PRESETS
 from pdjax.config.schema import Config, describe, validate
 from pdjax.config.seeds import shift_seed
-from pdjax_envs import writing
+from pdjax_envs import task_files, writing
 from pdjax_envs.names import suggest
 from pdjax_envs.reading import is_file, short
 
 SUITES = ("fast", "paper")  # folders of configs that are trained together
 MOST_MEMBERS = 1_000  # of one program; far more than it can hold together
 MOST_PARTS = 5  # of a dotted key
+TASK = "task"  # folder in a run's directory with its copy of the task's file
 
 
 def preset(name: str) -> Config:
@@ -182,7 +183,9 @@ def _nest(name: str, value: Any) -> dict[str, Any]:
 
 
 def load_of_run(directory: Path, overrides: typing.Sequence[str] = ()) -> Config:
-    """Reads the config of a run's directory and points it to the run's copy of the base policy.
+    """Reads the config of a run's directory and points it to what the run holds copies of.
+
+    These are the base policy and, if the task is in a file, the task.
 
     Raises:
       ConfigError: the directory is not a run; or see `load`.
@@ -194,10 +197,20 @@ def load_of_run(directory: Path, overrides: typing.Sequence[str] = ()) -> Config
         )
     own = f"base_policy.path={json.dumps(str(directory / 'base_policy'))}"
     try:
-        return load(str(path), [own, *overrides])
+        return with_own_task(load(str(path), [own, *overrides]), directory)
     except ConfigError as error:
         named = short(str(path)) in str(error)
         raise error if named else ConfigError(f"{short(str(path))}: {error}") from None
+
+
+def with_own_task(config: Config, directory: Path) -> Config:
+    """Points a config to a run's copy of the task's file, if the task is in one."""
+    source = task_files.split(config.task.name)
+    copy = directory / TASK / source[0].name if source else None
+    if source is None or copy is None or not is_file(copy):
+        return config
+    task = dataclasses.replace(config.task, name=f"{copy}:{source[1]}")
+    return dataclasses.replace(config, task=task)
 
 
 def configs() -> dict[str, Path]:

@@ -66,6 +66,16 @@ def agree(directory: Path, path: Path) -> bool:
     return {name: _digest(directory / name) for name in _files(directory)} == wanted
 
 
+def agree_on(file: Path, name: str, path: Path) -> bool:
+    """Returns whether a file has the digest that a list gives for a name.
+
+    Raises:
+      InputError: the list cannot be read.
+      OSError: the file system failed.
+    """
+    return reading.read_json_object(path, "digests").get(name) == _digest(file)
+
+
 def _files(directory: Path) -> list[str]:
     """Names all files below a directory, but for Python's caches and the lock of pdjax."""
     found = (path.relative_to(directory) for path in directory.rglob("*") if path.is_file())

@@ -11,16 +11,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pdjax.config.files import TASK
 from pdjax.config.options import ConfigError
 from pdjax.output import digests
 from pdjax.output.checkpoint import CheckpointError
 from pdjax.output.paths import write_json
-from pdjax_envs import reading
+from pdjax_envs import reading, registry, task_files
 from pdjax_envs.reading import InputError, is_non_negative, is_number, is_rate
 
 RESULT = "result.json"
 BASE = "base_policy"  # the run's copy of its base policy
 BASE_DIGESTS = "base_policy.digests.json"
+TASK_DIGESTS = "task.digests.json"
 RATES = ("base_success", "refined_success")  # what the result of a finished run has,
 RETURNS = ("base_return", "refined_return")  # or this, if its task has no success
 COUNTS = ("episodes", "decision_steps")
@@ -93,6 +95,46 @@ def copy_base(base: Path, directory: Path) -> None:
     """Copies a base policy's directory into a run's, with digests of what was copied."""
     shutil.copytree(base, directory / BASE)
     digests.write(directory / BASE, directory / BASE_DIGESTS)
+
+
+def copy_task(task: str, directory: Path) -> None:
+    """Copies a task's file and what it needs into a run's directory, if the task is in a file.
+
+    Args:
+      task: the task's name, as in the config.
+      directory: the run's directory.
+    """
+    if source := task_files.split(task):
+        needed = task_files.files_beside(source[0], registry.make_task(task).files)
+        for place, file in needed.items():
+            copy = directory / TASK / place
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+        digests.write(directory / TASK, directory / TASK_DIGESTS)
+
+
+def is_task(directory: Path, path: Path) -> bool:
+    """Returns whether a task's file is the one that a run holds a copy of.
+
+    Raises:
+      InputError: the digests cannot be read.
+    """
+    return digests.agree_on(path, path.name, directory / TASK_DIGESTS)
+
+
+def check_task(directory: Path) -> None:
+    """Checks that a run's directory holds the task's file that the run began with.
+
+    Raises:
+      CheckpointError: the copy is damaged, or is another file.
+    """
+    try:
+        digests.check(directory / TASK, directory / TASK_DIGESTS)
+    except InputError as error:
+        raise CheckpointError(
+            f"the task in {directory / TASK} is not the one that the run began with ({error}); put"
+            " the original back, or begin another run"
+        ) from None
 
 
 def is_base(directory: Path, base: Path) -> bool:

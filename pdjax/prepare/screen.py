@@ -303,7 +303,7 @@ def screen_policy(
     env = registry.make(task, physics)
     found = screen(env, load_base(BasePolicyConfig(str(path)), env.task), episodes, seed)
     summary = found.summary | {"policy": str(path)}
-    summary["command"] = _command(summary) if summary["verdict"] == REFINE else None
+    summary["command"] = _command(summary, task) if summary["verdict"] == REFINE else None
     out.parent.mkdir(parents=True, exist_ok=True)
     plots.plot_screening(out, summary, found.steps, found.success)
     _show(summary)
@@ -311,21 +311,22 @@ def screen_policy(
     return summary
 
 
-def _command(summary: dict[str, Any]) -> str:
+def _command(summary: dict[str, Any], name: str) -> str:
     """Returns the `pdjax train` command that follows the recommendation.
 
-    A task with configs of its own keeps their values but for the recommended ones.
+    A task with configs of its own keeps their values but for the recommended ones. `name` is the
+    task's name as it was given.
     """
     task, settings = summary["task"], summary["settings"]
     names = list(configs.configs())
     fast = [name for name in names if name.endswith("_fast")]
     fast += [name for name in names if name.startswith("fast/") and name.endswith("_diffusion")]
     suitable = [name for name in fast if configs.load(name).task.name == task]
-    name = suitable[0] if suitable else "peg_fast"
-    values = {"base_policy.path": summary["policy"], "task.name": task}
+    config = suitable[0] if suitable else "peg_fast"
+    values = {"base_policy.path": summary["policy"], "task.name": name}
     if suitable:
         names = ["decorator.residual_scale", "decorator.exploration_steps"]
-        if configs.load(name).train.total_decisions < settings["train.total_decisions"]:
+        if configs.load(config).train.total_decisions < settings["train.total_decisions"]:
             names.append("train.total_decisions")
         values |= {name: settings[name] for name in names}
     else:
@@ -333,7 +334,7 @@ def _command(summary: dict[str, Any]) -> str:
         if summary["base_success"] is None:
             values["task.reward"] = "dense"
     changes = [f"{key}={value}" for key, value in values.items()]
-    return shlex.join(["pdjax", "train", name, "--out", f"runs/{task}", "--set", *changes])
+    return shlex.join(["pdjax", "train", config, "--out", f"runs/{task}", "--set", *changes])
 
 
 def _show(summary: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from pdjax.output.paths import check_file
 from pdjax.output.run_directory import read_result_of_run
 from pdjax.rollout.intervals import score_of
 from pdjax.runs import curves
+from pdjax_envs import task_files
 
 SEEDLIKE = {"seed", "eval.seed", "base_policy.path", "train.demos"}  # may differ within a group
 SPELLED_OUT = 3  # settings that a group's name lists; if groups differ in more, it names a preset
@@ -177,7 +178,8 @@ def read(directory: Path) -> Read:
 
 def settings(config: Config) -> dict[str, Any]:
     """Returns a config by dotted key, without the keys in which runs of a group may differ."""
-    return {name: value for name, value in configs.flat(config).items() if name not in SEEDLIKE}
+    found = {name: value for name, value in configs.flat(config).items() if name not in SEEDLIKE}
+    return found | {"task.name": task_files.in_name(config.task.name)}
 
 
 def group(runs: Sequence[Read]) -> list[list[Read]]:

@@ -17,7 +17,7 @@ from pdjax.devices.sharding import make_playing_mesh
 from pdjax.modules import is_finite
 from pdjax.output import checkpoint, records
 from pdjax.output.checkpoint import CheckpointError
-from pdjax.output.run_directory import check_base, read_result_of_run
+from pdjax.output.run_directory import check_base, check_task, read_result_of_run
 from pdjax.rollout.paired import EPISODES, Paired, read_paired
 from pdjax.rollout.playing import Playing, load_playing
 from pdjax.types import BasePolicy, Params
@@ -109,6 +109,7 @@ def load_refined(
     overrides = [f"task.physics={physics}"] if physics else []
     overrides += [f"task.shift={'' if shift == 'none' else shift!r}"] if shift else []
     config = configs.load_of_run(directory, overrides)
+    check_task(directory)
     if base is None:
         check_base(directory)
     playing = load_playing(config, make_playing_mesh(config), base)

@@ -54,5 +54,5 @@ def render_run(
         sides.append(video.Side(label, *map(np.asarray, played)))
     overrides = episode_overrides(env, jax.random.split(jax.random.key(seed), episodes))
     with terminal.progress("rendering", video.count_frames(sides, grid), "frames") as bar:
-        video.render(env.task.name, overrides, sides, out, grid, bar.update)
+        video.render(refined.config.task.name, overrides, sides, out, grid, bar.update)
     return {"video": str(out), "episodes": episodes, "seed": seed, "grid": list(grid)}

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from pdjax.base_policies import load
 from pdjax.base_policies.foreign import exported
+from pdjax.config import files as configs
 from pdjax.config.schema import BasePolicyConfig, Config, ConfigError
 from pdjax.devices import processes
 from pdjax.output import checkpoint, plots, records, run_directory, tables, terminal
@@ -190,7 +191,7 @@ def _run(
         hold = partial(processes.by_writer, partial(start.hold, locks, folder))
         if len(new) < len(members):
             hold()
-        config, base = _base_to_use(members, new, base)
+        config, base = _what_to_use(members, new, base)
         path = base.files if base else Path(config.base_policy.path)
         built = build(config, base.policy if base else None)
         if path and members[0].directory.resolve().is_relative_to(path.resolve()):
@@ -283,16 +284,16 @@ def _save_residual(member: Member, end: Progress) -> None:
     checkpoint.save(path, end.best_actor)
 
 
-def _base_to_use(
+def _what_to_use(
     members: Sequence[Member], new: Sequence[Member], base: InMemory | None
 ) -> tuple[Config, InMemory | None]:
-    """Chooses where to read the base policy: a run that has begun keeps its own copy.
+    """Chooses where to read base policy and task: a run that has begun keeps its own copies.
 
-    `base_policy.path` may have changed since then, or be relative to another working directory.
+    What their paths name may have changed since then, or be relative to another working directory.
 
     Returns:
-      The first member's config with `base_policy.path` set, and the policy in memory, if that is
-      the one to use.
+      The first member's config with `base_policy.path` and `task.name` set, and the policy in
+      memory, if that is the one to use.
 
     Raises:
       ConfigError: the policy exists only in memory, and `base` is None.
@@ -301,6 +302,8 @@ def _base_to_use(
     begun = [member.directory for member in members if member not in new]
     if not begun:
         return config, base
+    run_directory.check_task(begun[0])
+    config = configs.with_own_task(config, begun[0])
     copy = begun[0] / run_directory.BASE
     if base is None:
         run_directory.check_base(begun[0])

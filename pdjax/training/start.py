@@ -16,6 +16,7 @@ from pdjax.devices import processes
 from pdjax.output import checkpoint, lock, run_directory, terminal
 from pdjax.output.paths import check_directory, new_directory, whole_directory
 from pdjax.training.run_in_progress import CHECKPOINTS, Member
+from pdjax_envs import task_files
 from pdjax_envs.reading import InputError
 
 
@@ -93,11 +94,14 @@ def _is_begun(config: Config, directory: Path) -> bool:
     for name, (got, before) in configs.differences(config, held).items():
         if name == "base_policy.path" and _may_be_base(directory, Path(got), Path(before)):
             continue
+        if name == "task.name" and _may_be_task(directory, str(got), str(before)):
+            continue
         raise ConfigError(
             f"cannot resume {directory}: it was begun with {name}={before!r}, got {got!r};"
             " give the same config, or choose another --out"
         )
     _tell_base(directory, Path(config.base_policy.path))
+    _tell_task(directory, config.task.name)
     return True
 
 
@@ -107,6 +111,26 @@ def _tell_base(directory: Path, given: Path) -> None:
     is_other = load.is_policy(given) and given.resolve() != copy.resolve()
     if copy.is_dir() and is_other and not run_directory.is_base(directory, given):
         terminal.say(f"{given} has changed since the run began, which goes on with its own copy")
+
+
+def _may_be_task(directory: Path, given: str, before: str) -> bool:
+    """Whether a task's name may stand for that of a run, which has its own copy of a task's file.
+
+    The path may be relative to another folder, or the file may be gone; only another is refused.
+    """
+    source = task_files.split(given)
+    if source is None or task_files.in_name(given) != task_files.in_name(before):
+        return False
+    return not source[0].exists() or run_directory.is_task(directory, source[0])
+
+
+def _tell_task(directory: Path, name: str) -> None:
+    """Says that a task's file is no longer the one that a run began with."""
+    source = task_files.split(name)
+    if source and source[0].is_file() and not run_directory.is_task(directory, source[0]):
+        terminal.say(
+            f"{source[0]} has changed since the run began, which goes on with its own copy"
+        )
 
 
 def _may_be_base(directory: Path, given: Path, before: Path) -> bool:
@@ -130,7 +154,7 @@ def hold(locks: ExitStack, directory: Path) -> None:
 
 
 def begin(config: Config, directory: Path, base: Path | None, locks: ExitStack) -> None:
-    """Makes a run directory with the config and a copy of the base policy, or nothing at all.
+    """Makes a run directory with the config and copies of base policy and task, or nothing at all.
 
     The directory is held from the moment it exists until `locks` is closed.
 
@@ -141,6 +165,7 @@ def begin(config: Config, directory: Path, base: Path | None, locks: ExitStack) 
         own.enter_context(lock.held(written))
         if base is not None:
             run_directory.copy_base(base, written)
+        run_directory.copy_task(config.task.name, written)
         configs.save(config, written / "config.yaml")
         locks.enter_context(own.pop_all())
 

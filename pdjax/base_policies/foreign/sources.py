@@ -17,7 +17,7 @@ from typing import Any
 from pdjax.base_policies.foreign.user_code import guard
 from pdjax.config.options import ConfigError
 from pdjax.output import terminal
-from pdjax_envs import reading
+from pdjax_envs import reading, user_code
 from pdjax_envs.reading import short
 
 
@@ -99,17 +99,15 @@ def _take(module: types.ModuleType, name: str, entry: str) -> Any:
 
 
 def _run_file(path: Path) -> types.ModuleType:
-    """Runs a Python file as a module without writing bytecode beside it."""
-    source = reading.read_bytes(path, "the policy's code")
-    module = types.ModuleType(f"pdjax_policy_{path.stem}")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # dataclasses look up their module there
+    """Runs a Python file as a module, see `user_code.run_file`.
 
-    def run():
-        exec(compile(source, str(path), "exec"), module.__dict__)
-
-    guard(run, f"running {path}")
-    return module
+    Raises:
+      ConfigError: its code fails.
+    """
+    try:
+        return user_code.run_file(path, "the policy's code")
+    except user_code.UserCodeError as error:
+        raise ConfigError(str(error)) from None
 
 
 def read_torchscript(path: Path) -> Any:
