@@ -115,22 +115,7 @@ def make_mujoco_task(
     )
     nominal = _start_position(compiled, start or {}, is_panda)
     disturb = _disturb(compiled, noise or {}, is_panda)
-
-    def sample_start(key: Array) -> Start:
-        place, factors = jax.random.split(key)
-        drawn = jax.random.uniform(factors, (len(ranges),))
-        return Start(
-            Episode(_scale(compiled, rows, ranges, drawn), ()),
-            disturb(place, jnp.asarray(nominal, jnp.float32)),
-            jnp.zeros(compiled.nv),
-        )
-
-    def get_state(episode: Episode, physics: PhysicsState) -> dict[str, Array]:
-        return {"qpos": physics.qpos, "qvel": physics.qvel, **episode.overrides}
-
-    def make_start(state: Mapping[str, Any]) -> Start:
-        overrides = {field: jnp.asarray(state[field]) for field in rows}
-        return Start(Episode(overrides, ()), state["qpos"], state["qvel"])
+    sample_start, get_state, make_start = _starts(compiled, rows, ranges, nominal, disturb)
 
     def look(episode: Episode, physics: PhysicsState) -> State:
         return State(compiled, physics, episode.overrides)
@@ -170,12 +155,40 @@ def make_mujoco_task(
     )
 
 
+def _starts(
+    model: mujoco.MjModel,
+    rows: Mapping[str, tuple[str, ...]],
+    ranges: list[tuple[float, float]],
+    nominal: np.ndarray,
+    disturb: Callable[[Array, Array], Array],
+) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """Returns `Task.sample_start`, `Task.get_state` and `Task.make_start`."""
+
+    def sample_start(key: Array) -> Start:
+        place, factors = jax.random.split(key)
+        drawn = jax.random.uniform(factors, (len(ranges),))
+        return Start(
+            Episode(_scale(model, rows, ranges, drawn), ()),
+            disturb(place, jnp.asarray(nominal, jnp.float32)),
+            jnp.zeros(model.nv),
+        )
+
+    def get_state(episode: Episode, physics: PhysicsState) -> dict[str, Array]:
+        return {"qpos": physics.qpos, "qvel": physics.qvel, **episode.overrides}
+
+    def make_start(state: Mapping[str, Any]) -> Start:
+        overrides = {field: jnp.asarray(state[field]) for field in rows}
+        return Start(Episode(overrides, ()), state["qpos"], state["qvel"])
+
+    return sample_start, get_state, make_start
+
+
 def panda_scene(name: str, visual: bool = False) -> mujoco.MjSpec:
     """Starts a model with a floor and the packaged Panda arm, to which objects are added.
 
     The arm's base is at (-0.615, 0, 0) m. Solver settings are those of our ManiSkill tasks, for
-    stable grasps at 200 Hz; use control_hz=20. Objects touch the arm with `tabletop.OBJECT`, or
-    MuJoCo's default contype and conaffinity and 6 added to conaffinity.
+    stable grasps at 200 Hz; use control_hz=20. Geoms with contype=0 and conaffinity=7 touch floor,
+    arm and fixtures; objects that touch each other have contype=4 too.
 
     Args:
       name: name of the model.

@@ -8,11 +8,14 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pdjax_envs import user_code
 from pdjax_envs.names import UnknownName, unknown
 from pdjax_envs.reading import is_file, short
-from pdjax_envs.task import Task
+
+if TYPE_CHECKING:
+    from pdjax_envs.task import Task
 
 _SOURCE = re.compile(r"(.+\.py):([^\W\d]\w*)")
 
@@ -29,7 +32,7 @@ def in_name(name: str) -> str:
     return f"{source[0].name}:{source[1]}" if source else name
 
 
-def load(path: Path, function: str) -> Task:
+def load(path: Path, function: str) -> "Task":
     """Runs a file and returns the task that its function makes.
 
     As long as the file stays as it is, every call returns the same object.
@@ -51,8 +54,10 @@ def load(path: Path, function: str) -> Task:
 
 
 @cache
-def _load(path: Path, _: int, function: str) -> Task:
+def _load(path: Path, _: int, function: str) -> "Task":
     """Loads a file of some age."""
+    from pdjax_envs.task import Task  # brings JAX, which the names of tasks do without
+
     shown = short(os.path.relpath(path))
     module = user_code.run_file(path, "the task's code")
     own = [name for name, value in vars(module).items() if callable(value)]

@@ -4,7 +4,6 @@ Each check is a function of what a task showed in play. Separate from the tests 
 so that it runs on any task, in the user's hands. Not pure: it plays, starts processes and prints.
 """
 
-import copy
 import subprocess
 import sys
 import time
@@ -14,13 +13,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import mujoco
 import numpy as np
 
 from pdjax.output import terminal
 from pdjax_envs import registry
 from pdjax_envs.demonstrations.trajectory import column_names, episode_keys
-from pdjax_envs.physics.engine import apply_overrides
+from pdjax_envs.physics.plain_loop import PlainLoop
 from pdjax_envs.reading import reason, short
 from pdjax_envs.task import Env
 from pdjax_envs.user_code import words
@@ -290,26 +288,19 @@ class _Plain(NamedTuple):
 
 def _plain(played: Played, index: int) -> _Plain:
     """Steps one environment with MuJoCo's own loop beside the engine."""
-    task, env, scene = played.task, played.env, played.task.scene
-    model = copy.copy(scene.model)
+    task, env = played.task, played.env
     state = jax.tree.map(lambda leaf: leaf[index], played.random[0])
-    apply_overrides(model, scene, state.episode.overrides)
-    data = mujoco.MjData(model)
-    data.qpos[:], data.qvel[:] = state.physics.qpos, state.physics.qvel
+    loop = PlainLoop(task.scene, state.episode.overrides, state.physics.qpos, state.physics.qvel)
     control = jax.jit(lambda s, a: task.control(s.episode, s.physics, a))
     step = jax.jit(lambda s, a: env.step(env.model, s, a)[0])
-    difference, contacts, constraints = 0.0, 0, 0
+    difference = 0.0
     for count, action in enumerate(played.actions[:, index]):
-        ctrl = np.asarray(control(state, action), np.float64)
-        data.ctrl[:] = scene.scale_ctrl(ctrl)
-        for _ in range(scene.n_substeps):
-            mujoco.mj_step(model, data)
-            contacts, constraints = max(contacts, data.ncon), max(constraints, data.nefc)
+        qpos = loop.step(np.asarray(control(state, action)))
         state = step(state, action)
         if count < PLAIN_STEPS:
-            apart = np.abs(np.asarray(state.physics.qpos) - data.qpos).max()
+            apart = np.abs(np.asarray(state.physics.qpos) - qpos).max()
             difference = max(difference, float(apart))
-    return _Plain(difference, contacts, constraints)
+    return _Plain(difference, loop.contacts, loop.constraints)
 
 
 def _plain_loop(played: Played) -> tuple[str, str] | None:

@@ -110,7 +110,7 @@ DEMOS = ["demos", TASK, "--out", "new/x.h5"]
         (["trian"], "invalid choice: 'trian'"),
         (["--json", "envs"], "envs does not take '--json' here; write it after the command"),
         (["envs", "StackCub"], "unknown task 'StackCub'; did you mean StackCube?"),
-        (["envs", "StackCube", "extra"], "envs does not take 'extra' here"),
+        (["envs", "StackCube", "extra"], "envs got 'extra' after 'StackCube', expected one task"),
         (["demos"], "the following arguments are required: TASK, --out; see `pdjax demos --help`"),
         (["demos", TASK, "--out"], "argument --out: expected one argument"),
         ([*DEMOS, "--episodes", "abc"], "--episodes got 'abc', expected integer >= 1"),
