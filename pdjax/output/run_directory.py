@@ -13,7 +13,7 @@ from typing import Any
 
 from pdjax.config.files import TASK
 from pdjax.config.options import ConfigError
-from pdjax.output import digests
+from pdjax.output import digests, terminal
 from pdjax.output.checkpoint import CheckpointError
 from pdjax.output.paths import write_json
 from pdjax_envs import reading, registry, task_files
@@ -123,7 +123,9 @@ def is_task(directory: Path, path: Path) -> bool:
 
 
 def check_task(directory: Path) -> None:
-    """Checks that a run's directory holds the task's file that the run began with.
+    """Checks that a run's directory holds the task's file that the run began with, and names it.
+
+    Call it before the file runs.
 
     Raises:
       CheckpointError: the copy is damaged, or is another file.
@@ -135,6 +137,8 @@ def check_task(directory: Path) -> None:
             f"the task in {directory / TASK} is not the one that the run began with ({error}); put"
             " the original back, or begin another run"
         ) from None
+    for code in sorted((directory / TASK).glob("*.py")):
+        terminal.say_code(code)
 
 
 def is_base(directory: Path, base: Path) -> bool:

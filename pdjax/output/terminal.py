@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,16 @@ def progress(label: str, total: int, unit: str, begin: int = 0) -> Iterator[Prog
 def say(text: str, style: str = "") -> None:
     """Prints a line for people to stderr."""
     console.print(text, style=style, soft_wrap=True)
+
+
+def say_code(path: Path) -> None:
+    """Says that a file of Python code in somebody's directory will run, once in a process."""
+    _say_code(path.absolute(), path)
+
+
+@cache
+def _say_code(_: Path, shown: Path) -> None:
+    say(f"running Python code: {shown}")
 
 
 @contextmanager

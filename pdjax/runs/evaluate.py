@@ -8,7 +8,7 @@ from typing import Any
 
 from pdjax.config import files as configs
 from pdjax.output import terminal
-from pdjax.output.run_directory import read_result_of_run
+from pdjax.output.run_directory import check_task, read_result_of_run
 from pdjax.rollout.paired import Paired, play_paired
 from pdjax.runs.load import load_refined
 from pdjax.types import BasePolicy
@@ -60,6 +60,7 @@ def evaluate_shifts(
       seed: see `evaluate_run`.
       physics: see `evaluate_run`.
     """
+    check_task(directory)
     task = registry.make_task(configs.load_of_run(directory).task.name)
     names = [name for name in shifts.SHIFTS if not shifts.needed(name, task)]
     return [evaluate_run(directory, episodes, seed, physics, name)[1] for name in ["none", *names]]

@@ -58,6 +58,7 @@ def test_evaluating_and_comparing_need_only_the_run(here, capsys):
     Path("run").rename("elsewhere")
     code, said = ask(capsys, "eval", "elsewhere", "--episodes", "4")
     assert code == 0, said
+    assert "running Python code: elsewhere/task/push.py" in said, said
     code, said = ask(capsys, "compare", "elsewhere", "--out", "a.png")
     assert code == 0 and any("push.py:make_task" in line for line in said), said
 

@@ -10,7 +10,6 @@ import sys
 import types
 import warnings
 import zipfile
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,7 @@ def find_inside(directory: Path, entry: str) -> Any:
             f"{directory} names code outside of it, {short(entry)}; expected FILE.py:NAME with FILE"
             " in the directory; write the directory with `pdjax wrap`"
         )
-    _announce(path.absolute(), path)
+    terminal.say_code(path)
     _search_here()
     return _take(_run_file(path), name, entry)
 
@@ -65,12 +64,6 @@ def importing(entry: str) -> str:
     """Returns the code of a file that takes its policy from MODULE:NAME."""
     where, name = _split(entry)
     return f"import importlib\n\n{name} = importlib.import_module({where!r}).{name}\n"
-
-
-@cache
-def _announce(_: Path, shown: Path) -> None:
-    """Says once in a process that a file of Python code will run."""
-    terminal.say(f"running Python code: {shown}")
 
 
 def _split(entry: str) -> tuple[str, str]:

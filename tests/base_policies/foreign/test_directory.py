@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from pdjax.base_policies import load
-from pdjax.base_policies.foreign import assemble, sources
+from pdjax.base_policies.foreign import assemble
 from pdjax.commands import cli
 from pdjax.config.options import ConfigError
 from pdjax.config.schema import BasePolicyConfig
+from pdjax.output import terminal
 from tests.probe import make_point_task, registered
 
 CODE = """
@@ -44,7 +45,7 @@ def made(tmp_path_factory):
 def base(made, tmp_path, monkeypatch):
     """A copy of the policy, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    sources._announce.cache_clear()
+    terminal._say_code.cache_clear()
     return Path(shutil.copytree(made / "base", tmp_path / "base"))
 
 
