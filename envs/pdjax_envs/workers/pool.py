@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pdjax_envs.reading import InputError, check_fits, short
-from pdjax_envs.workers.process import Failed, Process, WorkerError, close_all, stop_all
+from pdjax_envs.workers.memory import Memory
+from pdjax_envs.workers.process import PLAY_ALL, Failed, Process, WorkerError, close_all, stop_all
 from pdjax_envs.workers.spaces import Description, read_description
 from pdjax_envs.workers.spec import SUCCESS_KEYS, check_spec
 
@@ -107,7 +108,8 @@ class WorkerPool:
         bounds = [num_envs * i // workers for i in range(workers + 1)]
         self._rows = [slice(a, b) for a, b in itertools.pairwise(bounds)]
         self._processes: list[Process] = []
-        self._stop = weakref.finalize(self, stop_all, self._processes)
+        self._memory = Memory()
+        self._stop = weakref.finalize(self, _stop, self._processes, self._memory)
         self._made: dict[str, Any] = {}
         try:
             for rows in self._rows:  # all at once
@@ -124,13 +126,15 @@ class WorkerPool:
         except BaseException:
             self._stop()
             raise
-        self._begin, self._seeds = np.zeros(num_envs, bool), np.zeros(num_envs, np.uint32)
+        self._starts: dict[int, int] = {}  # environment that begins an episode -> seed
+        low, high = np.array(self.description.low), np.array(self.description.high)
+        self._low, self._high = low, high
+        self._half, self._middle = (high - low) / 2, (high + low) / 2
         self._deadline, self._decisions, self._is_sent = 0.0, 0, False
-        self._taken = np.zeros(workers, bool)
-        self._ended = np.ones(num_envs, bool)  # or never begun
-        self._lost = np.zeros(num_envs, bool)
+        self._is_taken = [False] * workers
+        self._ended: np.ndarray = np.ones(num_envs, bool)  # or never begun
+        self._any_ended, self._lost = True, set[int]()
         self._newest = np.zeros((num_envs, self.description.obs_dim), np.float32)
-        self._played = self._empty()
 
     def send(self, actions: Any, begin: Any, seeds: Any) -> None:
         """Asks for one decision; compute what you like before `receive`.
@@ -155,21 +159,25 @@ class WorkerPool:
                 f"actions {actions.shape}, begin {begin.shape}, seeds {seeds.shape}; expected"
                 f" {shape} and twice {shape[:1]}"
             )
-        if not np.isfinite(actions[np.logical_not(begin)]).all():
+        if not np.isfinite(actions).all() and not np.isfinite(actions[np.logical_not(begin)]).all():
             raise ValueError("an action is not finite")
-        if seeds.dtype.kind not in "iu" or not ((seeds >= 0) & (seeds < MOST_SEED)).all():
-            raise ValueError(f"seeds {short(seeds)}, expected uint32")
-        if (self._ended & ~begin).any():
-            index = int(np.argmax(self._ended & ~begin))
+        if self._any_ended and (self._ended > begin).any():
+            index = int(np.argmax(self._ended > begin))
             raise ValueError(f"the episode of environment {index} has ended; begin another")
-        self._begin, self._seeds = begin, seeds.astype(np.uint32)
-        actions = np.where(begin.reshape(-1, 1, 1), np.float32(0), actions)
-        self._deadline = time.monotonic() + self._step_timeout
+        if begin.any() and not (
+            seeds.dtype.kind in "iu" and 0 <= seeds.min() <= seeds.max() < MOST_SEED
+        ):
+            raise ValueError(f"seeds {short(seeds)}, expected uint32")
+        scaled = actions * self._half
+        scaled += self._middle
+        np.maximum(scaled, self._low, out=scaled)
+        np.minimum(scaled, self._high, out=self._memory.arrays["actions"], casting="same_kind")
+        self._starts = {int(index): int(seeds[index]) for index in np.flatnonzero(begin)}
+        self._deadline = self._deadline_from_now()
         self._is_sent = True
-        self._taken[:] = False
-        for process, rows in zip(self._processes, self._rows, strict=True):
-            process.arrays["actions"][:] = actions[rows]
-            self._ask(process, rows, begin[rows] | ~self._lost[rows])
+        self._is_taken[:] = [False] * len(self._is_taken)
+        for index in range(len(self._processes)):
+            self._ask(index)
 
     def receive(self) -> Played:
         """Waits for the decision that `send` asked for. An interrupted call may be repeated.
@@ -180,14 +188,22 @@ class WorkerPool:
         """
         if not self._is_sent:
             raise RuntimeError("call send before receive")
-        for index in range(len(self._processes)):
-            if not self._taken[index]:
+        for index, is_taken in enumerate(self._is_taken):
+            if not is_taken:
                 self._take(index)
-                self._taken[index] = True
-        played, self._played, self._is_sent = self._played, self._empty(), False
-        self._ended = (played.terminated | played.truncated).any(1)
-        self._lost[:] = False
-        self._newest = played.obs[:, -1].copy()
+                self._is_taken[index] = True
+        arrays = self._memory.arrays
+        flags = arrays["flags"].copy()
+        played = Played(
+            arrays["obs"].copy(), arrays["reward"].copy(), *(flags[..., k] for k in range(4))
+        )
+        if self._lost:
+            played.truncated[[i for i in self._lost if i not in self._starts], 0] = True
+            self._lost = set()
+        self._is_sent = False
+        self._ended = flags[..., :2].any((1, 2))
+        self._any_ended = self._ended.any()
+        self._newest = played.obs[:, -1]
         self._decisions += 1
         if self._decisions % 1000 == 0:
             for process in self._processes:
@@ -209,10 +225,10 @@ class WorkerPool:
         process = self._processes[worker]
         process.ask({"do": "render", "index": index - self._rows[worker].start})
         try:
-            return process.read_picture(process.answer(self._deadline_from_now())["shape"])
+            return self._memory.read_picture(process.answer(self._deadline_from_now())["shape"])
         except Failed as failure:
             if failure.kind in ("died", "hung"):
-                self._lost[self._rows[worker]] |= ~self._ended[self._rows[worker]]
+                self._lost |= {i for i in self._range(worker) if not self._ended[i]}
                 self._restart(worker, failure)
             hint = "" if self._spec["render"] else "; put render: true into its spec"
             raise WorkerError(f"{self._spec['env']} was not drawn: {failure}{hint}") from None
@@ -246,14 +262,9 @@ class WorkerPool:
     def _deadline_from_now(self) -> float:
         return time.monotonic() + self._step_timeout
 
-    def _empty(self) -> Played:
-        size = (self.num_envs, self.chunk)
-        obs = np.zeros((*size, self.description.obs_dim), np.float32)
-        return Played(obs, np.zeros(size, np.float32), *(np.zeros(size, bool) for _ in range(4)))
-
     def _start(self, rows: slice) -> Process:
         """Starts a worker, which goes on making its environments."""
-        process = Process(self._python)
+        process = Process(self._python, self._memory.file)
         process.ask({"do": "make", "spec": self._spec, "count": rows.stop - rows.start})
         return process
 
@@ -272,21 +283,14 @@ class WorkerPool:
             self._made = made
             self.description = read_description(made, self._spec["success"])
             found = self.description
-            check_fits(4 * self.num_envs * self.chunk * (found.obs_dim + found.act_dim), "a chunk")
+            sizes = found.obs_dim, found.act_dim
+            check_fits(8 * self.num_envs * self.chunk * sum(sizes), f"num_envs={self.num_envs}")
+            self._memory.share(_arrays(self.num_envs, self.chunk, *sizes, made["actions"]["dtype"]))
         elif any(made[key] != self._made[key] for key in ("observations", "low", "high")):
             raise InputError("its spaces differ from one instance to another")
-        size = (rows.stop - rows.start, self.chunk)
-        flags = dict.fromkeys(("terminated", "truncated", "success", "executed"), (size, "?"))
-        arrays = {
-            "actions": ((*size, self.description.act_dim), "<f4"),
-            "begin": (size[:1], "?"),
-            "seeds": (size[:1], "<u4"),
-            "obs": ((*size, self.description.obs_dim), "<f4"),
-            "reward": (size, "<f4"),
-            **flags,
-        }
         request = {"do": "attach", "parts": self.description.parts, "probe": is_first}
-        process.ask({**request, **process.attach(arrays)})
+        place = {"layout": self._memory.layout, "size": self._memory.size, "first": rows.start}
+        process.ask({**request, **place})
         answer = process.answer(deadline)
         if is_first:
             info = tuple(answer["info"])
@@ -294,32 +298,32 @@ class WorkerPool:
             rule = rule if self.description.success == "auto" else self.description.success
             self.description = replace(self.description, info=info, success=rule)
 
-    def _ask(self, process: Process, rows: slice, playing: np.ndarray) -> None:
-        """Asks a worker for a decision; `playing` (count,) bool leaves environments out."""
-        process.arrays["begin"][:] = self._begin[rows]
-        process.arrays["seeds"][:] = self._seeds[rows]
-        only = {} if playing.all() else {"only": np.flatnonzero(playing).tolist()}
-        process.ask({"do": "play", **only})
+    def _range(self, index: int) -> range:
+        return range(self._rows[index].start, self._rows[index].stop)
+
+    def _ask(self, index: int) -> None:
+        """Asks a worker for the decision that was sent, except of episodes that it lost."""
+        process = self._processes[index]
+        if not self._starts and not self._lost:
+            process.ask(PLAY_ALL)
+            return
+        first, envs = self._rows[index].start, self._range(index)
+        begin = [(i - first, self._starts[i]) for i in envs if i in self._starts]
+        only = [i - first for i in envs if i in self._starts or i not in self._lost]
+        process.ask({**PLAY_ALL, "begin": begin, "only": only})
 
     def _take(self, index: int) -> None:
         """Takes a worker's answer; one that fails is replaced and begins its new episodes again."""
-        rows, deadline = self._rows[index], self._deadline
-        begin = self._begin[rows]
+        deadline = self._deadline
         while True:
-            process = self._processes[index]
             try:
-                process.answer(deadline)
-                break
+                self._processes[index].answer(deadline)
+                return
             except Failed as failure:
-                self._lost[rows] |= ~begin
+                self._lost |= set(self._range(index))
                 self._restart(index, failure)
                 deadline = self._deadline_from_now()
-                self._ask(self._processes[index], rows, begin)
-        for name, values in self._played._asdict().items():
-            values[rows] = process.arrays[name]
-        lost = np.flatnonzero(self._lost[rows] & ~begin) + rows.start
-        self._played.obs[lost] = self._newest[lost, None]
-        self._played.truncated[lost, 0] = True
+                self._ask(index)
 
     def _restart(self, index: int, failure: Failed) -> None:
         """Replaces a worker, and again if that fails.
@@ -333,6 +337,9 @@ class WorkerPool:
             envs = f"environments {rows.start}-{rows.stop - 1}"
         while True:
             self._processes[index].stop()
+            if self._memory.arrays:
+                self._memory.arrays["obs"][rows] = self._newest[rows, None]  # the last good ones
+                self._memory.arrays["reward"][rows] = self._memory.arrays["flags"][rows] = 0
             self.failures[failure.kind] += 1
             reason = f"worker {index} ({envs}) {_sentence(failure)}"
             self.reasons.append(reason)
@@ -354,13 +361,29 @@ class WorkerPool:
                 raise
 
 
+def _stop(processes: list[Process], memory: Memory) -> None:
+    stop_all(processes)
+    memory.close()
+
+
+def _arrays(
+    num_envs: int, chunk: int, obs_dim: int, act_dim: int, act_dtype: str
+) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Returns shape and dtype of what is shared; the flags are those of `Played`, in its order."""
+    return {
+        "actions": ((num_envs, chunk, act_dim), act_dtype),  # within the environments' bounds
+        "obs": ((num_envs, chunk, obs_dim), "<f4"),
+        "reward": ((num_envs, chunk), "<f4"),
+        "flags": ((num_envs, chunk, 4), "?"),
+    }
+
+
 def _has_not_begun(error: Exception, made: dict[str, Any]) -> bool:
     return not made and isinstance(error, Failed) and error.kind == "died"
 
 
 def _sentence(failure: Failed) -> str:
-    starts = {"raised": "had an error in its environment: ", "numbers": "had bad numbers: "}
-    return f"{starts.get(failure.kind, '')}{failure}"
+    return ("met an error: " if failure.kind in ("raised", "numbers") else "") + str(failure)
 
 
 def describe(spec: Mapping[str, Any], python: str = "", **limits: Any) -> Description:
@@ -380,7 +403,7 @@ def describe(spec: Mapping[str, Any], python: str = "", **limits: Any) -> Descri
 def same_starts(pool: WorkerPool, seed: int = 0) -> bool:
     """Returns whether resets of one seed agree: in all environments, and after other episodes.
 
-    Episodes that were being played are lost; begin new ones.
+    Episodes that were being played end; begin new ones.
     """
     actions = np.zeros((pool.num_envs, pool.chunk, pool.description.act_dim), np.float32)
     everywhere, nowhere = np.ones(pool.num_envs, bool), np.zeros(pool.num_envs, bool)
@@ -397,4 +420,5 @@ def same_starts(pool: WorkerPool, seed: int = 0) -> bool:
             yield pool.receive().obs[:, -1]
 
     first, _, _, again = starts()
+    pool._ended[:], pool._any_ended = True, True
     return bool((first == first[0]).all() and (again == first).all())

@@ -8,8 +8,9 @@ that it must not outlive (0: that process is found by the end of REQUESTS alone)
 A message is its length, uint32 little-endian, and a JSON object. Requests, each with one answer:
   {"do": "make", "spec": {...}, "count": N} -> what `Worker.make` returns.
   {"do": "attach", "parts": [[NAME, PATH, SHAPE, START, STOP]], "probe": bool, "size": BYTES,
-    "layout": {NAME: [OFFSET, SHAPE, DTYPE]}} -> {"info": [KEY]}, see `Worker.attach`.
-  {"do": "play"} -> {}; one decision of all environments, or of those in "only", see `Worker.play`.
+    "layout": {NAME: [OFFSET, SHAPE, DTYPE]}, "first": ROW} -> {"info": [KEY]}, see `attach`.
+  {"do": "play"} -> {}; one decision of all environments, or of those in "only"; those in "begin",
+    [[INDEX, SEED]], begin an episode. See `Worker.play`.
   {"do": "render", "index": I} -> {"shape": [H, W, 3]}; the pixels follow the arrays in MEMORY.
   {"do": "close"} -> no answer; the process ends, as it does when REQUESTS ends.
 Any answer may be {"error": LINE, "kind": "refused" | "numbers" | "raised"} instead.
@@ -25,6 +26,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import math
 import mmap
 import os
 import random
@@ -37,8 +39,8 @@ import traceback
 from typing import Any
 
 SUCCESS_KEYS = ("success", "is_success", "task_success", "goal_achieved", "solved")  # of `auto`
+PLAY = struct.pack("<I", 14) + b'{"do": "play"}'  # the message that has to be fast
 MOST_WORDS = 300  # characters of an error
-FLAGS = ("terminated", "truncated", "success", "executed")
 
 
 class Refused(Exception):  # noqa: N818 (a verdict)
@@ -87,8 +89,7 @@ def make_env(spec: dict) -> Any:
     """Makes one environment.
 
     Args:
-      spec: `env` is ID, MODULE:ID (the module registers the ID) or FILE.py:FUNCTION; `options` are
-        keyword arguments; `render` asks for pictures; `episode_steps`, see `World`.
+      spec: see `spec.check_spec`.
 
     Raises:
       Refused: there is no such ID, file or function.
@@ -162,7 +163,8 @@ class World:
         self.env, self.limit, self.steps = env, int(spec.get("episode_steps") or 0), 0
         self.success = make_success(spec.get("success") or "auto")
         self.is_seeded_by_reset = takes(env.reset, "seed")
-        self.parts, self.rows = [], {}  # see `Worker.attach`
+        self.parts: Any = ()  # (name, path, shape, (chunk, *shape) view of obs), by `Worker.attach`
+        self.obs = self.reward = self.flags = np.zeros(0)
 
     def reset(self, seed: int) -> Any:
         """Starts an episode and returns its first observation; the same seed, the same start."""
@@ -186,44 +188,43 @@ class World:
             truncated = ended and info.get("TimeLimit.truncated", False)
             terminated = ended and not truncated
         self.steps += 1
+        reward = float(reward)
+        if not math.isfinite(reward):
+            raise Refused("its reward is not finite", "numbers")
         truncated = bool(truncated) or self.steps == self.limit
-        return observation, float(reward), bool(terminated), truncated, info
+        return observation, reward, bool(terminated), truncated, info
 
-    def write(self, observation: Any, row: Any) -> None:
-        """Writes an observation into a row, (obs_dim,) float32; `check_numbers` comes later."""
-        for name, path, shape, start, stop in self.parts:
+    def write(self, observation: Any, t: int) -> None:
+        """Writes an observation into row t of `obs`; `check_finite` comes later."""
+        for name, path, shape, view in self.parts:
             value = observation
             for key in path:
                 value = value[key]
             value = np.asarray(value)
             if value.shape != shape:
                 raise Refused(f"{name} has shape {value.shape}, expected {shape}", "numbers")
-            row[start:stop] = value.reshape(-1)
+            view[t] = value
 
     def begin(self, seed: int) -> None:
         """Answers a decision with the first observation of a new episode; no step is executed."""
-        obs = self.rows["obs"]
-        self.write(self.reset(seed), obs[0])
-        obs[1:] = obs[0]
+        self.write(self.reset(seed), 0)
+        self.obs[1:], self.reward[:], self.flags[:] = self.obs[0], 0, False
 
     def play(self, actions: Any) -> None:
         """Answers a decision with its control steps, until the episode ends.
 
         Args:
-          actions: (chunk, ...), within the environment's bounds.
+          actions: (chunk, ...), of the environment's own.
         """
-        rows = self.rows
-        obs, rewards = rows["obs"], rows["reward"]
+        reward_row, flags = memoryview(self.reward), memoryview(self.flags)  # faster than arrays
         for t, action in enumerate(actions):
             observation, reward, terminated, truncated, info = self.step(action)
-            self.write(observation, obs[t])
-            rewards[t] = reward
-            rows["executed"][t] = True
-            if self.success(self.env, observation, reward, terminated, info):
-                rows["success"][t] = True
+            self.write(observation, t)
+            reward_row[t] = reward
+            flags[t, 0], flags[t, 1], flags[t, 3] = terminated, truncated, True
+            flags[t, 2] = bool(self.success(self.env, observation, reward, terminated, info))
             if terminated or truncated:
-                rows["terminated"][t], rows["truncated"][t] = terminated, truncated
-                obs[t + 1 :] = obs[t]
+                self.obs[t + 1 :], self.reward[t + 1 :], self.flags[t + 1 :] = self.obs[t], 0, False
                 return
 
 
@@ -264,29 +265,34 @@ class Worker:
     def attach(self, request: dict) -> dict:
         """Opens the shared arrays; with `probe`, plays the first step of the first environment.
 
-        The first axis of each array counts the environments. `parts` says where each Box lies in
-        a flat observation. The answer lists the keys of the step's info.
+        The first axis of each array counts all workers' environments; those here begin at `first`.
+        `parts` says where each Box lies in a flat observation. The answer lists info's keys.
         """
         self.size = request["size"]
         shared = mmap.mmap(self.memory, self.size)
+        rows = slice(request["first"], request["first"] + len(self.worlds))
         self.arrays = {
-            name: np.ndarray(shape, dtype, shared, offset)
+            name: np.ndarray(shape, dtype, shared, offset)[rows]
             for name, (offset, shape, dtype) in request["layout"].items()
         }
         for index, world in enumerate(self.worlds):
-            world.parts = [(name, p, tuple(s), *ends) for name, p, s, *ends in request["parts"]]
-            world.rows = {name: array[index] for name, array in self.arrays.items()}
+            for name in ("obs", "reward", "flags"):
+                setattr(world, name, self.arrays[name][index])
+            world.parts = [
+                (name, path, tuple(shape), world.obs[:, a:b].reshape(-1, *shape))
+                for name, path, shape, a, b in request["parts"]
+            ]
         space = self.worlds[0].env.action_space
-        self.half, self.middle = (space.high - space.low) / 2, (space.high + space.low) / 2
+        shape = self.arrays["actions"].shape[:2] + space.shape
+        self.actions = self.arrays["actions"].reshape(shape)
         if not request["probe"]:
             return {}
         world = self.worlds[0]
         world.begin(0)
-        check_numbers(self.arrays)
-        action = self.middle.astype(space.dtype)
-        observation, world.rows["reward"][0], *_, info = world.step(action)
-        world.write(observation, world.rows["obs"][0])
-        check_numbers(self.arrays)
+        check_finite(world.obs)
+        obs, _, _, _, info = world.step(((space.high + space.low) / 2).astype(space.dtype))
+        world.write(obs, 0)
+        check_finite(world.obs)
         return {"info": sorted(map(str, info))}
 
     def play(self, request: dict) -> dict:
@@ -294,18 +300,13 @@ class Worker:
 
         `obs[:, -1]` is always the newest observation: what is not executed repeats the one before.
         """
-        arrays, space = self.arrays, self.worlds[0].env.action_space
-        actions = arrays["actions"].reshape(arrays["actions"].shape[:2] + space.shape)
-        actions = self.middle + self.half * actions
-        actions = np.clip(actions, space.low, space.high).astype(space.dtype)
-        for name in ("reward", *FLAGS):
-            arrays[name].fill(0)
+        actions, begin = self.actions.copy(), dict(request.get("begin", ()))
         for index in request.get("only", range(len(self.worlds))):
-            if arrays["begin"][index]:
-                self.worlds[index].begin(int(arrays["seeds"][index]))
+            if index in begin:
+                self.worlds[index].begin(begin[index])
             else:
                 self.worlds[index].play(actions[index])
-        check_numbers(arrays)
+        check_finite(self.arrays["obs"])
         return {}
 
     def render(self, request: dict) -> dict:
@@ -318,11 +319,10 @@ class Worker:
         return {"shape": picture.shape}
 
 
-def check_numbers(arrays: dict) -> None:
+def check_finite(obs: Any) -> None:
     """Raises Refused unless all numbers are finite, as float32 can hold them."""
-    for name, what in (("obs", "observation"), ("reward", "reward")):
-        if not np.isfinite(arrays[name]).all():
-            raise Refused(f"its {what} is not finite (NaN, infinite or beyond float32)", "numbers")
+    if not np.logical_and.reduce(np.isfinite(obs), None):
+        raise Refused("its observation is not finite (NaN, infinite, beyond float32)", "numbers")
 
 
 def one_line(value: Any) -> str:
@@ -335,20 +335,22 @@ def words(error: BaseException) -> str:
     """Returns type, message and place of an error; the place is outside of libraries if it can."""
     frames = traceback.extract_tb(error.__traceback__)
     frames = [f for f in frames if not f.filename.startswith((__file__, "<frozen"))]
-    libraries = os.path.dirname(os.__file__)  # site-packages too
-    own = [f for f in frames if not f.filename.startswith(libraries)]
+    places = (os.path.dirname(os.__file__), sys.prefix + os.sep + "lib")  # of libraries
+    own = [f for f in frames if not f.filename.startswith(places)]
     place = (own or frames or [None])[-1]
     where = f" ({os.path.basename(place.filename)}:{place.lineno})" if place else ""
     return f"{type(error).__name__}: {one_line(str(error)) or 'no message'}{where}"
 
 
-def read(pipe: int, size: int) -> bytes:
-    """Reads so many bytes; fewer at the end of the pipe."""
-    found = more = os.read(pipe, size)
-    while more and len(found) < size:
-        more = os.read(pipe, size - len(found))
+def read_request(pipe: int) -> dict:
+    """Reads a request; at the end of the pipe, one to close."""
+    found = more = os.read(pipe, 1 << 16)  # there is never more than one request
+    while more and len(found) < 4 + struct.unpack("<I", found[:4])[0]:
+        more = os.read(pipe, 1 << 16)
         found += more
-    return found
+    if found == PLAY:
+        return {"do": "play"}
+    return json.loads(found[4:]) if more else {"do": "close"}
 
 
 def die_with_parent(requests: int, parent: int) -> None:
@@ -378,9 +380,8 @@ def main(requests: int, answers: int, memory: int, parent: int) -> None:
     sys.dont_write_bytecode, sys.path[0] = True, os.getcwd()  # as in `python -c`
     worker = Worker(memory)
     while True:
-        head = read(requests, 4)
-        request = json.loads(read(requests, struct.unpack("<I", head)[0])) if head else {}
-        if request.get("do", "close") == "close":
+        request = read_request(requests)
+        if request["do"] == "close":
             break
         try:
             answer = getattr(worker, request["do"])(request)
