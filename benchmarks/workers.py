@@ -19,7 +19,7 @@ from harness import alternate, append_row, median, ratio
 
 from pdjax_envs.workers import WorkerPool
 
-ENVS = {"Pendulum-v1": 4000, "Hopper-v5": 3000, "AdroitHandDoor-v1": 400}  # control steps of a turn
+ENVS = {"Pendulum-v1": 4000, "Hopper-v5": 3000, "gymnasium_robotics:AdroitHandDoor-v1": 1000}  # steps of a turn
 
 
 def gymnasium_loop(name: str, processes: int, steps: int) -> tuple[Callable[[], float], Any]:
@@ -89,7 +89,7 @@ def measure_env(name: str, processes: int, per_worker: int, chunk: int, repeats:
 
 def main() -> None:
     """Measures all environments that are installed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--envs", nargs="*", default=list(ENVS), choices=list(ENVS))
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--per-worker", type=int, default=8)

@@ -9,7 +9,7 @@ import itertools
 import time
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -61,6 +61,8 @@ class WorkerPool:
         `numbers` (NaN, infinite, or of another shape).
       reasons: a line for each of them.
     """
+
+    description: Description
 
     def __init__(
         self,
@@ -203,7 +205,7 @@ class WorkerPool:
         self._is_sent = False
         self._ended = flags[..., :2].any((1, 2))
         self._any_ended = self._ended.any()
-        self._newest = played.obs[:, -1]
+        self._newest = played.obs[:, -1].copy()
         self._decisions += 1
         if self._decisions % 1000 == 0:
             for process in self._processes:
@@ -232,6 +234,11 @@ class WorkerPool:
                 self._restart(worker, failure)
             hint = "" if self._spec["render"] else "; put render: true into its spec"
             raise WorkerError(f"{self._spec['env']} was not drawn: {failure}{hint}") from None
+
+    def abandon(self) -> None:
+        """Ends all episodes here and now; each environment has to begin another."""
+        self._check_idle("abandon")
+        self._ended, self._any_ended = np.ones(self.num_envs, bool), True
 
     def new_reasons(self) -> list[str]:
         """Returns the lines of `reasons` that it has not returned before, each once."""
@@ -384,41 +391,3 @@ def _has_not_begun(error: Exception, made: dict[str, Any]) -> bool:
 
 def _sentence(failure: Failed) -> str:
     return ("met an error: " if failure.kind in ("raised", "numbers") else "") + str(failure)
-
-
-def describe(spec: Mapping[str, Any], python: str = "", **limits: Any) -> Description:
-    """Makes one environment in a worker, plays its first step, and says what it is made of.
-
-    Args:
-      spec, python: see `WorkerPool`.
-      **limits: `start_timeout`.
-
-    Raises:
-      WorkerError, InputError: see `WorkerPool`.
-    """
-    with WorkerPool(spec, 1, python=python, **limits) as pool:
-        return pool.description
-
-
-def same_starts(pool: WorkerPool, seed: int = 0) -> bool:
-    """Returns whether resets of one seed agree: in all environments, and after other episodes.
-
-    Episodes that were being played end; begin new ones.
-    """
-    actions = np.zeros((pool.num_envs, pool.chunk, pool.description.act_dim), np.float32)
-    everywhere, nowhere = np.ones(pool.num_envs, bool), np.zeros(pool.num_envs, bool)
-    one, others = np.full(pool.num_envs, seed), seed + 1 + np.arange(pool.num_envs)
-
-    def starts() -> Iterator[np.ndarray]:
-        for begin, seeds in (
-            (everywhere, one),
-            (everywhere, others),
-            (nowhere, one),
-            (everywhere, one),
-        ):
-            pool.send(actions, begin, seeds)
-            yield pool.receive().obs[:, -1]
-
-    first, _, _, again = starts()
-    pool._ended[:], pool._any_ended = True, True
-    return bool((first == first[0]).all() and (again == first).all())

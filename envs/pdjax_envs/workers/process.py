@@ -37,7 +37,7 @@ def _message(request: Mapping[str, Any]) -> bytes:
     return struct.pack("<I", len(text)) + text
 
 
-PLAY = _message(PLAY_ALL)
+PLAY, DONE = _message(PLAY_ALL), _message({})
 
 
 class WorkerError(InputError):
@@ -136,13 +136,14 @@ class Process:
             more = os.read(self._answers, 1 << 16)
             if not more:
                 raise Failed("died", f"{self._how_it_ended()}{self.log_end()}")
+            if more == DONE and not self._received:
+                self.is_waited_for = False
+                return {}
             self._received += more
             if len(self._received) >= 4:
                 need = 4 + struct.unpack("<I", self._received[:4])[0]
         text, self._received = self._received[4:need], self._received[need:]
         self.is_waited_for = False
-        if text == b"{}":
-            return {}
         found = json.loads(text)
         if "error" in found:
             raise Failed(found["kind"], found["error"])

@@ -109,12 +109,10 @@ def make_env(spec: dict) -> Any:
         options.setdefault("max_episode_steps", spec["episode_steps"])
     try:
         return library.make(name, **options)
-    except library.error.UnregisteredEnv as error:
+    except library.error.UnregisteredEnv:
         known = list(getattr(library.envs.registry, "keys", list)())
-        close = ", ".join(difflib.get_close_matches(name, known))
-        raise Refused(
-            f"there is no {name}; did you mean {close}?" if close else str(error)
-        ) from None
+        close = ", ".join(difflib.get_close_matches(name, known)) or "MODULE:ID of another package"
+        raise Refused(f"there is no {name}; did you mean {close}?") from None
 
 
 def outline(space: Any) -> dict:
@@ -153,8 +151,7 @@ class World:
 
     Args:
       env: the environment, of Gymnasium's interface or of gym's older ones.
-      spec: `success`, see `make_success`; `episode_steps` truncates an episode after as many
-        control steps, 0 leaves that to the environment.
+      spec: see `spec.check_spec`.
     """
 
     def __init__(self, env: Any, spec: dict):
@@ -216,11 +213,11 @@ class World:
         Args:
           actions: (chunk, ...), of the environment's own.
         """
-        reward_row, flags = memoryview(self.reward), memoryview(self.flags)  # faster than arrays
+        rewards, flags = memoryview(self.reward), memoryview(self.flags)  # faster than arrays
         for t, action in enumerate(actions):
             observation, reward, terminated, truncated, info = self.step(action)
             self.write(observation, t)
-            reward_row[t] = reward
+            rewards[t] = reward
             flags[t, 0], flags[t, 1], flags[t, 3] = terminated, truncated, True
             flags[t, 2] = bool(self.success(self.env, observation, reward, terminated, info))
             if terminated or truncated:
@@ -283,8 +280,8 @@ class Worker:
                 for name, path, shape, a, b in request["parts"]
             ]
         space = self.worlds[0].env.action_space
-        shape = self.arrays["actions"].shape[:2] + space.shape
-        self.actions = self.arrays["actions"].reshape(shape)
+        actions = self.arrays["actions"]
+        self.actions = actions.reshape(actions.shape[:2] + space.shape)
         if not request["probe"]:
             return {}
         world = self.worlds[0]

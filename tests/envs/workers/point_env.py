@@ -24,7 +24,7 @@ class PointEnv(gymnasium.Env):
     def __init__(self, trouble="", at=3, limit=7, once="", space="box", render_mode=None):
         self.trouble, self.at, self.limit, self.once = trouble, at, limit, once
         self.render_mode = render_mode
-        self.action_space = Box(np.float32([-1, 0]), np.float32([3, 2]))
+        self.action_space = Box(np.array([-1, 0], np.float32), np.array([3, 2], np.float32))
         self.observation_space = Box(-np.inf, np.inf, (2, 2), np.float64)
         self.space = space
         if space == "dict":
@@ -60,8 +60,8 @@ class PointEnv(gymnasium.Env):
 
     def observe(self):
         if self.space == "dict":
-            pos = (self.x.copy(), np.uint8([self.steps]))
-            return {"goal": {"a": np.int64([5]), "z": np.float32(7)}, "pos": pos}
+            pos = (self.x.copy(), np.array([self.steps], np.uint8))
+            return {"goal": {"a": np.array([5], np.int64), "z": np.float32(7)}, "pos": pos}
         return np.array([self.x, [self.steps, self.x[0] ** 2]])
 
     def render(self):

@@ -25,7 +25,7 @@ from tests.envs.workers.playing import (
     point,
 )
 
-QUICK = {"step_timeout": 1.5}
+QUICK = 1.5  # s, `step_timeout`
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ TROUBLES = {
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_a_failing_worker_is_replaced_and_its_episodes_are_truncated(trouble, tmp_path):
     once = tmp_path / "once"
-    with WorkerPool(point(trouble=trouble, once=str(once)), 4, 2, chunk=2, **QUICK) as pool:
+    with WorkerPool(point(trouble=trouble, once=str(once)), 4, 2, chunk=2, step_timeout=QUICK) as pool:
         rounds = play(pool, 12)
         before = [next(rounds)] if trouble == "reset_raises" else [next(rounds), next(rounds)]
         once.touch()
@@ -134,7 +134,7 @@ def test_workers_killed_at_random_moments_cost_only_their_episodes():
 
 def test_a_worker_that_hangs_while_it_draws_is_replaced():
     spec = {"env": ENV, "options": {"trouble": "render_hangs"}, "render": True}
-    with WorkerPool(spec, 4, 2, **QUICK) as pool:
+    with WorkerPool(spec, 4, 2, step_timeout=QUICK) as pool:
         rounds = play(pool, 4)
         next(rounds)
         with pytest.raises(WorkerError, match="it hangs in"):

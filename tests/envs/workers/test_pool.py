@@ -1,11 +1,17 @@
 """Many environments in workers give the numbers of a plain loop around one, however divided."""
 
+import ast
+import subprocess
+import sys
+
 import gymnasium
 import numpy as np
 import pytest
 
 from pdjax_envs.reading import InputError
-from pdjax_envs.workers import WorkerPool, describe, same_starts
+from pdjax_envs.workers import WorkerPool, describe, process, same_starts
+from pdjax_envs.workers.spec import SUCCESS_KEYS
+from tests.test_structure import imports
 from tests.envs.workers.playing import ENV, FILE, descriptors, is_gone, pids, play, point
 from tests.envs.workers.point_env import PointEnv
 
@@ -208,3 +214,16 @@ def test_closing_and_forgetting_end_all_processes_and_free_all():
     started = pids(pool)
     del pool
     assert all(map(is_gone, started)) and descriptors() == before
+
+
+def test_the_script_needs_only_python_3_8_numpy_and_gymnasium():
+    source = process.SCRIPT.read_text()
+    ast.parse(source, feature_version=(3, 8))
+    found = {name.split(".")[0] for name in imports(source)}
+    assert found - sys.stdlib_module_names - {"__future__"} == {"numpy", "gymnasium", "gym"}
+    assert f"SUCCESS_KEYS = {SUCCESS_KEYS}".replace("'", '"') in source
+
+
+def test_nothing_here_imports_jax():
+    source = "import sys, pdjax_envs.workers; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", source]).returncode == 0
