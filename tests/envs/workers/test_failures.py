@@ -60,7 +60,9 @@ TROUBLES = {
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_a_failing_worker_is_replaced_and_its_episodes_are_truncated(trouble, tmp_path):
     once = tmp_path / "once"
-    with WorkerPool(point(trouble=trouble, once=str(once)), 4, 2, chunk=2, step_timeout=QUICK) as pool:
+    with WorkerPool(
+        point(trouble=trouble, once=str(once)), 4, 2, chunk=2, step_timeout=QUICK
+    ) as pool:
         rounds = play(pool, 12)
         before = [next(rounds)] if trouble == "reset_raises" else [next(rounds), next(rounds)]
         once.touch()

@@ -11,9 +11,9 @@ import pytest
 from pdjax_envs.reading import InputError
 from pdjax_envs.workers import WorkerPool, describe, process, same_starts
 from pdjax_envs.workers.spec import SUCCESS_KEYS
-from tests.test_structure import imports
 from tests.envs.workers.playing import ENV, FILE, descriptors, is_gone, pids, play, point
 from tests.envs.workers.point_env import PointEnv
+from tests.test_structure import imports
 
 
 def plain(env, decisions, index, num_envs, chunk, seed=0, flatten=np.ravel):
