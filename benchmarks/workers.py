@@ -19,11 +19,8 @@ from harness import alternate, append_row, median, ratio
 
 from pdjax_envs.workers import WorkerPool
 
-ENVS = {
-    "Pendulum-v1": 4000,
-    "Hopper-v5": 3000,
-    "gymnasium_robotics:AdroitHandDoor-v1": 1000,
-}  # steps of a turn
+# control steps of a turn
+ENVS = {"Pendulum-v1": 4000, "Hopper-v5": 3000, "gymnasium_robotics:AdroitHandDoor-v1": 1000}
 
 
 def gymnasium_loop(name: str, processes: int, steps: int) -> tuple[Callable[[], float], Any]:

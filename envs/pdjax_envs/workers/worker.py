@@ -111,8 +111,8 @@ def make_env(spec: dict) -> Any:
         return library.make(name, **options)
     except library.error.UnregisteredEnv:
         known = list(getattr(library.envs.registry, "keys", list)())
-        close = ", ".join(difflib.get_close_matches(name, known)) or "MODULE:ID of another package"
-        raise Refused(f"there is no {name}; did you mean {close}?") from None
+        close = [*difflib.get_close_matches(name, known), "MODULE:ID of another package"]
+        raise Refused(f"there is no {name}; did you mean {', '.join(close)}?") from None
 
 
 def outline(space: Any) -> dict:
@@ -279,12 +279,11 @@ class Worker:
                 (name, path, tuple(shape), world.obs[:, a:b].reshape(-1, *shape))
                 for name, path, shape, a, b in request["parts"]
             ]
-        space = self.worlds[0].env.action_space
+        world, space = self.worlds[0], self.worlds[0].env.action_space
         actions = self.arrays["actions"]
         self.actions = actions.reshape(actions.shape[:2] + space.shape)
         if not request["probe"]:
             return {}
-        world = self.worlds[0]
         world.begin(0)
         check_finite(world.obs)
         obs, _, _, _, info = world.step(((space.high + space.low) / 2).astype(space.dtype))
@@ -329,14 +328,15 @@ def one_line(value: Any) -> str:
 
 
 def words(error: BaseException) -> str:
-    """Returns type, message and place of an error; the place is outside of libraries if it can."""
+    """Returns type, message and place of an error, if it can a place outside of libraries."""
     frames = traceback.extract_tb(error.__traceback__)
     frames = [f for f in frames if not f.filename.startswith((__file__, "<frozen"))]
     places = (os.path.dirname(os.__file__), sys.prefix + os.sep + "lib")  # of libraries
     own = [f for f in frames if not f.filename.startswith(places)]
     place = (own or frames or [None])[-1]
     where = f" ({os.path.basename(place.filename)}:{place.lineno})" if place else ""
-    return f"{type(error).__name__}: {one_line(str(error)) or 'no message'}{where}"
+    text = one_line(str(error)) or (place and place.line) or "no message"
+    return f"{type(error).__name__}: {text}{where}"
 
 
 def read_request(pipe: int) -> dict:
