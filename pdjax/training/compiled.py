@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pdjax.config.schema import Config
+from pdjax.config.schema import Config, ConfigError
 from pdjax.devices import processes
 from pdjax.devices.sharding import place
 from pdjax.learner.sac import make_hyperparams, residual_dim
@@ -57,6 +57,8 @@ def prepare(
     planned = partial(memory_plan.make_plans, state, frozen, evaluation, built.mesh, memory_gib)
     # If the arrays alone do not fit, compiling would be a waste.
     processes.agree(lambda: memory_plan.check(planned(), config))
+    if built.trainer.on_host:
+        return _on_host(built, init, like, count), planned()
     terminal.say("compiling an epoch")
     programs = {state.decision_steps.shape: epoch.lower(frozen, state).compile()}
     plans = planned(memory_plan.working_memory(programs[state.decision_steps.shape]))
@@ -71,6 +73,18 @@ def prepare(
     play = make_play(built.playing)
     play_all = make_play(built.playing, stacked) if stacked else play
     return Steps(init, like, advance, play, play_all, built.env.task.has_success), plans
+
+
+def _on_host(built: Run, init: Callable[..., TrainState], like: TrainState, count: int) -> Steps:
+    """Returns the functions for a loop whose epochs run on the host; refuses several members."""
+    if count > 1:
+        raise ConfigError(
+            f"{built.config.task.name} lives in worker processes and trains one run at a time, not"
+            f" {count} members; give seeds to `pdjax sweep`"
+        )
+    play = make_play(built.playing)
+    advance = partial(built.trainer.train_epoch, built.frozen)
+    return Steps(init, like, advance, play, play, built.env.task.has_success)
 
 
 def _sizes(built: Run) -> memory_plan.Sizes:

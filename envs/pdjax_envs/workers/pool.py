@@ -235,6 +235,11 @@ class WorkerPool:
             hint = "" if self._spec["render"] else "; put render: true into its spec"
             raise WorkerError(f"{self._spec['env']} was not drawn: {failure}{hint}") from None
 
+    @property
+    def ended(self) -> np.ndarray:
+        """(num_envs,) bool, the episode has ended or none has begun: these must begin another."""
+        return self._ended.copy()
+
     def abandon(self) -> None:
         """Ends all episodes here and now; each environment has to begin another."""
         self._check_idle("abandon")

@@ -242,6 +242,7 @@ class Worker:
         env = self.worlds[0].env
         core, actions = getattr(env, "unwrapped", env), env.action_space
         limit = getattr(getattr(env, "spec", None), "max_episode_steps", 0)
+        limit = limit or vars(env).get("_max_episode_steps", 0)  # of the wrapper TimeLimit
         hz, names = 0, {"numpy", library.__name__, "mujoco", type(core).__module__.split(".")[0]}
         with contextlib.suppress(Exception):
             hz = env.metadata.get("render_fps")
