@@ -52,7 +52,7 @@ def pool_loop(pool: WorkerPool, steps: int) -> Callable[[], float]:
             pool.send(actions[decision % 64], begin, seeds)
             played = pool.receive()
             begin = (played.terminated | played.truncated).any(1)
-            executed += played.executed.sum()
+            executed += int(played.executed.sum())
         return executed / (time.perf_counter() - start)
 
     return measure

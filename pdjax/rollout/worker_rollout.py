@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pdjax.base_policies.chunking import push_history, start_history
+from pdjax.output import terminal
 from pdjax.rollout.collect import Choice, record
 from pdjax.rollout.collect import Played as Led
 from pdjax.rollout.decision import Frozen, Outcome, RolloutState
@@ -119,6 +120,11 @@ class Worlds:
             self._pool = self._env.open(self._num_envs, self._base.act_horizon)  # pyright: ignore
         pool: Any = self._pool
         begin = was_done | is_new
+        if is_new and not was_done.all():
+            terminal.say(
+                f"{(~was_done).sum()} episodes ended with the process before; all environments"
+                " begin new episodes"
+            )
         pool.send(np.nan_to_num(chunk, nan=0.0), begin, seeds)
         played = pool.receive()
         is_lost = begin & ~was_done  # of an earlier process: its simulators are gone

@@ -40,6 +40,11 @@ def prepare(
       ConfigError: the run does not fit into memory.
     """
     config, frozen, count = built.config, built.frozen, len(members) or 1
+    if built.trainer.on_host and count > 1:
+        raise ConfigError(
+            f"{config.task.name} lives in worker processes and trains one run at a time, not"
+            f" {count} members; give seeds to `pdjax sweep`"
+        )
     processes.agree(lambda: memory_plan.check_numbers(config, _sizes(built), count, memory_gib))
     for line in describe_rounding(config):
         terminal.say(line)
@@ -58,7 +63,8 @@ def prepare(
     # If the arrays alone do not fit, compiling would be a waste.
     processes.agree(lambda: memory_plan.check(planned(), config))
     if built.trainer.on_host:
-        return _on_host(built, init, like, count), planned()
+        advance, play = partial(built.trainer.train_epoch, frozen), make_play(built.playing)
+        return Steps(init, like, advance, play, play, built.env.task.has_success), planned()
     terminal.say("compiling an epoch")
     programs = {state.decision_steps.shape: epoch.lower(frozen, state).compile()}
     plans = planned(memory_plan.working_memory(programs[state.decision_steps.shape]))
@@ -73,18 +79,6 @@ def prepare(
     play = make_play(built.playing)
     play_all = make_play(built.playing, stacked) if stacked else play
     return Steps(init, like, advance, play, play_all, built.env.task.has_success), plans
-
-
-def _on_host(built: Run, init: Callable[..., TrainState], like: TrainState, count: int) -> Steps:
-    """Returns the functions for a loop whose epochs run on the host; refuses several members."""
-    if count > 1:
-        raise ConfigError(
-            f"{built.config.task.name} lives in worker processes and trains one run at a time, not"
-            f" {count} members; give seeds to `pdjax sweep`"
-        )
-    play = make_play(built.playing)
-    advance = partial(built.trainer.train_epoch, built.frozen)
-    return Steps(init, like, advance, play, play, built.env.task.has_success)
 
 
 def _sizes(built: Run) -> memory_plan.Sizes:

@@ -62,7 +62,7 @@ def test_a_run_learns_and_repeats(here, capsys):
     assert train(capsys, "again")[0] == 0
     first, again = read("run"), read("again")
     assert first == again
-    assert first[0]["gradient_steps"] == 24 and first[0]["decision_steps"] == 128
+    assert first[0]["gradient_steps"] == 28 and first[0]["decision_steps"] == 128
     assert Path("run/task/walk.py").read_text() == CODE
     assert all(line["restarts"] == 0 for line in first if line.get("group") == "train")
 
@@ -70,7 +70,7 @@ def test_a_run_learns_and_repeats(here, capsys):
 def test_without_overlap_the_newest_policy_acts(here, capsys):
     assert train(capsys, "alone", settings=["train.overlap=false"])[0] == 0
     alone, overlapped = read("alone")[0], read("run")[0]
-    assert alone["gradient_steps"] == overlapped["gradient_steps"] == 24
+    assert alone["gradient_steps"] == overlapped["gradient_steps"] == 28
     assert read("alone") != read("run")
 
 
@@ -85,7 +85,7 @@ def test_resuming_goes_on_with_new_episodes(here, capsys):
     code, said = train(capsys, "run", "--resume")
     assert code == 0, said
     result, *lines = read("run")
-    assert result["gradient_steps"] == 24 and result["decision_steps"] == 128
+    assert result["gradient_steps"] == 28 and result["decision_steps"] == 128
     (last,) = [one for one in lines if one.get("group") == "train" and one["decision_steps"] == 128]
     assert last["cut_episodes"] > 0  # those that were lost with the first process
     assert any("begin new episodes" in line for line in said), said
@@ -95,7 +95,7 @@ def test_evaluating_needs_only_the_run(here, capsys):
     before = json.loads(Path("run/result.json").read_text())
     for name in ("walk.py", "base"):
         Path(name).rename(f"{name}.gone")
-    code = cli.main(["eval", "run", "--episodes", "8", "--json"])
+    code = cli.main(["eval", "run", "--episodes", "8", "--seed", "10000", "--json"])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert code == 0 and found["base_success"] == before["base_success"]
 

@@ -85,3 +85,15 @@ class Memory:
         if self.file >= 0:
             os.close(self.file)
         self.file, self.arrays = -1, {}
+
+
+def shapes(
+    num_envs: int, chunk: int, obs_dim: int, act_dim: int, act_dtype: str
+) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Returns shape and dtype of what is shared; the flags are those of `Played`, in its order."""
+    return {
+        "actions": ((num_envs, chunk, act_dim), act_dtype),  # within the environments' bounds
+        "obs": ((num_envs, chunk, obs_dim), "<f4"),
+        "reward": ((num_envs, chunk), "<f4"),
+        "flags": ((num_envs, chunk, 4), "?"),
+    }

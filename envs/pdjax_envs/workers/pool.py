@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pdjax_envs.reading import InputError, check_fits, short
-from pdjax_envs.workers.memory import Memory
+from pdjax_envs.workers.memory import Memory, shapes
 from pdjax_envs.workers.process import PLAY_ALL, Failed, Process, WorkerError, close_all, stop_all
 from pdjax_envs.workers.spaces import Description, read_description
 from pdjax_envs.workers.spec import SUCCESS_KEYS, check_spec
@@ -297,7 +297,7 @@ class WorkerPool:
             found = self.description
             sizes = found.obs_dim, found.act_dim
             check_fits(8 * self.num_envs * self.chunk * sum(sizes), f"num_envs={self.num_envs}")
-            self._memory.share(_arrays(self.num_envs, self.chunk, *sizes, made["actions"]["dtype"]))
+            self._memory.share(shapes(self.num_envs, self.chunk, *sizes, made["actions"]["dtype"]))
         elif any(made[key] != self._made[key] for key in ("observations", "low", "high")):
             raise InputError("its spaces differ from one instance to another")
         request = {"do": "attach", "parts": self.description.parts, "probe": is_first}
@@ -371,23 +371,14 @@ class WorkerPool:
             except InputError:
                 self._stop()
                 raise
+            except BaseException:  # interrupted; if `receive` is repeated, it begins anew
+                self._processes[index].stop()
+                raise
 
 
 def _stop(processes: list[Process], memory: Memory) -> None:
     stop_all(processes)
     memory.close()
-
-
-def _arrays(
-    num_envs: int, chunk: int, obs_dim: int, act_dim: int, act_dtype: str
-) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Returns shape and dtype of what is shared; the flags are those of `Played`, in its order."""
-    return {
-        "actions": ((num_envs, chunk, act_dim), act_dtype),  # within the environments' bounds
-        "obs": ((num_envs, chunk, obs_dim), "<f4"),
-        "reward": ((num_envs, chunk), "<f4"),
-        "flags": ((num_envs, chunk, 4), "?"),
-    }
 
 
 def _has_not_begun(error: Exception, made: dict[str, Any]) -> bool:

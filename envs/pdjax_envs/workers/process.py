@@ -25,6 +25,7 @@ from pdjax_envs.reading import InputError, reason, short
 
 SCRIPT = Path(__file__).with_name("worker.py")
 MOST_LOG = 1 << 20  # bytes of a log; longer ones begin anew
+LONGEST = 1e6  # s; what `poll` can wait for
 CLOSING = 2.0  # s that workers have to close their environments
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -129,9 +130,12 @@ class Process:
         Raises:
           Failed: the worker died, did not answer in time, or answered with an error.
         """
+        if self._is_stopped:
+            raise Failed("died", "was stopped")
         need = 4
         while len(self._received) < need:
-            if not self._poll.poll(max(0, math.ceil(1e3 * (deadline - time.monotonic())))):
+            left = min(max(0.0, deadline - time.monotonic()), LONGEST)
+            if not self._poll.poll(math.ceil(1e3 * left)):
                 raise Failed("hung", f"did not answer in time{self._where_it_hangs()}")
             more = os.read(self._answers, 1 << 16)
             if not more:

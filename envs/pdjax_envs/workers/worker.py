@@ -41,6 +41,7 @@ from typing import Any
 SUCCESS_KEYS = ("success", "is_success", "task_success", "goal_achieved", "solved")  # of `auto`
 PLAY = struct.pack("<I", 14) + b'{"do": "play"}'  # the message that has to be fast
 MOST_WORDS = 300  # characters of an error
+ROBOTICS = "gymnasium_robotics"  # adds its IDs when it is imported, which people leave out
 
 
 class Refused(Exception):  # noqa: N818 (a verdict)
@@ -110,6 +111,8 @@ def make_env(spec: dict) -> Any:
     try:
         return library.make(name, **options)
     except library.error.UnregisteredEnv:
+        if not module and importlib.util.find_spec(ROBOTICS):
+            return make_env({**spec, "env": f"{ROBOTICS}:{name}"})
         known = list(getattr(library.envs.registry, "keys", list)())
         close = [*difflib.get_close_matches(name, known), "MODULE:ID of another package"]
         raise Refused(f"there is no {name}; did you mean {', '.join(close)}?") from None

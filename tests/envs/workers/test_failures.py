@@ -260,8 +260,9 @@ FORKED = "import os\nif os.fork() == 0: sys.exit()\nos.wait(); pool.receive(); t
         ("use()", ""),
         ("use()", "raise ValueError"),
         ("use()", FORKED),
+        ("use()", "time.sleep(1001)"),
     ],
-    ids=["killed", "thread", "ends", "raises", "forks"],
+    ids=["killed", "thread", "ends", "raises", "forks", "interrupted"],
 )
 @pytest.mark.parametrize("launched", [False, True], ids=["", "launcher"])
 def test_workers_end_with_the_process_that_started_them(start, end, launched, tmp_path):
@@ -276,7 +277,7 @@ def test_workers_end_with_the_process_that_started_them(start, end, launched, tm
     time.sleep(0.3)  # in a step that sleeps, or after the fork
     if end and "raise" not in end:
         assert owner.poll() is None and all(pid in groups() for pid in started)
-        owner.kill()
+        owner.send_signal(signal.SIGINT if "1001" in end else signal.SIGKILL)
     owner.wait(10)
     owner.stdout.close()
     assert all(map(is_gone, started))
@@ -301,6 +302,26 @@ def test_an_interrupted_wait_can_go_on():
         for pid in pids(pool):
             os.kill(pid, signal.SIGCONT)
         assert pool.receive().executed.all() and pool.restarts == 0
+
+
+def test_an_interrupted_restart_can_go_on(monkeypatch):
+    with WorkerPool(point(), 4, 2) as pool:
+        rounds = play(pool, 4)
+        next(rounds)
+        os.kill(pids(pool)[1], signal.SIGKILL)
+        pool.send(np.zeros((4, 1, 2)), np.zeros(4, bool), np.zeros(4, int))
+        with monkeypatch.context() as patch:
+
+            def interrupt(index):
+                raise KeyboardInterrupt
+
+            patch.setattr(pool, "_prepare", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                pool.receive()
+        played = pool.receive()
+        assert played.executed[:, 0].tolist() == [True, True, False, False]
+        assert played.truncated[:, 0].tolist() == [False, False, True, True]
+        assert pool.restarts == 2
 
 
 def test_the_log_of_a_talkative_environment_begins_anew():
