@@ -222,7 +222,7 @@ class Render:
         from pdjax.output import terminal
         from pdjax.runs import render
 
-        match = re.fullmatch(r"(\d{1,2})x(\d{1,2})", self.grid)
+        match = re.fullmatch(r"([0-9]{1,2})x([0-9]{1,2})", self.grid)
         grid = (int(match[1]), int(match[2])) if match else (0, 0)
         if not 1 <= min(grid) <= max(grid) <= MOST_CELLS:
             raise ConfigError(

@@ -292,6 +292,10 @@ def test_demonstrations_that_cannot_be_used_are_refused(capsys, here):
         (["render", "run"], "required: --out"),
         (["render", "run", "--out", "x.mp4", "--grid", "4"], "--grid got '4', expected ROWSxCOL"),
         (["render", "run", "--out", "x.mp4", "--grid", "11x1"], "such as 4x4, each at most 10"),
+        (
+            ["render", "run", "--out", "x.mp4", "--grid", "\u0663x1"],
+            "--grid got '\u0663x1', expected ROWSxC",
+        ),
         (["render", "run", "--out", "x.mp4", "--grid", "0x1"], "--grid got '0x1', expected ROWSxC"),
         (["render", "base", "--out", "new/x.mp4"], "base is no run"),
         (["eval", "run", "--episodes", "1e9"], "playing 1,000,000,000 episodes of PegInsertionSi"),
