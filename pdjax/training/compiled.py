@@ -63,8 +63,8 @@ def prepare(
     # If the arrays alone do not fit, compiling would be a waste.
     processes.agree(lambda: memory_plan.check(planned(), config))
     if built.trainer.on_host:
-        advance, play = partial(built.trainer.train_epoch, frozen), make_play(built.playing)
-        return Steps(init, like, advance, play, play, built.env.task.has_success), planned()
+        go, play = partial(built.trainer.train_epoch, frozen), make_play(built.playing)
+        return Steps(init, like, go, play, play, built.env.task.has_success), planned()
     terminal.say("compiling an epoch")
     programs = {state.decision_steps.shape: epoch.lower(frozen, state).compile()}
     plans = planned(memory_plan.working_memory(programs[state.decision_steps.shape]))

@@ -287,13 +287,13 @@ def test_an_interrupted_wait_can_go_on():
     with WorkerPool(point(), 2, 2) as pool:
         rounds = play(pool, 2)
         next(rounds)
+        for pid in pids(pool):
+            os.kill(pid, signal.SIGSTOP)
         pool.send(np.zeros((2, 1, 2)), np.zeros(2, bool), np.zeros(2, int))
 
         def interrupt(*_):
             raise KeyboardInterrupt
 
-        for pid in pids(pool):
-            os.kill(pid, signal.SIGSTOP)
         old = signal.signal(signal.SIGALRM, interrupt)
         signal.setitimer(signal.ITIMER_REAL, 0.1)
         with pytest.raises(KeyboardInterrupt):
