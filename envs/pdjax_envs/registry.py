@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 
-from pdjax_envs import shifts, task_files
+from pdjax_envs import from_gymnasium, shifts, task_files
 from pdjax_envs.names import UnknownName, suggest, unknown
 from pdjax_envs.physics import mjx_flags
 from pdjax_envs.physics.engine import Engine, Scene
@@ -111,6 +111,8 @@ def make_task(name: str) -> Task:
       UnknownName: no such task.
       InputError: it is in a file whose code fails.
     """
+    if from_gymnasium.environment(name):
+        return from_gymnasium.make(name).task
     if source := task_files.split(name):
         return _load_file(*source)
     for known in (_registered, _from_files):
@@ -216,6 +218,7 @@ def make(
     reward: str = "",
     terminate_on_success: bool = True,
     shift: str = "",
+    workers: from_gymnasium.Workers | None = None,
 ) -> Env:
     """Builds an environment from the names of its parts.
 
@@ -226,10 +229,16 @@ def make(
       reward: see `task.make_env`; "" = `success`, or `dense` if the task has no success.
       terminate_on_success: see `task.make_env`.
       shift: perturbations joined by +, see `shifts`; "" means none.
+      workers: how the worker processes of a Gymnasium environment are run.
 
     Raises:
       UnknownName: no such task, engine, reward or shift, or the engine is not installed.
     """
+    if from_gymnasium.environment(name):
+        _check_own_physics(name, physics, from_gymnasium.ENGINE)
+        if shift:
+            raise UnknownName(f"{name} takes no shift, got {shift!r}: its simulator is its own")
+        return from_gymnasium.make(name, workers, reward, terminate_on_success)
     task = make_task(name)
     reward = reward or ("success" if task.has_success else "dense")
     if reward != "success" and reward not in task.rewards:

@@ -220,6 +220,11 @@ class Env(NamedTuple):
       reset: (model, key) -> (EnvState, observation), from a fresh random start.
       start_from: (model, Start) -> (EnvState, observation).
       step: (model, EnvState, action) -> (EnvState, ControlStep).
+      open: (num_envs, act_horizon) -> `workers.WorkerPool`, for an environment that is no pure
+        function: it lives in worker processes, and the three functions above cannot be called.
+        None = it is.
+      terminate_on_success: whether success ends the episode; only read with `open`.
+      reward: see `make_env`; only read with `open`.
     """
 
     task: Task
@@ -228,6 +233,9 @@ class Env(NamedTuple):
     reset: Callable[[Any, Array], tuple[EnvState, Array]]
     start_from: Callable[[Any, Start], tuple[EnvState, Array]]
     step: Callable[[Any, EnvState, Array], tuple[EnvState, ControlStep]]
+    open: Callable[[int, int], Any] | None = None
+    terminate_on_success: bool = True
+    reward: str = "success"
 
 
 def make_env(
@@ -257,7 +265,8 @@ def make_env(
         state = state._replace(physics=physics, steps=state.steps + 1)
         return state, judge(task, state, reward, terminate_on_success, bad_action)
 
-    return Env(task, engine.name, engine.model, *map(in_float32, (reset, start_from, step)))
+    reset, start_from, step = map(in_float32, (reset, start_from, step))
+    return Env(task, engine.name, engine.model, reset, start_from, step)
 
 
 def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:

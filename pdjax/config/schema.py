@@ -59,6 +59,24 @@ class TaskConfig:
     """Perturbations of the task, drawn anew for each episode and joined by +: mass, friction, size,
     held_out, sensor_noise, camera, action_delay. Empty means none. They apply in training and in
     the evaluations during and after it."""
+    workers: Natural = 0
+    """For an environment of Gymnasium: worker processes; 0 = one for each core."""
+    python: str = ""
+    """For an environment of Gymnasium: the interpreter that has it, such as venv/bin/python; empty
+    means this one. It needs NumPy and Gymnasium, and not pdjax."""
+    options: tuple[str, ...] = ()
+    """For an environment of Gymnasium: its keyword arguments, as name=value with the value in
+    YAML."""
+    success: str = "auto"
+    """For an environment of Gymnasium: what says that the task is solved: a key of info,
+    terminated, reward>=X, or FILE.py:FUNCTION; auto takes success or is_success of info."""
+    episode_steps: Natural = 0
+    """For an environment of Gymnasium: time limit in control steps; 0 = its own."""
+    step_timeout: Positive = 60.0
+    """For an environment of Gymnasium: seconds that a worker may take for a decision of its
+    environments before it is replaced."""
+    restarts: Natural = 10
+    """For an environment of Gymnasium: how many workers may be replaced before the run ends."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +224,9 @@ class TrainConfig:
     prefill: Literal["uniform", "base", "policy"] = "uniform"
     """Residuals before learning starts: uniform draws them from [-1, 1], base uses none, policy
     draws them from the untrained residual policy. The gate applies to all of them."""
+    overlap: bool = True
+    """For an environment of Gymnasium: whether to learn from one round while the workers play the
+    next, so that the acting policy is one round old."""
     updates_per_decision: Positive = 0.25
     """Gradient steps per decision."""
     replay_capacity: Count = 1_000_000

@@ -31,6 +31,7 @@ the place of success, and there is no perfect or hopeless base policy.
 """
 
 import math
+import re
 import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -334,7 +335,14 @@ def _command(summary: dict[str, Any], name: str) -> str:
         if summary["base_success"] is None:
             values["task.reward"] = "dense"
     changes = [f"{key}={value}" for key, value in values.items()]
-    return shlex.join(["pdjax", "train", config, "--out", f"runs/{task}", "--set", *changes])
+    return shlex.join(
+        ["pdjax", "train", config, "--out", f"runs/{_in_path(task)}", "--set", *changes]
+    )
+
+
+def _in_path(task: str) -> str:
+    """Returns a task's name for a directory, without a file's ending or what paths cannot hold."""
+    return re.sub(r"\W+", "_", task.replace(".py:", "_"))
 
 
 def _show(summary: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pdjax.config.schema import Config
+from pdjax.config.schema import Config, ConfigError
 from pdjax.devices import rates
 from pdjax.devices.rates import timed
 from pdjax.output import plots, records, terminal
@@ -81,7 +81,13 @@ def profile(
       ConfigError, checkpoint.CheckpointError, registry.UnknownName: see `build.build`.
     """
     config = changed(config, "train", learning_starts=0, prefill="policy")
-    run, machine = build(config), rates.measure()
+    run = build(config)
+    if run.trainer.on_host:
+        raise ConfigError(
+            f"{config.task.name} lives in worker processes; `pdjax profile` splits programs of"
+            " JAX only; compare `decisions_per_s` of runs with other task.workers"
+        )
+    machine = rates.measure()
     compile_s, (steps, plans) = timed(prepare, run)
     with terminal.progress("profiling", 12, "parts") as bar:
         state, before = _epochs(steps, repeats)

@@ -49,7 +49,7 @@ class Rollout(NamedTuple):
       init: (frozen, key, num_envs) -> RolloutState.
       collect: (frozen, state, explore, keys (decisions,)) -> (state, rows, metrics). `explore` is
         an `Explore`; the rows are a Transition with leaves (decisions, num_envs, ...); the metrics
-        count events over the block, see `_decide`.
+        count events over the block, see `record`.
       evaluate: (frozen, residual, residual_scale, key, episodes, record=False) -> Evaluation. The
         residual reads the view and the base action, see `evaluate.Residual`.
       see: (frozen, obs (n, obs_dim)) -> (n, view_dim), the view that the learner's networks read.
@@ -107,10 +107,12 @@ def make_rollout(
         def decide(
             state: RolloutState, now: tuple[Key, Array]
         ) -> tuple[RolloutState, tuple[Transition, Metrics]]:
-            key, index = now
-            return _decide(
-                base, act, play, frozen, explore_view, is_gate_uncertain, state, key, index
+            was_done, numbers = state.done, jnp.arange(len(state.done))
+            state, choice, reset_key = choose(
+                act, frozen, explore_view, is_gate_uncertain, state, *now
             )
+            played = Played(*play((frozen, reset_key), state, choice.chunk, numbers))
+            return record(base, choice, was_done, played)
 
         state, (rows, counts) = jax.lax.scan(decide, state, (keys, jnp.arange(len(keys))))
         return state, rows, {name: jnp.sum(count) for name, count in counts.items()}
@@ -148,24 +150,37 @@ def make_rollout(
     return Rollout(init, collect, evaluate_view, see, view_dim)
 
 
-def _decide(
-    base: BasePolicy,
+class Choice(NamedTuple):
+    """What all environments are about to execute; leaves have a leading axis num_envs.
+
+    Attributes:
+      obs: (obs_dim,), the newest observation.
+      base_action: (chunk_dim,).
+      residual_action: (residual_dim,), after the gate.
+      chunk: (act_horizon, act_dim) to execute.
+      is_sound: () bool, all of these are finite.
+    """
+
+    obs: Array
+    base_action: Array
+    residual_action: Array
+    chunk: Array
+    is_sound: Array
+
+
+def choose(
     act: Callable[[Frozen, Any, Array, Array], tuple[Array, Any]],
-    play: Callable[..., tuple[RolloutState, Outcome, Array, Array]],
     frozen: Frozen,
     explore: Explore,
     is_gate_uncertain: bool,
     state: RolloutState,
     key: Key,
     index: Array,
-) -> tuple[RolloutState, tuple[Transition, Metrics]]:
-    """Makes one decision in all environments: base action, residual, then the chunk or a reset.
+) -> tuple[RolloutState, Choice, Key]:
+    """Chooses what to execute in all environments: base action and residual.
 
     Args:
-      base: the base policy.
       act: `base_actions` for all environments, each computed on its own device.
-      play: ((frozen, reset_key), state, chunk, numbers) -> the results of `play_decision`, each
-        computed on its environment's device.
       frozen: the physics model, the base policy's parameters, the observation statistics.
       explore: an `Explore` that reads observations instead of views.
       is_gate_uncertain: whether `explore` also gets the base policy's uncertainty.
@@ -174,9 +189,7 @@ def _decide(
       index: () int32, the decision's index in its block.
 
     Returns:
-      The next state, and this decision's rows of the replay and its counts over all environments.
-      An episode is cut, truncated, where a number is not finite: in its row, which becomes a hole
-      of the replay, or in what the base policy would read next.
+      The state with the base policy's next carry, the choice, and a key for new episodes.
     """
     num_envs = len(state.history)
     base_key, residual_key, reset_key, doubt_key = jax.random.split(key, 4)
@@ -190,23 +203,55 @@ def _decide(
         uncertainty = (jnp.mean((other - chunk) ** 2, axis=(1, 2)),)
     residual_action, residual_scale = explore(obs, base_action, residual_key, index, *uncertainty)
     action = clip_action(decorate(base_action, residual_action, residual_scale))
-
-    was_done, numbers = state.done, jnp.arange(num_envs)
     is_sound = _is_finite(obs) & _is_finite(base_action) & _is_finite(residual_action)
-    state = state._replace(carry=carry)
-    next_state, outcome, ended, succeeded = play(
-        (frozen, reset_key), state, action.reshape(chunk.shape), numbers
-    )
+    choice = Choice(obs, base_action, residual_action, action.reshape(chunk.shape), is_sound)
+    return state._replace(carry=carry), choice, reset_key
+
+
+class Played(NamedTuple):
+    """What a decision led to; leaves have a leading axis num_envs.
+
+    Attributes:
+      state: the next state.
+      outcome: see `Outcome`; of no meaning where the decision began an episode.
+      ended: () bool, the decision ended an episode.
+      succeeded: () bool, the episode has succeeded so far.
+    """
+
+    state: RolloutState
+    outcome: Outcome
+    ended: Array
+    succeeded: Array
+
+
+def record(
+    base: BasePolicy, choice: Choice, was_done: Array, played: Played
+) -> tuple[RolloutState, tuple[Transition, Metrics]]:
+    """Makes the rows of the replay and the counts of a decision.
+
+    An episode is cut, truncated, where a number is not finite: in its row, which becomes a hole of
+    the replay, or in what the base policy would read next.
+
+    Args:
+      base: the base policy; only its sizes and statistics are read.
+      choice: what was executed.
+      was_done: (num_envs,) bool, the decision began an episode instead.
+      played: what it led to.
+
+    Returns:
+      The next state, and the decision's rows and its counts over all environments.
+    """
+    state, outcome, ended, succeeded = played
     outcome = Outcome(*[jnp.where(was_done, jnp.zeros_like(x), x) for x in outcome])
-    is_sound &= jnp.isfinite(outcome.reward)
+    is_sound = choice.is_sound & jnp.isfinite(outcome.reward)
     # Not finite: what the base policy would read next, or, unless the action is ignored, the row.
-    is_cut = ~_is_finite(next_state.history) | ~(is_sound | was_done)
-    next_state = next_state._replace(done=next_state.done | is_cut)
+    is_cut = ~_is_finite(state.history) | ~(is_sound | was_done)
+    state = state._replace(done=state.done | is_cut)
     ended, succeeded = ended | (is_cut & ~was_done), succeeded & ~is_cut
     row = Transition(
-        obs=obs,
-        base_action=base_action,
-        residual_action=residual_action,
+        obs=choice.obs,
+        base_action=choice.base_action,
+        residual_action=choice.residual_action,
         reward=outcome.reward,
         terminated=outcome.terminated & ~is_cut,
         truncated=outcome.truncated | (is_cut & ~was_done),
@@ -222,10 +267,10 @@ def _decide(
         "bad_actions": outcome.bad_actions,
         "overflows": outcome.overflows,
         "anomalies": outcome.anomalies,
-        "far_numbers": far_numbers(obs, base.obs_mean, base.obs_std),
+        "far_numbers": far_numbers(choice.obs, base.obs_mean, base.obs_std),
     }
     counts = {name: jnp.sum(count).astype(jnp.float32) for name, count in counts.items()}
-    return next_state, (row, counts)
+    return state, (row, counts)
 
 
 def _is_finite(numbers: Array) -> Array:

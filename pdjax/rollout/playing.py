@@ -19,17 +19,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pdjax.base_policies.chunking import step_by_step
 from pdjax.base_policies.load import load_base
-from pdjax.config import schema
+from pdjax.config import plain_yaml, schema
 from pdjax.config.schema import Config, ConfigError
 from pdjax.devices import exhaustion, processes
 from pdjax.devices.sharding import copy_to_all
 from pdjax.learner.sac import SAC, make_sac, residual_dim
+from pdjax.rollout import worker_rollout
 from pdjax.rollout.collect import Rollout, make_rollout
 from pdjax.rollout.decision import Frozen
 from pdjax.rollout.evaluate import Evaluation
+from pdjax.rollout.worker_play import Games
 from pdjax.types import Array, BasePolicy, Key, Params, Scalar
 from pdjax_envs import registry
-from pdjax_envs.reading import check_fits
+from pdjax_envs.from_gymnasium import Workers
+from pdjax_envs.reading import check_fits, short
 from pdjax_envs.task import Env, Task
 
 DEFAULT = Config()
@@ -92,6 +95,8 @@ def make_playing(
     check_sizes(base, env.task)
     decorator = config.decorator
     rollout = make_rollout(env, base, decorator, mesh)
+    if env.open is not None:
+        rollout = rollout._replace(init=partial(worker_rollout.init, base))
     chunk_dim, size = base.act_horizon * base.act_dim, residual_dim(decorator, base)
     mean, std = base.obs_mean, base.obs_std
     if not decorator.normalize_obs:
@@ -150,7 +155,14 @@ def _load(config: Config, base: BasePolicy | None) -> tuple[Env, BasePolicy]:
     """Loads a run's environment and its base policy."""
     schema.validate(config)
     task = config.task
-    env = registry.make(task.name, task.physics, task.reward, task.terminate_on_success, task.shift)
+    env = registry.make(
+        task.name,
+        task.physics,
+        task.reward,
+        task.terminate_on_success,
+        task.shift,
+        _workers(config),
+    )
     if task.reward == "success" and not env.task.has_success:
         raise ConfigError(
             f"{task.name} has no success, so task.reward=success would always be 0; set"
@@ -159,6 +171,25 @@ def _load(config: Config, base: BasePolicy | None) -> tuple[Env, BasePolicy]:
     if base is None:
         base = load_base(config.base_policy, env.task)
     return env, step_by_step(base) if config.decorator.residual_per == "control_step" else base
+
+
+def _workers(config: Config) -> Workers:
+    """Returns how the worker processes of a Gymnasium environment are run."""
+    task, options = config.task, dict[str, Any]()
+    for text in task.options:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise ConfigError(f"task.options got {short(repr(text))}, expected name=value")
+        options[name] = plain_yaml.parse(value, f"task.options: cannot read {short(repr(text))}")
+    return Workers(
+        count=task.workers,
+        python=task.python,
+        options=options,
+        success=task.success,
+        episode_steps=task.episode_steps,
+        step_timeout=task.step_timeout,
+        restarts=task.restarts,
+    )
 
 
 def no_residual(actor: Params) -> Params:
@@ -194,6 +225,8 @@ def make_play(playing: Playing, stacked: bool = False) -> Play:
       stacked: whether actors and scales have a leading axis (members, ...). If so, all members play
         the same episodes, and the evaluation's leaves have that axis too.
     """
+    if playing.env.open is not None:
+        return Games(playing).play
     whole = None if playing.mesh is None else NamedSharding(playing.mesh, PartitionSpec())
 
     def no_change(obs: Array, base_action: Array) -> Array:

@@ -8,13 +8,14 @@ from typing import NamedTuple
 from jax.sharding import Mesh
 
 from pdjax.config import schema
-from pdjax.config.schema import Config
+from pdjax.config.schema import Config, ConfigError
 from pdjax.devices import processes
 from pdjax.devices.sharding import copy_to_all, make_mesh
 from pdjax.learner.sac import SAC, residual_dim
 from pdjax.rollout.collect import Rollout
 from pdjax.rollout.decision import Frozen
 from pdjax.rollout.playing import Playing, load_playing
+from pdjax.training import worker_epoch
 from pdjax.training.demo_ring import load_demos
 from pdjax.training.epoch import Trainer, make_trainer
 from pdjax.training.schedule import whole_epochs
@@ -80,7 +81,11 @@ def build(config: Config, base: BasePolicy | None = None) -> Run:
     mesh = make_mesh(config)
     playing = load_playing(config, mesh, base)
     base, task = playing.base, playing.env.task
-    trainer = make_trainer(config, base, playing.rollout, playing.sac, mesh)
+    if playing.env.open is None:
+        trainer = make_trainer(config, base, playing.rollout, playing.sac, mesh)
+    else:
+        _check_for_workers(config, mesh)
+        trainer = worker_epoch.make_trainer(config, playing.env, base, playing.rollout, playing.sac)
     size, share = residual_dim(config.decorator, base), config.train.demo_share
     demos = processes.agree(lambda: load_demos(config, task, base, size) if share else ())
     processes.check_same("base policy", (base.params, base.obs_mean, base.obs_std))
@@ -88,3 +93,12 @@ def build(config: Config, base: BasePolicy | None = None) -> Run:
     frozen = playing.frozen._replace(demos=copy_to_all(mesh, demos))
     playing = playing._replace(frozen=frozen)
     return Run(config, playing, trainer, mesh)
+
+
+def _check_for_workers(config: Config, mesh: Mesh) -> None:
+    """Checks that a run of an environment in worker processes asks for nothing that it lacks."""
+    if mesh.size > 1:
+        raise ConfigError(
+            f"{config.task.name} lives in worker processes, which one device serves, not"
+            f" {mesh.size}; set train.devices=1"
+        )

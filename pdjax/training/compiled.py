@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pdjax.config.schema import Config
+from pdjax.config.schema import Config, ConfigError
 from pdjax.devices import processes
 from pdjax.devices.sharding import place
 from pdjax.learner.sac import make_hyperparams, residual_dim
@@ -40,6 +40,11 @@ def prepare(
       ConfigError: the run does not fit into memory.
     """
     config, frozen, count = built.config, built.frozen, len(members) or 1
+    if built.trainer.on_host and count > 1:
+        raise ConfigError(
+            f"{config.task.name} lives in worker processes and trains one run at a time, not"
+            f" {count} members; give seeds to `pdjax sweep`"
+        )
     processes.agree(lambda: memory_plan.check_numbers(config, _sizes(built), count, memory_gib))
     for line in describe_rounding(config):
         terminal.say(line)
@@ -57,6 +62,9 @@ def prepare(
     planned = partial(memory_plan.make_plans, state, frozen, evaluation, built.mesh, memory_gib)
     # If the arrays alone do not fit, compiling would be a waste.
     processes.agree(lambda: memory_plan.check(planned(), config))
+    if built.trainer.on_host:
+        go, play = partial(built.trainer.train_epoch, frozen), make_play(built.playing)
+        return Steps(init, like, go, play, play, built.env.task.has_success), planned()
     terminal.say("compiling an epoch")
     programs = {state.decision_steps.shape: epoch.lower(frozen, state).compile()}
     plans = planned(memory_plan.working_memory(programs[state.decision_steps.shape]))

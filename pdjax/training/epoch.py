@@ -63,6 +63,7 @@ class Trainer(NamedTuple):
       train_members: the same for several runs; leaves of state and metrics are (members, ...).
       draw_batch: (frozen, state, key) -> Batch in the form that the networks read.
       schedule: how an epoch is divided.
+      on_host: whether `train_epoch` is a loop on the host, and cannot be compiled.
     """
 
     init: Callable[[Frozen, Hyperparams, Key], TrainState]
@@ -70,9 +71,10 @@ class Trainer(NamedTuple):
     train_members: Callable[[Frozen, TrainState], tuple[TrainState, Metrics]]
     draw_batch: Callable[[Frozen, TrainState, Key], Batch]
     schedule: Schedule
+    on_host: bool = False
 
 
-class _Parts(NamedTuple):
+class Parts(NamedTuple):
     """What the training functions share: functions and sizes, fixed when they are compiled."""
 
     config: Config
@@ -100,25 +102,37 @@ def make_trainer(
     Raises:
       ConfigError: see `schedule.make_schedule` and `schedule.replay_rows`.
     """
+    parts = make_parts(config, base, rollout, sac, mesh)
+    learn = make_learn(parts)
+    return Trainer(
+        init=partial(_init, parts),
+        train_epoch=partial(_train_epoch, parts, learn),
+        train_members=partial(_train_members, parts, learn),
+        draw_batch=partial(_draw_batch, parts),
+        schedule=parts.schedule,
+    )
+
+
+def make_parts(
+    config: Config, base: BasePolicy, rollout: Rollout, sac: SAC, mesh: Mesh | None = None
+) -> Parts:
+    """Puts together what the training functions share; see `make_trainer`."""
     schedule = make_schedule(config)
     packing = make_packing(config.train.replay_dtype, base.obs_mean, base.obs_std)
     row = _example_row(
         base.obs_dim, base.act_horizon * base.act_dim, residual_dim(config.decorator, base), packing
     )
     replay = make_replay(replay_rows(config, schedule), config.train.num_envs, row)
-    parts = _Parts(config, schedule, base.obs_dim, rollout, sac, replay, packing, mesh)
+    return Parts(config, schedule, base.obs_dim, rollout, sac, replay, packing, mesh)
+
+
+def make_learn(parts: Parts) -> Callable[..., tuple[SACState, Metrics, Array]]:
+    """Returns (frozen, state, key) -> (SACState, losses, whether it learnt), one round's steps."""
     # `_learn_if_ready` first asks for the shapes of its results; with jit it is traced only once.
-    learn = partial(_learn_if_ready, parts, jax.jit(partial(_learn, parts)))
-    return Trainer(
-        init=partial(_init, parts),
-        train_epoch=partial(_train_epoch, parts, learn),
-        train_members=partial(_train_members, parts, learn),
-        draw_batch=partial(_draw_batch, parts),
-        schedule=schedule,
-    )
+    return partial(_learn_if_ready, parts, jax.jit(partial(_learn, parts)))
 
 
-def _init(parts: _Parts, frozen: Frozen, hyperparams: Hyperparams, key: Key) -> TrainState:
+def _init(parts: Parts, frozen: Frozen, hyperparams: Hyperparams, key: Key) -> TrainState:
     """Makes the training state at the beginning of a run."""
     sac_key, rollout_key, key = jax.random.split(key, 3)
     return TrainState(
@@ -133,7 +147,7 @@ def _init(parts: _Parts, frozen: Frozen, hyperparams: Hyperparams, key: Key) -> 
 
 
 def _train_epoch(
-    parts: _Parts, learn: Callable[..., Any], frozen: Frozen, state: TrainState
+    parts: Parts, learn: Callable[..., Any], frozen: Frozen, state: TrainState
 ) -> tuple[TrainState, Metrics]:
     """Plays and learns for one epoch; `learn` is `_learn_if_ready`, bound to its parts."""
 
@@ -144,6 +158,21 @@ def _train_epoch(
         return state._replace(sac=sac_state), (counts, losses, ready)
 
     state, (counts, losses, ready) = jax.lax.scan(play_round, state, length=parts.schedule.rounds)
+    return state, epoch_metrics(parts, state, counts, losses, ready)
+
+
+def epoch_metrics(
+    parts: Parts, state: TrainState, counts: Metrics, losses: Metrics, ready: Array
+) -> Metrics:
+    """Returns the metrics of an epoch.
+
+    Args:
+      parts: sizes.
+      state: after the epoch.
+      counts: counts of each round, (rounds,).
+      losses: of each round, (rounds,); 0 where it did not learn.
+      ready: (rounds,) bool, whether it learnt.
+    """
     learned = jnp.maximum(jnp.sum(ready), 1)
     metrics = {name: jnp.sum(value) / learned for name, value in losses.items()}
     episodes = jnp.sum(counts["episodes"])
@@ -163,11 +192,11 @@ def _train_epoch(
         "control_steps": state.control_steps,
         "gradient_steps": state.sac.gradient_steps,
     }
-    return state, metrics
+    return metrics
 
 
 def _train_members(
-    parts: _Parts, learn: Callable[..., Any], frozen: Frozen, states: TrainState
+    parts: Parts, learn: Callable[..., Any], frozen: Frozen, states: TrainState
 ) -> tuple[TrainState, Metrics]:
     """Plays and learns for one epoch of several runs; `learn` as in `_train_epoch`."""
     if jax.default_backend() == "cpu":
@@ -179,10 +208,10 @@ def _train_members(
 
 
 def _collect(
-    parts: _Parts, frozen: Frozen, state: TrainState, key: Key
+    parts: Parts, frozen: Frozen, state: TrainState, key: Key
 ) -> tuple[TrainState, Metrics]:
     """Plays the decisions of one round and adds them to the replay."""
-    choose = partial(_explore, parts.config, parts.sac, state)
+    choose = partial(explore, parts.config, parts.sac, state)
     keys = jax.random.split(key, parts.schedule.decisions)
     rollout_state, new_rows, metrics = parts.rollout.collect(frozen, state.rollout, choose, keys)
     state = state._replace(
@@ -194,10 +223,10 @@ def _collect(
     return state, metrics
 
 
-def _explore(
+def explore(
     config: Config,
     sac: SAC,
-    state: TrainState,
+    state: Any,
     obs: Array,
     base_action: Array,
     key: Key,
@@ -209,7 +238,7 @@ def _explore(
     Args:
       config: the run.
       sac: the learner.
-      state: at the start of the round.
+      state: at the start of the round: its `sac.actor`, `hyperparams` and `decision_steps`.
       obs: (num_envs, view_dim), what the residual policy reads.
       base_action: (num_envs, chunk_dim).
       key: consumed.
@@ -238,7 +267,7 @@ def _explore(
     return residual_action, state.hyperparams.residual_scale
 
 
-def _exploration(state: TrainState, ahead: Array | int = 0) -> Array:
+def _exploration(state: Any, ahead: Array | int = 0) -> Array:
     """Returns the share of decisions that apply the residual, `ahead` decisions from now."""
     steps, hyperparams = state.decision_steps + ahead, state.hyperparams
     opened = decorator.exploration_prob(steps, hyperparams.exploration_steps)
@@ -246,7 +275,7 @@ def _exploration(state: TrainState, ahead: Array | int = 0) -> Array:
 
 
 def _learn_if_ready(
-    parts: _Parts, learn: Callable[..., Any], frozen: Frozen, state: TrainState, key: Key
+    parts: Parts, learn: Callable[..., Any], frozen: Frozen, state: TrainState, key: Key
 ) -> tuple[SACState, Metrics, Array]:
     """Learns if the replay is ready, and says whether it did; `learn` is `_learn`, jitted."""
     ready = state.decision_steps >= parts.config.train.learning_starts
@@ -260,7 +289,7 @@ def _learn_if_ready(
     return *jax.lax.cond(ready, learn, skip, frozen, state, key), ready
 
 
-def _learn(parts: _Parts, frozen: Frozen, state: TrainState, key: Key) -> tuple[SACState, Metrics]:
+def _learn(parts: Parts, frozen: Frozen, state: TrainState, key: Key) -> tuple[SACState, Metrics]:
     """Takes the gradient steps of one round; the metrics are their means."""
 
     def update(sac_state: SACState, key: Key) -> tuple[SACState, Metrics]:
@@ -273,14 +302,14 @@ def _learn(parts: _Parts, frozen: Frozen, state: TrainState, key: Key) -> tuple[
     return sac_state, jax.tree.map(jnp.mean, metrics)
 
 
-def _draw_batch(parts: _Parts, frozen: Frozen, state: TrainState, key: Key) -> Batch:
+def _draw_batch(parts: Parts, frozen: Frozen, state: TrainState, key: Key) -> Batch:
     """Draws a batch in the form that the networks read."""
     batch = split(parts.mesh, _draw_stored(parts, frozen, state, key))
     view, batch = parts.rollout.see, parts.packing.unpack(batch)
     return batch._replace(obs=view(frozen, batch.obs), next_obs=view(frozen, batch.next_obs))
 
 
-def _draw_stored(parts: _Parts, frozen: Frozen, state: TrainState, key: Key) -> Batch:
+def _draw_stored(parts: Parts, frozen: Frozen, state: TrainState, key: Key) -> Batch:
     """Draws a batch in the replay's packed format, with its share of demonstrations."""
     sac = parts.config.sac
     draw = partial(

@@ -1,0 +1,13 @@
+"""Gymnasium environments in worker processes of any interpreter, played a decision at a time.
+
+`pool` is what others use, and `trial` looks at an environment first. `process` is one worker seen
+from here, `memory` the arrays shared with it, `spec` and `spaces` what its environments are made
+from and of, and `worker` the script that runs there. Nothing here imports JAX.
+"""
+
+from pdjax_envs.workers.pool import Played, WorkerPool
+from pdjax_envs.workers.process import WorkerError
+from pdjax_envs.workers.spaces import Description
+from pdjax_envs.workers.trial import describe, same_starts
+
+__all__ = ["Description", "Played", "WorkerError", "WorkerPool", "describe", "same_starts"]

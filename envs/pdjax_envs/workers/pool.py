@@ -1,0 +1,389 @@
+"""Plays many Gymnasium environments in worker processes, a decision at a time.
+
+Separate from `process`, one worker, because episodes outlive workers: one that fails is replaced,
+and what its environments were playing ends as truncated. NumPy only. Not pure: an object here owns
+processes.
+"""
+
+import itertools
+import time
+import weakref
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pdjax_envs.reading import InputError, check_fits, short
+from pdjax_envs.workers.memory import Memory, shapes
+from pdjax_envs.workers.process import PLAY_ALL, Failed, Process, WorkerError, close_all, stop_all
+from pdjax_envs.workers.spaces import Description, read_description
+from pdjax_envs.workers.spec import SUCCESS_KEYS, check_spec
+
+MOST_SEED = 2**32
+
+
+class Played(NamedTuple):
+    """One decision of all environments; leaves are (num_envs, chunk, ...).
+
+    Attributes:
+      obs: (num_envs, chunk, obs_dim) float32, after each control step. What was not executed
+        repeats the one before, so `obs[:, -1]` is always the newest. An environment that began an
+        episode has its first observation everywhere.
+      reward: float32; 0 where nothing was executed.
+      terminated, truncated: bool, the episode ended with this control step. An episode that a
+        worker lost is truncated at 0, with `executed` False and the last good observation.
+      success: bool, the task is solved after this control step.
+      executed: bool, the control step was played: the episode had begun before, and not ended.
+    """
+
+    obs: np.ndarray
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    success: np.ndarray
+    executed: np.ndarray
+
+
+class WorkerPool:
+    """Environments in worker processes.
+
+    The same seeds and actions give the same numbers, whatever the number of workers, if the
+    environments are deterministic. A pool is closed by `close`, by `with`, when it is collected,
+    and when this process ends, however that happens.
+
+    Attributes:
+      description: what the environments are made of.
+      num_envs, chunk: sizes of actions and answers.
+      restarts: workers that were replaced so far.
+      failures: kind -> how often: `died`, `hung`, `raised` (an error in the environment) or
+        `numbers` (NaN, infinite, or of another shape).
+      reasons: a line for each of them.
+    """
+
+    description: Description
+
+    def __init__(
+        self,
+        spec: Mapping[str, Any],
+        num_envs: int,
+        workers: int = 1,
+        *,
+        chunk: int = 1,
+        python: str = "",
+        step_timeout: float = 60.0,
+        start_timeout: float = 300.0,
+        restarts: int = 10,
+    ):
+        """Starts the workers and makes the environments.
+
+        Args:
+          spec: the environment, see `spec.check_spec`.
+          num_envs: environments; each worker has an equal share.
+          workers: processes.
+          chunk: control steps of a decision.
+          python: the interpreter that has the environments, a path or a name; "" = this one.
+          step_timeout: s that a worker may take for a decision of all its environments.
+          start_timeout: s that a worker may take to make them.
+          restarts: how many workers may be replaced before that is an error.
+
+        Raises:
+          WorkerError: the workers cannot start, or the environment cannot be used.
+          InputError: an argument is not what is described here.
+        """
+        self._spec = check_spec(spec)
+        for name, value in (("num_envs", num_envs), ("workers", workers), ("chunk", chunk)):
+            if value < 1:
+                raise InputError(f"{name}={value}, expected an integer of at least 1")
+        if workers > num_envs:
+            raise InputError(f"workers={workers} are more than num_envs={num_envs}; use fewer")
+        if not (step_timeout > 0 and start_timeout > 0):
+            raise InputError(
+                f"step_timeout={step_timeout} and start_timeout={start_timeout}, expected seconds"
+            )
+        self.num_envs, self.chunk = num_envs, chunk
+        self.restarts, self.failures, self.reasons = 0, Counter[str](), list[str]()
+        self._offered: set[str] = set()
+        self._python, self._most_restarts = python, restarts
+        self._step_timeout, self._start_timeout = step_timeout, start_timeout
+        bounds = [num_envs * i // workers for i in range(workers + 1)]
+        self._rows = [slice(a, b) for a, b in itertools.pairwise(bounds)]
+        self._processes: list[Process] = []
+        self._memory = Memory()
+        self._stop = weakref.finalize(self, _stop, self._processes, self._memory)
+        self._made: dict[str, Any] = {}
+        try:
+            for rows in self._rows:  # all at once
+                self._processes.append(self._start(rows))
+            for index in range(workers):
+                self._prepare(index)
+        except (Failed, InputError) as error:
+            self._stop()
+            if isinstance(error, WorkerError):
+                raise
+            hint = "; it needs Python 3.8 or newer" if _has_not_begun(error, self._made) else ""
+            text = f"{self._spec['env']} cannot be used in {short(python or 'this Python')}"
+            raise WorkerError(f"{text}: {error}{hint}") from None
+        except BaseException:
+            self._stop()
+            raise
+        self._starts: dict[int, int] = {}  # environment that begins an episode -> seed
+        low, high = np.array(self.description.low), np.array(self.description.high)
+        self._low, self._high = low, high
+        self._half, self._middle = (high - low) / 2, (high + low) / 2
+        self._deadline, self._decisions, self._is_sent = 0.0, 0, False
+        self._is_taken = [False] * workers
+        self._ended: np.ndarray = np.ones(num_envs, bool)  # or never begun
+        self._any_ended, self._lost = True, set[int]()
+        self._newest = np.zeros((num_envs, self.description.obs_dim), np.float32)
+
+    def send(self, actions: Any, begin: Any, seeds: Any) -> None:
+        """Asks for one decision; compute what you like before `receive`.
+
+        Args:
+          actions: (num_envs, chunk, act_dim) float32 in [-1, 1]; what lies beyond is clipped.
+          begin: (num_envs,) bool; these ignore their actions and begin a new episode. The others
+            must be within one.
+          seeds: (num_envs,) uint32, for those that begin.
+
+        Raises:
+          ValueError: a shape is wrong, an action is not finite, or an episode has ended.
+          RuntimeError: the decision before was not received.
+          WorkerError: the pool is closed.
+        """
+        self._check_idle("send")
+        shape = (self.num_envs, self.chunk, self.description.act_dim)
+        actions = np.asarray(actions, np.float32)
+        begin, seeds = np.array(begin, bool), np.asarray(seeds)
+        if actions.shape != shape or not begin.shape == seeds.shape == shape[:1]:
+            raise ValueError(
+                f"actions {actions.shape}, begin {begin.shape}, seeds {seeds.shape}; expected"
+                f" {shape} and twice {shape[:1]}"
+            )
+        if not np.isfinite(actions).all() and not np.isfinite(actions[np.logical_not(begin)]).all():
+            raise ValueError("an action is not finite")
+        if self._any_ended and (self._ended > begin).any():
+            index = int(np.argmax(self._ended > begin))
+            raise ValueError(f"the episode of environment {index} has ended; begin another")
+        if begin.any() and not (
+            seeds.dtype.kind in "iu" and 0 <= seeds.min() <= seeds.max() < MOST_SEED
+        ):
+            raise ValueError(f"seeds {short(seeds)}, expected uint32")
+        scaled = actions * self._half
+        scaled += self._middle
+        np.maximum(scaled, self._low, out=scaled)
+        np.minimum(scaled, self._high, out=self._memory.arrays["actions"], casting="same_kind")
+        self._starts = {int(index): int(seeds[index]) for index in np.flatnonzero(begin)}
+        self._deadline = self._deadline_from_now()
+        self._is_sent = True
+        self._is_taken[:] = [False] * len(self._is_taken)
+        for index in range(len(self._processes)):
+            self._ask(index)
+
+    def receive(self) -> Played:
+        """Waits for the decision that `send` asked for. An interrupted call may be repeated.
+
+        Raises:
+          RuntimeError: nothing was sent.
+          WorkerError: workers failed more often than `restarts`; the pool is closed.
+        """
+        if not self._is_sent:
+            raise RuntimeError("call send before receive")
+        for index, is_taken in enumerate(self._is_taken):
+            if not is_taken:
+                self._take(index)
+                self._is_taken[index] = True
+        arrays = self._memory.arrays
+        flags = arrays["flags"].copy()
+        played = Played(
+            arrays["obs"].copy(), arrays["reward"].copy(), *(flags[..., k] for k in range(4))
+        )
+        if self._lost:
+            played.truncated[[i for i in self._lost if i not in self._starts], 0] = True
+            self._lost = set()
+        self._is_sent = False
+        self._ended = flags[..., :2].any((1, 2))
+        self._any_ended = self._ended.any()
+        self._newest = played.obs[:, -1].copy()
+        self._decisions += 1
+        if self._decisions % 1000 == 0:
+            for process in self._processes:
+                process.trim_log()
+        return played
+
+    def render(self, index: int) -> np.ndarray:
+        """Returns a picture of an environment, (H, W, 3) uint8; needs `render` in the spec.
+
+        Raises:
+          IndexError: there is no such environment.
+          RuntimeError: a decision was not received.
+          WorkerError: the environment draws none.
+        """
+        self._check_idle("render")
+        if not 0 <= index < self.num_envs:
+            raise IndexError(f"environment {index}, expected 0 to {self.num_envs - 1}")
+        worker = next(i for i, rows in enumerate(self._rows) if rows.stop > index)
+        process = self._processes[worker]
+        process.ask({"do": "render", "index": index - self._rows[worker].start})
+        try:
+            return self._memory.read_picture(process.answer(self._deadline_from_now())["shape"])
+        except Failed as failure:
+            if failure.kind in ("died", "hung"):
+                self._lost |= {i for i in self._range(worker) if not self._ended[i]}
+                self._restart(worker, failure)
+            hint = "" if self._spec["render"] else "; put render: true into its spec"
+            raise WorkerError(f"{self._spec['env']} was not drawn: {failure}{hint}") from None
+
+    @property
+    def ended(self) -> np.ndarray:
+        """(num_envs,) bool, the episode has ended or none has begun: these must begin another."""
+        return self._ended.copy()
+
+    def abandon(self) -> None:
+        """Ends all episodes here and now; each environment has to begin another."""
+        self._check_idle("abandon")
+        self._ended, self._any_ended = np.ones(self.num_envs, bool), True
+
+    def new_reasons(self) -> list[str]:
+        """Returns the lines of `reasons` that it has not returned before, each once."""
+        new = [line for line in dict.fromkeys(self.reasons) if line not in self._offered]
+        self._offered.update(new)
+        return new
+
+    def close(self) -> None:
+        """Ends all workers; does nothing the second time."""
+        if self._stop.alive:
+            try:
+                close_all(self._processes)
+            finally:
+                self._stop()
+
+    def __enter__(self) -> "WorkerPool":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _check_idle(self, what: str) -> None:
+        if not self._stop.alive:
+            raise WorkerError(f"{what} was called after the pool was closed")
+        if self._is_sent:
+            raise RuntimeError(f"call receive before {what}")
+
+    def _deadline_from_now(self) -> float:
+        return time.monotonic() + self._step_timeout
+
+    def _start(self, rows: slice) -> Process:
+        """Starts a worker, which goes on making its environments."""
+        process = Process(self._python, self._memory.file)
+        process.ask({"do": "make", "spec": self._spec, "count": rows.stop - rows.start})
+        return process
+
+    def _prepare(self, index: int) -> None:
+        """Waits until a worker has made its environments, and shares memory with it.
+
+        Raises:
+          Failed: it does not become ready.
+          InputError: its environments are refused, or other than the first worker's.
+        """
+        process, rows = self._processes[index], self._rows[index]
+        deadline = time.monotonic() + self._start_timeout
+        made = process.answer(deadline)
+        is_first = not self._made
+        if is_first:
+            self._made = made
+            self.description = read_description(made, self._spec["success"])
+            found = self.description
+            sizes = found.obs_dim, found.act_dim
+            check_fits(8 * self.num_envs * self.chunk * sum(sizes), f"num_envs={self.num_envs}")
+            self._memory.share(shapes(self.num_envs, self.chunk, *sizes, made["actions"]["dtype"]))
+        elif any(made[key] != self._made[key] for key in ("observations", "low", "high")):
+            raise InputError("its spaces differ from one instance to another")
+        request = {"do": "attach", "parts": self.description.parts, "probe": is_first}
+        place = {"layout": self._memory.layout, "size": self._memory.size, "first": rows.start}
+        process.ask({**request, **place})
+        answer = process.answer(deadline)
+        if is_first:
+            info = tuple(answer["info"])
+            rule = next((key for key in SUCCESS_KEYS if key in info), "")
+            rule = rule if self.description.success == "auto" else self.description.success
+            self.description = replace(self.description, info=info, success=rule)
+
+    def _range(self, index: int) -> range:
+        return range(self._rows[index].start, self._rows[index].stop)
+
+    def _ask(self, index: int) -> None:
+        """Asks a worker for the decision that was sent, except of episodes that it lost."""
+        process = self._processes[index]
+        if not self._starts and not self._lost:
+            process.ask(PLAY_ALL)
+            return
+        first, envs = self._rows[index].start, self._range(index)
+        begin = [(i - first, self._starts[i]) for i in envs if i in self._starts]
+        only = [i - first for i in envs if i in self._starts or i not in self._lost]
+        process.ask({**PLAY_ALL, "begin": begin, "only": only})
+
+    def _take(self, index: int) -> None:
+        """Takes a worker's answer; one that fails is replaced and begins its new episodes again."""
+        deadline = self._deadline
+        while True:
+            try:
+                self._processes[index].answer(deadline)
+                return
+            except Failed as failure:
+                self._lost |= set(self._range(index))
+                self._restart(index, failure)
+                deadline = self._deadline_from_now()
+                self._ask(index)
+
+    def _restart(self, index: int, failure: Failed) -> None:
+        """Replaces a worker, and again if that fails.
+
+        Raises:
+          WorkerError: this was once too often.
+        """
+        rows = self._rows[index]
+        envs = f"environment {rows.start}"
+        if rows.stop > rows.start + 1:
+            envs = f"environments {rows.start}-{rows.stop - 1}"
+        while True:
+            self._processes[index].stop()
+            if self._memory.arrays:
+                self._memory.arrays["obs"][rows] = self._newest[rows, None]  # the last good ones
+                self._memory.arrays["reward"][rows] = self._memory.arrays["flags"][rows] = 0
+            self.failures[failure.kind] += 1
+            reason = f"worker {index} ({envs}) {_sentence(failure)}"
+            self.reasons.append(reason)
+            if self.restarts >= self._most_restarts:
+                self._stop()
+                raise WorkerError(
+                    f"{self._spec['env']}: {reason}; that is more than restarts="
+                    f"{self._most_restarts}; repair the environment or allow more restarts"
+                )
+            self.restarts += 1
+            try:
+                self._processes[index] = self._start(rows)
+                self._prepare(index)
+                return
+            except Failed as another:
+                failure = another
+            except InputError:
+                self._stop()
+                raise
+            except BaseException:  # interrupted; if `receive` is repeated, it begins anew
+                self._processes[index].stop()
+                raise
+
+
+def _stop(processes: list[Process], memory: Memory) -> None:
+    stop_all(processes)
+    memory.close()
+
+
+def _has_not_begun(error: Exception, made: dict[str, Any]) -> bool:
+    return not made and isinstance(error, Failed) and error.kind == "died"
+
+
+def _sentence(failure: Failed) -> str:
+    return ("met an error: " if failure.kind in ("raised", "numbers") else "") + str(failure)
