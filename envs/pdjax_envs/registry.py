@@ -3,7 +3,8 @@
 A program adds a task of its own with `register`, for as long as the process lives. An installed
 package adds tasks through the entry-point group `pdjax_envs.tasks`: each entry names a function
 () -> Task. Names such as `brax:ant` and `playground:CartpoleBalance` are environments of those
-libraries, see `from_brax`, and FILE.py:FUNCTION is a task in a file, see `task_files`.
+libraries, see `from_brax`; `gymnasium:ID` is one in worker processes, see `from_gymnasium`; and
+FILE.py:FUNCTION is a task in a file, see `task_files`.
 """
 
 import importlib
@@ -42,8 +43,8 @@ BUILT_IN = {
 _PLAYGROUND = "playground:"
 _FOREIGN = ("brax:", _PLAYGROUND)
 OTHER_TASKS = (
-    "brax:NAME or playground:NAME, an environment of Brax or MuJoCo Playground, or"
-    " FILE.py:FUNCTION, a task of your own"
+    "brax:NAME or playground:NAME, an environment of Brax or MuJoCo Playground, gymnasium:ID, any"
+    " environment of Gymnasium, or FILE.py:FUNCTION, a task of your own"
 )
 _registered: dict[str, Task] = {}
 _from_files: dict[str, Task] = {}  # by their own names, the latest of each
