@@ -43,8 +43,7 @@ BUILT_IN = {
 _PLAYGROUND = "playground:"
 _FOREIGN = ("brax:", _PLAYGROUND)
 OTHER_TASKS = (
-    "brax:NAME or playground:NAME, an environment of Brax or MuJoCo Playground, gymnasium:ID, any"
-    " environment of Gymnasium, or FILE.py:FUNCTION, a task of your own"
+    "brax:NAME, playground:NAME, gymnasium:ID (other libraries' environments), or FILE.py:FUNCTION"
 )
 _registered: dict[str, Task] = {}
 _from_files: dict[str, Task] = {}  # by their own names, the latest of each

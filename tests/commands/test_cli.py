@@ -128,7 +128,10 @@ DEMOS = ["demos", TASK, "--out", "new/x.h5"]
         (["demos", TASK, "--out", "demos.h5/x.h5"], "cannot write to demos.h5/x.h5: Not a dir"),
         (["quickstart", "--seed", "2147483648"], "--seed got '2147483648', expected integer 0 to"),
         ([*DEMOS, "--episodes", "2e9"], "2,000,000,000 demonstrations of PegInsertionSide needs"),
-        (["demos", "Fetch-v4", "--out", "x.h5"], "or brax:NAME or playground:NAME, an environment"),
+        (
+            ["demos", "Fetch-v4", "--out", "x.h5"],
+            "or brax:NAME, playground:NAME, gymnasium:ID (other",
+        ),
         (["x" * 5_000], "invalid choice: 'xxx"),
         (["envs", "y" * 5_000], "unknown task 'yyy"),
         (["envs", "AdroitDoor", f"--{'z' * 5_000}"], "envs does not take '--zzz"),

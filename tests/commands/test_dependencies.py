@@ -17,6 +17,7 @@ NAMES = {  # of a package -> of its module, if that is another one
 }
 OPTIONAL = {"ray", "optuna", "wandb", "mlflow", "torch", "warp", "pyarrow"}
 OPTIONAL |= {"mujoco_playground", "stable_baselines3"}
+OPTIONAL |= {"gym"}  # in a worker's own interpreter, in place of gymnasium
 
 
 def module_of(requirement):
