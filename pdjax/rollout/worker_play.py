@@ -207,8 +207,7 @@ def _summarize(played: list[_Decision], limit: int, has_success: bool) -> dict[s
     at_end = success[np.arange(len(success)), np.maximum(steps_played - 1, 0)]
     second = actions[:, 2:] - 2 * actions[:, 1:-1] + actions[:, :-2]
     until: np.ndarray = np.minimum(to_success, steps_played)
-    steps: Any = np.arange(2, actions.shape[1])
-    alive: Any = steps[None] < until[:, None]
+    alive = np.arange(2, int(actions.shape[1]))[None] < until[:, None]
     squared: Any = np.mean(second**2, axis=-1)
     smoothness = (squared * alive).sum(axis=1) / np.maximum(alive.sum(axis=1), 1)
     horizon = played[0].actions.shape[1]
