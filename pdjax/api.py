@@ -34,6 +34,7 @@ from pdjax.training.loop import Epoch
 from pdjax.types import BasePolicy
 from pdjax_envs import registry
 from pdjax_envs.task import Task
+from pdjax_envs.workers import closing_pools
 
 
 @dataclasses.dataclass(frozen=True)
@@ -396,5 +397,6 @@ def _directory(run: Exportable, base: BasePolicy | None = None) -> tuple[Path, B
 @contextlib.contextmanager
 def _shown(progress: bool) -> Iterator[None]:
     """Computes by JAX's standard rules for numbers; shows what is printed only if asked to."""
-    with plain_numbers(), contextlib.nullcontext() if progress else terminal.quiet():
+    quietly = contextlib.nullcontext() if progress else terminal.quiet()
+    with plain_numbers(), closing_pools(), quietly:
         yield

@@ -49,6 +49,15 @@ class Workers:
     restarts: int = 10
 
 
+_default = Workers()  # of this process
+
+
+def use(workers: Workers) -> None:
+    """Sets how worker processes are run where a caller of `make` does not say."""
+    global _default
+    _default = workers
+
+
 def environment(name: str) -> str:
     """Returns what a worker makes for a task's name; "" if the name is none of an environment."""
     if name.startswith(PREFIX):
@@ -69,14 +78,14 @@ def make(
 
     Args:
       name: see above.
-      workers: how the worker processes are run.
+      workers: how the worker processes are run; None = what `use` has set.
       reward: `success`, or `dense` for the environment's own; "" = `success` if it has success.
       terminate_on_success: whether success ends an episode.
 
     Raises:
       workers.WorkerError, InputError: the environment cannot be used.
     """
-    workers = workers or Workers()
+    workers = workers or _default
     found = _described(_key(name, workers))
     task = _make_task(name, found, workers)
     reward = reward or ("success" if task.has_success else "dense")

@@ -192,6 +192,8 @@ def prepare(name: str, physics: str = "auto") -> None:
     Raises:
       InputError: JAX has started already, without those settings.
     """
+    if from_gymnasium.environment(name):  # no physics of JAX
+        return
     if physics in ("mjx", "warp") or name.startswith(_PLAYGROUND):
         mjx_flags.prepare()
 

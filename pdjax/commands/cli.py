@@ -312,7 +312,9 @@ def main(argv: list[str] | None = None) -> int:
         command, as_json = _parse(sys.argv[1:] if argv is None else argv)
         with stopping.listening(getattr(command, "is_resumable", False)):
             process_settings.prepare()
-            with contextlib.redirect_stdout(sys.stderr):
+            from pdjax_envs.workers import closing_pools  # brings NumPy, which help does without
+
+            with contextlib.redirect_stdout(sys.stderr), closing_pools():
                 result = _run(command)
         if as_json:
             from pdjax.devices import processes

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+from pdjax.commands.worlds import use_workers
 from pdjax.config.options import ConfigError, Count, Natural, Range, Seed
 from pdjax.config.schema import Physics
 from pdjax_envs.reading import short
@@ -27,12 +28,16 @@ class Envs:
     """For `check`: a task, such as FILE.py:make_task. For `new`: FILE.py, which must not exist."""
     physics: Physics = "auto"
     """Physics engine of `check`."""
+    set: tuple[str, ...] = ()
+    """Settings of an environment of Gymnasium, such as task.python=venv/bin/python; see `pdjax
+    train --help`."""
 
     def run(self) -> dict[str, Any]:
         """Prints a table, or writes files."""
         from pdjax.output import terminal
         from pdjax_envs import registry
 
+        use_workers(self.set)
         if self.task in ("new", "check"):
             return self._do()
         if self.target is not None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pdjax.base_policies import settings
 from pdjax.base_policies.foreign.description import Device
 from pdjax.base_policies.settings import NOISE_STEPS
+from pdjax.commands.worlds import use_workers
 from pdjax.config import options
 from pdjax.config.files import parse_override
 from pdjax.config.options import MOST_HORIZON, Count, Natural, Range, Seed
@@ -102,6 +103,9 @@ class Wrap:
     """Seed of the trial episodes."""
     physics: Physics = "auto"
     """Physics engine of the trial."""
+    set: tuple[str, ...] = ()
+    """Settings of an environment of Gymnasium, such as task.python=venv/bin/python; see `pdjax
+    train --help`."""
 
     def declared(self) -> dict[str, Any]:
         """What the user says of the policy, as fields of its `Description`."""
@@ -117,6 +121,7 @@ class Wrap:
         from pdjax.prepare import wrap
 
         play = wrap.Play(self.episodes, self.seed, self.physics)
+        use_workers(self.set)
         return wrap.wrap(self.policy, self.task, self.out, self.declared(), play)
 
 
@@ -184,12 +189,17 @@ class Screen:
     """Physics engine; auto = native on a CPU, warp on an NVIDIA GPU if warp is installed, else
     mjx."""
 
+    set: tuple[str, ...] = ()
+    """Settings of an environment of Gymnasium, such as task.python=venv/bin/python; see `pdjax
+    train --help`."""
+
     def run(self) -> dict[str, Any]:
         """Plays, draws and prints."""
         from pdjax.prepare import screen
 
+        use_workers(self.set)
         return screen.screen_policy(
-            self.base, self.task, self.out, self.episodes, self.seed, self.physics
+            self.base, self.task, self.out, self.episodes, self.seed, self.physics, self.set
         )
 
 

@@ -16,7 +16,7 @@ from pdjax.config.options import ConfigError
 from pdjax.output import digests, terminal
 from pdjax.output.checkpoint import CheckpointError
 from pdjax.output.paths import write_json
-from pdjax_envs import reading, registry, task_files
+from pdjax_envs import from_gymnasium, reading, registry, task_files
 from pdjax_envs.reading import InputError, is_non_negative, is_number, is_rate
 
 RESULT = "result.json"
@@ -105,7 +105,9 @@ def copy_task(task: str, directory: Path) -> None:
       directory: the run's directory.
     """
     if source := task_files.split(task):
-        needed = task_files.files_beside(source[0], registry.make_task(task).files)
+        is_other = from_gymnasium.environment(task)  # its interpreter may not be this one
+        files = () if is_other else registry.make_task(task).files
+        needed = task_files.files_beside(source[0], files)
         for place, file in needed.items():
             copy = directory / TASK / place
             copy.parent.mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,7 @@ the place of success, and there is no perfect or hopeless base policy.
 import math
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -281,7 +282,13 @@ def judge(base: int, scaled: list[int], episodes: int) -> tuple[str, list[str]]:
 
 
 def screen_policy(
-    path: Path, task: str, out: Path, episodes: int, seed: int, physics: str
+    path: Path,
+    task: str,
+    out: Path,
+    episodes: int,
+    seed: int,
+    physics: str,
+    changes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Screens the policy in a directory, draws a picture and prints the findings.
 
@@ -292,6 +299,7 @@ def screen_policy(
       episodes: episodes per scale.
       seed: seed of the episodes.
       physics: physics engine.
+      changes: settings of the task that the recommended command repeats, as key=value.
 
     Returns:
       The findings, as `--json` prints them.
@@ -304,7 +312,7 @@ def screen_policy(
     env = registry.make(task, physics)
     found = screen(env, load_base(BasePolicyConfig(str(path)), env.task), episodes, seed)
     summary = found.summary | {"policy": str(path)}
-    summary["command"] = _command(summary, task) if summary["verdict"] == REFINE else None
+    summary["command"] = _command(summary, task, changes) if summary["verdict"] == REFINE else None
     out.parent.mkdir(parents=True, exist_ok=True)
     plots.plot_screening(out, summary, found.steps, found.success)
     _show(summary)
@@ -312,11 +320,11 @@ def screen_policy(
     return summary
 
 
-def _command(summary: dict[str, Any], name: str) -> str:
+def _command(summary: dict[str, Any], name: str, more: Sequence[str]) -> str:
     """Returns the `pdjax train` command that follows the recommendation.
 
     A task with configs of its own keeps their values but for the recommended ones. `name` is the
-    task's name as it was given.
+    task's name as it was given, `more` are settings of it.
     """
     task, settings = summary["task"], summary["settings"]
     names = list(configs.configs())
@@ -334,7 +342,7 @@ def _command(summary: dict[str, Any], name: str) -> str:
         values |= settings
         if summary["base_success"] is None:
             values["task.reward"] = "dense"
-    changes = [f"{key}={value}" for key, value in values.items()]
+    changes = [*(f"{key}={value}" for key, value in values.items()), *more]
     return shlex.join(
         ["pdjax", "train", config, "--out", f"runs/{_in_path(task)}", "--set", *changes]
     )

@@ -161,7 +161,7 @@ def _load(config: Config, base: BasePolicy | None) -> tuple[Env, BasePolicy]:
         task.reward,
         task.terminate_on_success,
         task.shift,
-        _workers(config),
+        workers_of(config),
     )
     if task.reward == "success" and not env.task.has_success:
         raise ConfigError(
@@ -173,8 +173,12 @@ def _load(config: Config, base: BasePolicy | None) -> tuple[Env, BasePolicy]:
     return env, step_by_step(base) if config.decorator.residual_per == "control_step" else base
 
 
-def _workers(config: Config) -> Workers:
-    """Returns how the worker processes of a Gymnasium environment are run."""
+def workers_of(config: Config) -> Workers:
+    """Returns how the worker processes of a Gymnasium environment are run.
+
+    Raises:
+      ConfigError: `task.options` is not what it should be.
+    """
     task, options = config.task, dict[str, Any]()
     for text in task.options:
         name, equals, value = text.partition("=")

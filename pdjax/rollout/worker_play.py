@@ -16,10 +16,11 @@ import numpy as np
 
 from pdjax.base_policies.chunking import push_history, start_history
 from pdjax.learner.decorator import clip_action, decorate
+from pdjax.output import terminal
 from pdjax.rollout.decision import Frozen, base_actions
 from pdjax.rollout.evaluate import Evaluation
 from pdjax.types import Array, BasePolicy, Params
-from pdjax_envs.workers import Played, WorkerPool
+from pdjax_envs.workers import Played, WorkerPool, same_starts
 
 SLOTS = 16  # episodes that are played at once
 
@@ -83,6 +84,11 @@ class Games:
         env, base = self._playing.env, self._playing.base
         if slots not in self._pools:
             self._pools[slots] = env.open(slots, base.act_horizon)
+            if not same_starts(self._pools[slots]):
+                terminal.say(
+                    f"resets of one seed differ in {env.task.name}: base and refined policy do not"
+                    " meet the same episodes, so the interval of the gain is only a guess"
+                )
         pool, limit = self._pools[slots], env.task.episode_steps
         numbers = [first + slot for slot in range(slots)]
         seeds = np.array([episode_seed(seed, number) for number in numbers], np.uint32)

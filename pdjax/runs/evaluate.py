@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pdjax.config import files as configs
+from pdjax.config.options import ConfigError
 from pdjax.output import terminal
 from pdjax.output.run_directory import check_task, read_result_of_run
 from pdjax.rollout.paired import Paired, play_paired
 from pdjax.runs.load import load_refined
 from pdjax.types import BasePolicy
-from pdjax_envs import registry, shifts
+from pdjax_envs import from_gymnasium, registry, shifts
 
 
 def evaluate_run(
@@ -61,6 +62,9 @@ def evaluate_shifts(
       physics: see `evaluate_run`.
     """
     check_task(directory)
-    task = registry.make_task(configs.load_of_run(directory).task.name)
+    name = configs.load_of_run(directory).task.name
+    if from_gymnasium.environment(name):
+        raise ConfigError(f"{name} takes no shifts: its simulator is its own")
+    task = registry.make_task(name)
     names = [name for name in shifts.SHIFTS if not shifts.needed(name, task)]
     return [evaluate_run(directory, episodes, seed, physics, name)[1] for name in ["none", *names]]

@@ -10,6 +10,7 @@ import pytest
 
 from pdjax.base_policies.foreign import exported
 from pdjax.commands import cli
+from pdjax_envs import from_gymnasium
 from tests.rollout.test_workers import CODE, make_base
 from tests.training.test_run import SMALL, ask, refused
 
@@ -116,16 +117,36 @@ def test_what_it_cannot_do_is_refused_in_one_line(here, capsys):
     assert not Path("new").exists() and not Path("two").exists()
 
 
+def test_commands_without_a_config_take_the_tasks_settings(here, capsys):
+    argv = ["screen", "base", "--task", "walk.py:make_env", "--episodes", "4"]
+    short = ["--set", "task.episode_steps=4"]
+    assert cli.main([*argv, *short, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["command"] is None or "task.episode_steps=4" in found["command"]
+    said = refused(ask(capsys, "envs", "walk.py:make_env", "--set", "task.python=/nowhere/python"))
+    assert "/nowhere/python" in said
+    said = refused(ask(capsys, *argv, "--out", "x.png", "--set", "seed=3"))
+    assert "--set got 'seed=3', expected keys of the task here" in said
+    from_gymnasium.use(from_gymnasium.Workers())
+
+
+def test_starts_that_differ_are_told(here, capsys):
+    loose = CODE.replace("super().reset(seed=seed)", "super().reset(seed=None)")
+    Path("walk.py").write_text(loose)
+    code, said = train(capsys, "loose")
+    assert code == 0, said
+    assert any("resets of one seed differ in walk.py:make_env" in line for line in said)
+
+
 def test_no_worker_is_left(here, capsys):
     del capsys
     assert not leftovers()
 
 
 def test_a_worker_that_dies_all_the_time_ends_the_run_saved(here, capsys):
-    broken = CODE.replace(
-        "        self.steps += 1\n", "        self.steps += 1\n        _die(self)\n"
-    )
-    broken += "\ndef _die(self):\n    import os\n    if self.x > 0.3: os.kill(os.getpid(), 9)\n"
+    counted = "        self.steps += 1\n"
+    broken = CODE.replace(counted, f"{counted}        _die(self)\n")
+    broken += "\ndef _die(self):\n    import os\n    if self.steps == 3: os.kill(os.getpid(), 9)\n"
     Path("walk.py").write_text(broken)
     code, said = train(capsys, "dying", settings=["task.restarts=2"])
     assert code == 2, said

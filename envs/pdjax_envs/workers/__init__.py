@@ -5,9 +5,18 @@ from here, `memory` the arrays shared with it, `spec` and `spaces` what its envi
 from and of, and `worker` the script that runs there. Nothing here imports JAX.
 """
 
-from pdjax_envs.workers.pool import Played, WorkerPool
+from pdjax_envs.workers.memory import Played
+from pdjax_envs.workers.pool import WorkerPool, closing_pools
 from pdjax_envs.workers.process import WorkerError
 from pdjax_envs.workers.spaces import Description
 from pdjax_envs.workers.trial import describe, same_starts
 
-__all__ = ["Description", "Played", "WorkerError", "WorkerPool", "describe", "same_starts"]
+__all__ = [
+    "Description",
+    "Played",
+    "WorkerError",
+    "WorkerPool",
+    "closing_pools",
+    "describe",
+    "same_starts",
+]

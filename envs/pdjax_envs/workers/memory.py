@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,28 @@ LEAST_FREE = 64 << 20  # bytes free there, below which a file on a disk is used
 ALIGNMENT = 64  # bytes
 
 Layout = dict[str, tuple[int, tuple[int, ...], str]]  # name -> offset in bytes, shape, dtype
+
+
+class Played(NamedTuple):
+    """One decision of all environments; leaves are (num_envs, chunk, ...).
+
+    Attributes:
+      obs: (num_envs, chunk, obs_dim) float32, after each control step. What was not executed
+        repeats the one before, so `obs[:, -1]` is always the newest. An environment that began an
+        episode has its first observation everywhere.
+      reward: float32; 0 where nothing was executed.
+      terminated, truncated: bool, the episode ended with this control step. An episode that a
+        worker lost is truncated at 0, with `executed` False and the last good observation.
+      success: bool, the task is solved after this control step.
+      executed: bool, the control step was played: the episode had begun before, and not ended.
+    """
+
+    obs: np.ndarray
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    success: np.ndarray
+    executed: np.ndarray
 
 
 class Memory:

@@ -9,41 +9,29 @@ import itertools
 import time
 import weakref
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from pdjax_envs.reading import InputError, check_fits, short
-from pdjax_envs.workers.memory import Memory, shapes
-from pdjax_envs.workers.process import PLAY_ALL, Failed, Process, WorkerError, close_all, stop_all
+from pdjax_envs.workers.memory import Memory, Played, shapes
+from pdjax_envs.workers.process import (
+    PLAY_ALL,
+    Failed,
+    Process,
+    WorkerError,
+    close_all,
+    sentence,
+    stop_all,
+)
 from pdjax_envs.workers.spaces import Description, read_description
 from pdjax_envs.workers.spec import SUCCESS_KEYS, check_spec
 
 MOST_SEED = 2**32
-
-
-class Played(NamedTuple):
-    """One decision of all environments; leaves are (num_envs, chunk, ...).
-
-    Attributes:
-      obs: (num_envs, chunk, obs_dim) float32, after each control step. What was not executed
-        repeats the one before, so `obs[:, -1]` is always the newest. An environment that began an
-        episode has its first observation everywhere.
-      reward: float32; 0 where nothing was executed.
-      terminated, truncated: bool, the episode ended with this control step. An episode that a
-        worker lost is truncated at 0, with `executed` False and the last good observation.
-      success: bool, the task is solved after this control step.
-      executed: bool, the control step was played: the episode had begun before, and not ended.
-    """
-
-    obs: np.ndarray
-    reward: np.ndarray
-    terminated: np.ndarray
-    truncated: np.ndarray
-    success: np.ndarray
-    executed: np.ndarray
+_open: "weakref.WeakSet[WorkerPool]" = weakref.WeakSet()  # of this process
 
 
 class WorkerPool:
@@ -110,6 +98,7 @@ class WorkerPool:
         bounds = [num_envs * i // workers for i in range(workers + 1)]
         self._rows = [slice(a, b) for a, b in itertools.pairwise(bounds)]
         self._processes: list[Process] = []
+        _open.add(self)
         self._memory = Memory()
         self._stop = weakref.finalize(self, _stop, self._processes, self._memory)
         self._made: dict[str, Any] = {}
@@ -353,7 +342,7 @@ class WorkerPool:
                 self._memory.arrays["obs"][rows] = self._newest[rows, None]  # the last good ones
                 self._memory.arrays["reward"][rows] = self._memory.arrays["flags"][rows] = 0
             self.failures[failure.kind] += 1
-            reason = f"worker {index} ({envs}) {_sentence(failure)}"
+            reason = f"worker {index} ({envs}) {sentence(failure)}"
             self.reasons.append(reason)
             if self.restarts >= self._most_restarts:
                 self._stop()
@@ -376,6 +365,17 @@ class WorkerPool:
                 raise
 
 
+@contextmanager
+def closing_pools() -> Iterator[None]:
+    """Closes the pools that were opened in the block, also of a run that has failed in it."""
+    before = set(_open)
+    try:
+        yield
+    finally:
+        for pool in set(_open) - before:
+            pool.close()
+
+
 def _stop(processes: list[Process], memory: Memory) -> None:
     stop_all(processes)
     memory.close()
@@ -383,7 +383,3 @@ def _stop(processes: list[Process], memory: Memory) -> None:
 
 def _has_not_begun(error: Exception, made: dict[str, Any]) -> bool:
     return not made and isinstance(error, Failed) and error.kind == "died"
-
-
-def _sentence(failure: Failed) -> str:
-    return ("met an error: " if failure.kind in ("raised", "numbers") else "") + str(failure)

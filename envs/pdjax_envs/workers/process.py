@@ -226,3 +226,8 @@ def close_all(processes: list[Process]) -> None:
     while time.monotonic() < deadline and not all(process.has_ended() for process in idle):
         time.sleep(0.005)
     stop_all(processes)
+
+
+def sentence(failure: Failed) -> str:
+    """Returns what a worker did, to follow its name."""
+    return ("met an error: " if failure.kind in ("raised", "numbers") else "") + str(failure)
