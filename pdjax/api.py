@@ -32,9 +32,8 @@ from pdjax.runs.load import Run, columns, load_run
 from pdjax.training import run as training
 from pdjax.training.loop import Epoch
 from pdjax.types import BasePolicy
-from pdjax_envs import registry
+from pdjax_envs import registry, workers
 from pdjax_envs.task import Task
-from pdjax_envs.workers import closing_pools
 
 
 @dataclasses.dataclass(frozen=True)
@@ -396,7 +395,6 @@ def _directory(run: Exportable, base: BasePolicy | None = None) -> tuple[Path, B
 
 @contextlib.contextmanager
 def _shown(progress: bool) -> Iterator[None]:
-    """Computes by JAX's standard rules for numbers; shows what is printed only if asked to."""
-    quietly = contextlib.nullcontext() if progress else terminal.quiet()
-    with plain_numbers(), closing_pools(), quietly:
+    """Computes by JAX's rules for numbers; shows what is printed only if asked to; ends workers."""
+    with plain_numbers(), workers.closing_pools(), terminal.quiet(not progress):
         yield

@@ -122,14 +122,17 @@ def mute() -> None:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet(is_quiet: bool = True) -> Iterator[None]:
     """Silences everything for people within the block; records are written all the same.
 
     Lines, tables and progress bars are dropped. Blocks may be nested. Afterwards this process
     speaks as it did before.
+
+    Args:
+      is_quiet: False changes nothing.
     """
     before = console.quiet
-    console.quiet = True
+    console.quiet = before or is_quiet
     try:
         yield
     finally:
