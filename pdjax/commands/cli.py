@@ -45,6 +45,7 @@ unexpected failure also writes its traceback to a file, which the line names.
 exit codes: 0 done, 1 failed, 2 bad input, 3 stopped on request and saved
 """
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE}  # no mistake of ours
+NAMES = (errno.ENAMETOOLONG, errno.ELOOP)  # no file can have such a name
 _WIDTH = 100  # characters in a line of help
 _LONGEST = 300  # characters of a mistake's line
 
@@ -270,9 +271,12 @@ def _spread(argv: list[str]) -> list[str]:
 
 def _explain(error: Exception) -> int:
     """Prints in one line what went wrong; returns the exit code."""
-    known = isinstance(error, InputError)  # what the user can correct
+    is_name = isinstance(error, OSError) and error.errno in NAMES
+    known = isinstance(error, InputError) or is_name  # what the user can correct
     code = 2 if known else 1
     text = short(str(error), _LONGEST - len("pdjax: "))  # its end says what to do
+    if isinstance(error, OSError) and is_name:
+        text = f"cannot use {short(str(error.filename))}: {error.strerror}; choose another name"
     if isinstance(error, stopping.Stopped):
         code, text = stopping.STOPPED, f"{text}; {stopping.CONTINUES}"
     if isinstance(error, OSError) and error.errno in DISK:

@@ -181,6 +181,8 @@ TRAIN = ["train", "peg_fast", "--out", "new/run", "--set", "base_policy.path=bas
         ([*TRAIN, "train.replay_capacity=9"], "train.replay_capacity=9 holds 0 decisions of each"),
         ([*TRAIN, "--out", "base"], "base is not empty; choose another --out or remove it"),
         ([*TRAIN, "--out", "a" * 5_000], "File name too long; choose another name"),
+        (["export", "x" * 5_000, "--out", "new"], "File name too long; choose another name"),
+        (["eval", "x" * 5_000], "is no run: expected config.yaml"),
         ([*TRAIN, "--out", "loop/run"], "loop"),
         (
             [*TRAIN, "--out", "demos.h5"],
