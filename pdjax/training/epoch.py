@@ -102,7 +102,11 @@ def make_trainer(
     Raises:
       ConfigError: see `schedule.make_schedule` and `schedule.replay_rows`.
     """
-    parts = make_parts(config, base, rollout, sac, mesh)
+    return trainer_of(make_parts(config, base, rollout, sac, mesh))
+
+
+def trainer_of(parts: Parts) -> Trainer:
+    """Returns the training functions of parts; see `make_trainer`."""
     learn = make_learn(parts)
     return Trainer(
         init=partial(_init, parts),

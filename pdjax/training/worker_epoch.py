@@ -55,9 +55,9 @@ def make_trainer(config: Config, env: Env, base: BasePolicy, rollout: Rollout, s
     Raises:
       ConfigError: see `epoch.make_trainer`.
     """
-    trainer = epoch.make_trainer(config, base, rollout, sac)
     parts = epoch.make_parts(config, base, rollout, sac)
-    return trainer._replace(train_epoch=_make_train_epoch(parts, env, base), on_host=True)
+    train_epoch = _make_train_epoch(parts, env, base)
+    return epoch.trainer_of(parts)._replace(train_epoch=train_epoch, on_host=True)
 
 
 def _make_train_epoch(
@@ -113,21 +113,17 @@ def _make_train_epoch(
         learnt: list[Any] = []
         pending = None
         with ThreadPoolExecutor(1, "learner") as learner:
-            for _ in range(parts.schedule.rounds):
+            for number in range(1, parts.schedule.rounds + 1):
                 collect_key, learn_key, key = split(state.key)
                 state = state._replace(key=key)
                 state, count, losses = play_round(frozen, state, collect_key, learner, pending)
                 counts.append(count)
                 learnt += [losses] if losses is not None else []
                 pending = learn_key
-                if not config.train.overlap:
+                if not config.train.overlap or number == parts.schedule.rounds:
                     sac_state, *losses = learn_now(frozen, state, pending)
                     state, pending = state._replace(sac=sac_state), None
                     learnt.append(losses)
-            if pending is not None:
-                sac_state, *losses = learn_now(frozen, state, pending)
-                state = state._replace(sac=sac_state)
-                learnt.append(losses)
         stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)  # noqa: E731
         losses, ready = stack([tuple(one) for one in learnt])
         metrics = epoch_metrics(parts, state, stack(counts), losses, ready)
