@@ -21,6 +21,16 @@ Residual = Callable[[Array, Array], Array]
 All arrays have a leading axis (episodes,)."""
 
 
+OUTCOMES = (  # of each episode, whether recorded or not
+    "success_once",
+    "success_at_end",
+    "steps_to_success",
+    "smoothness",
+    "saturation",
+    "returns",
+)
+
+
 class Evaluation(NamedTuple):
     """The outcomes of evaluated episodes; leaves have shape (episodes,) unless stated.
 

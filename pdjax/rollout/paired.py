@@ -11,21 +11,13 @@ import numpy as np
 
 from pdjax.output import tables, terminal
 from pdjax.rollout import intervals
-from pdjax.rollout.evaluate import Evaluation
+from pdjax.rollout.evaluate import OUTCOMES, Evaluation
 from pdjax.rollout.playing import Playing, make_play, no_residual
 from pdjax.types import Params
 from pdjax_envs.reading import InputError, read_npz, short
 from pdjax_envs.writing import aside
 
 EPISODES = "episodes.npz"  # the file's name in a run's directory
-OUTCOMES = (
-    "success_once",
-    "success_at_end",
-    "steps_to_success",
-    "smoothness",
-    "saturation",
-    "returns",
-)
 SUCCESS = ("success_once", "success_at_end")  # a task may be without these
 SIDES = ("base", "refined")
 

@@ -18,7 +18,7 @@ from pdjax.base_policies.chunking import push_history, start_history
 from pdjax.learner.decorator import clip_action, decorate
 from pdjax.output import terminal
 from pdjax.rollout.decision import Frozen, base_actions
-from pdjax.rollout.evaluate import Evaluation
+from pdjax.rollout.evaluate import OUTCOMES, Evaluation
 from pdjax.types import Array, BasePolicy, Params
 from pdjax_envs.workers import Played, WorkerPool, same_starts
 
@@ -125,17 +125,7 @@ class Games:
         return found
 
 
-_AXES = dict.fromkeys(
-    (
-        "success_once",
-        "success_at_end",
-        "steps_to_success",
-        "smoothness",
-        "saturation",
-        "returns",
-    ),
-    0,
-) | {"obs": 1, "base_action": 1}
+_AXES = dict.fromkeys(OUTCOMES, 0) | {"obs": 1, "base_action": 1}  # of the episodes
 
 
 def episode_seed(seed: int, number: int) -> int:
