@@ -24,6 +24,7 @@ ORIGINALS = {  # ID -> our task that equals it, whose demonstrations and base po
 }
 MAKER = "make_env"  # begins the name of a function of a file that returns an environment
 ENGINE = "gymnasium"
+CONTROL_MODE = "own, scaled from its bounds"
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ def environment(name: str) -> str:
     return ""
 
 
+def family(name: str) -> str:
+    """Returns `Task.family` of a name, without starting a worker; "" for a family of its own."""
+    return ORIGINALS.get(environment(name).rpartition(":")[2], "")
+
+
 def make(
     name: str,
     workers: Workers | None = None,
@@ -92,10 +98,10 @@ def make(
     if reward not in ("success", *task.rewards):
         raise UnknownName(f"{name} has no reward {reward!r}; choose one of: success, dense")
 
-    def open_pool(num_envs: int, act_horizon: int) -> WorkerPool:
+    def open_pool(num_envs: int, act_horizon: int, **more: Any) -> WorkerPool:
         count = min(workers.count or os.cpu_count() or 1, num_envs)
         return WorkerPool(
-            _spec(name, workers),
+            _spec(name, workers) | more,
             num_envs,
             count,
             chunk=act_horizon,
@@ -136,7 +142,7 @@ def _make_task(name: str, found: Description, workers: Workers) -> Task:
         summary=f"in worker processes of Python {found.python} ({versions})",
         observation=tuple((part.name, part.stop - part.start) for part in found.parts),
         action=(("action", found.act_dim),),
-        control_mode="own, scaled from its bounds",
+        control_mode=CONTROL_MODE,
         episode_steps=steps,
         control_hz=found.control_hz or float("nan"),
         sample_start=_no,
@@ -144,7 +150,7 @@ def _make_task(name: str, found: Description, workers: Workers) -> Task:
         success=_no,
         rewards={"dense": _no},
         has_success=bool(found.success),
-        family=ORIGINALS.get(environment(name).rpartition(":")[2], ""),
+        family=family(name),
     )
 
 

@@ -148,7 +148,12 @@ def _build_task(name: str) -> Task:
 
 
 def family(name: str) -> str:
-    """Returns `Task.family` of the task with this name; an unknown task is its own family."""
+    """Returns `Task.family` of the task with this name; an unknown task is its own family.
+
+    The name may come from somebody else's file, so it starts no worker and runs no code.
+    """
+    if from_gymnasium.environment(name) or task_files.split(name):
+        return from_gymnasium.family(name) or task_files.in_name(name)
     try:
         return make_task(name).family
     except UnknownName:

@@ -220,9 +220,9 @@ class Env(NamedTuple):
       reset: (model, key) -> (EnvState, observation), from a fresh random start.
       start_from: (model, Start) -> (EnvState, observation).
       step: (model, EnvState, action) -> (EnvState, ControlStep).
-      open: (num_envs, act_horizon) -> `workers.WorkerPool`, for an environment that is no pure
-        function: it lives in worker processes, and the three functions above cannot be called.
-        None = it is.
+      open: (num_envs, act_horizon, **more of the spec) -> `workers.WorkerPool`, for an environment
+        that is no pure function: it lives in worker processes, and the three functions above cannot
+        be called. None = it is.
       terminate_on_success: whether success ends the episode; only read with `open`.
       reward: see `make_env`; only read with `open`.
     """
@@ -233,7 +233,7 @@ class Env(NamedTuple):
     reset: Callable[[Any, Array], tuple[EnvState, Array]]
     start_from: Callable[[Any, Start], tuple[EnvState, Array]]
     step: Callable[[Any, EnvState, Array], tuple[EnvState, ControlStep]]
-    open: Callable[[int, int], Any] | None = None
+    open: Callable[..., Any] | None = None
     terminate_on_success: bool = True
     reward: str = "success"
 

@@ -116,7 +116,9 @@ class Demos:
     expert: str | None = None
     """Expert to use instead of the task's scripted one: dapg:FILE is a published DAPG policy (an
     mjrl pickle such as door-v0.pickle, or an .npz); dapg-noisy:FILE adds the action noise that the
-    policy was trained with."""
+    policy was trained with. For an environment of Gymnasium: FILE.py:FUNCTION, a function of (env,
+    observation), both as they are there, that returns an action; or a class of such objects, of
+    which each episode gets a new one. It runs beside the simulator, in task.python."""
     episodes: Count = 100
     """Number of successful episodes to record."""
     seed: Seed = 0
@@ -127,11 +129,15 @@ class Demos:
     physics: Physics = "auto"
     """Physics engine; auto = native on a CPU, warp on an NVIDIA GPU if warp is installed, else
     mjx."""
+    set: tuple[str, ...] = ()
+    """Settings of an environment of Gymnasium, such as task.python=venv/bin/python; see `pdjax
+    train --help`."""
 
     def run(self) -> dict[str, Any]:
         """Records and writes."""
         from pdjax.prepare import demonstrate
 
+        use_workers(self.set)
         return demonstrate.record_demonstrations(
             self.task, self.out, self.episodes, self.seed, self.noise, self.physics, self.expert
         )
@@ -157,11 +163,15 @@ class Data:
     """Number of episodes to replay from their initial states; 0 = none."""
     physics: Physics = "auto"
     """Physics engine of the replay."""
+    set: tuple[str, ...] = ()
+    """Settings of an environment of Gymnasium, such as task.python=venv/bin/python; see `pdjax
+    train --help`."""
 
     def run(self) -> dict[str, Any]:
         """Checks, replays and prints."""
         from pdjax.prepare import check_demonstrations
 
+        use_workers(self.set)
         return check_demonstrations.check_demonstrations(
             self.file, self.task, self.replay, self.physics
         )

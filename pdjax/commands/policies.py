@@ -32,7 +32,8 @@ class Imitate:
     Each kind has its own settings, see below."""
     set: tuple[str, ...] = ()
     """Changes settings: key=value or section.key=value, with the value in YAML. One --set takes
-    several values; --set may be repeated."""
+    several values; --set may be repeated. Keys that begin with task. are settings of an environment
+    of Gymnasium, such as task.python=venv/bin/python; see `pdjax train --help`."""
     steps: Natural = 0
     """Number of gradient steps; 0 = the number in the policy's settings."""
     seed: Seed = 0
@@ -61,8 +62,11 @@ class Imitate:
 
         flags = {"steps": self.steps, "seed": self.seed, "eval_every": self.eval_every}
         changes = {name: value for name, value in flags.items() if value}
+        of_task = [text for text in self.set if text.startswith("task.")]
+        use_workers(of_task)
         for text in self.set:
-            changes = options.merge(changes, parse_override(text))
+            if text not in of_task:
+                changes = options.merge(changes, parse_override(text))
         config = settings.recipe(self.policy, changes)
         return imitate.train_base_policy(
             self.demos, self.task, self.out, config, self.eval_episodes, self.physics, self.resume

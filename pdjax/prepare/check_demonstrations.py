@@ -11,9 +11,9 @@ import numpy as np
 
 from pdjax.output import terminal
 from pdjax_envs import registry
-from pdjax_envs.demonstrations import layouts, store
-from pdjax_envs.demonstrations.layouts import Recording
+from pdjax_envs.demonstrations import layouts, store, through_workers
 from pdjax_envs.demonstrations.playback import Replay, can_start, replay
+from pdjax_envs.demonstrations.recording import Recording
 from pdjax_envs.demonstrations.trajectory import DataError, Trajectory, column_names
 from pdjax_envs.reading import short
 from pdjax_envs.task import Task
@@ -46,9 +46,12 @@ def check_demonstrations(
     told = all(trajectory.success is not None for trajectory in found)
     spread = np.linspace(0, len(found) - 1, min(replays, len(found))).astype(int)
     chosen = [
-        i for i in (spread if told or not replays else range(len(found))) if can_start(found[i])
+        i
+        for i in (spread if told or not replays else range(len(found)))
+        if can_start(env, found[i])
     ]
-    replayed = dict(zip(chosen, replay(env, [found[i] for i in chosen]), strict=True))
+    play = replay if env.open is None else through_workers.replay
+    replayed = dict(zip(chosen, play(env, [found[i] for i in chosen]), strict=True))
     rows = [_compare(index, found[index], result, env.task) for index, result in replayed.items()]
     lengths = [len(trajectory.actions) for trajectory in found]
     summary = {

@@ -11,10 +11,10 @@ import numpy as np
 from pdjax.config.options import ConfigError
 from pdjax.output import terminal
 from pdjax.output.paths import check_file
-from pdjax_envs import registry
+from pdjax_envs import registry, task_files
 from pdjax_envs.adroit import dapg
-from pdjax_envs.demonstrations import record, store
-from pdjax_envs.reading import check_fits
+from pdjax_envs.demonstrations import record, store, through_workers
+from pdjax_envs.reading import check_fits, is_file, short
 from pdjax_envs.task import Expert, Task
 
 
@@ -36,7 +36,8 @@ def record_demonstrations(
       seed: seed of the first episode.
       noise: size of the disturbances, see `record.record`.
       physics: physics engine.
-      expert: `dapg:FILE` or `dapg-noisy:FILE`, see `adroit.dapg`; None = the task's own expert.
+      expert: `dapg:FILE` or `dapg-noisy:FILE`, see `adroit.dapg`; FILE.py:FUNCTION for an
+        environment in worker processes; None = the task's own expert.
 
     Returns:
       A summary of the recording, as `--json` prints it.
@@ -52,9 +53,13 @@ def record_demonstrations(
     # All are kept until they are written, with one control step each at least.
     size = 4 * episodes * (env.task.obs_dim + 2 * env.task.act_dim)
     check_fits(size, f"{episodes:,} demonstrations of {task}", "record fewer")
-    chosen = None if expert is None else _load_expert(expert, env.task)
     with terminal.progress("recording", episodes, "episodes") as bar:
-        found, rate = record.record(env, episodes, seed, noise, bar.update, chosen)
+        if env.open is not None:
+            place = _place_of_expert(expert, env.task)
+            found, rate = through_workers.record(env, place, episodes, seed, noise, bar.update)
+        else:
+            chosen = None if expert is None else _load_expert(expert, env.task)
+            found, rate = record.record(env, episodes, seed, noise, bar.update, chosen)
     out.parent.mkdir(parents=True, exist_ok=True)
     store.write(out, env.task, found)
     lengths = [len(trajectory.actions) for trajectory in found]
@@ -74,8 +79,22 @@ def record_demonstrations(
     }
 
 
+def _place_of_expert(text: str | None, task: Task) -> str:
+    """Returns FILE.py:FUNCTION with the file's whole path, for the workers."""
+    source = task_files.split(text or "")
+    if source is None or not is_file(source[0]):
+        raise ConfigError(
+            f"--expert got {short(repr(text))}, expected FILE.py:FUNCTION for {task.name}: a"
+            " function of (env, observation) that returns an action of the environment's own"
+        )
+    return f"{source[0].absolute()}:{source[1]}"
+
+
 def _load_expert(text: str, task: Task) -> Expert:
     kind, _, file = text.partition(":")
     if kind not in ("dapg", "dapg-noisy") or not file:
-        raise ConfigError(f"--expert got {text!r}, expected dapg:FILE or dapg-noisy:FILE")
+        raise ConfigError(
+            f"--expert got {short(repr(text))}, expected dapg:FILE or dapg-noisy:FILE;"
+            " FILE.py:FUNCTION leads in Gymnasium environments only"
+        )
     return dapg.make_expert(Path(file), task, noisy=kind == "dapg-noisy")

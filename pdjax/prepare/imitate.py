@@ -65,12 +65,12 @@ def train_base_policy(
       registry.UnknownName: no such task.
     """
     config.validate()
-    if resume and imitation_directory.is_finished(out, config, task):
+    env = registry.make(task, physics)
+    if resume and imitation_directory.is_finished(out, config, env.task.name):
         terminal.say(f"{out} is finished already")
         return read_result(out)
     if not resume:
         check_directory(out)
-    env = registry.make(task, physics)
     found = store.read(demos, env.task)
     if failed := sum(t.success is not None and not t.success.any() for t in found):
         terminal.say(
@@ -78,7 +78,7 @@ def train_base_policy(
             " so remove those that it should not learn from"
         )
     episodes = [(t.obs, t.actions) for t in found]
-    description = imitation_directory.describe(config, task, episodes)
+    description = imitation_directory.describe(config, env.task.name, episodes)
     trainer = imitation.make_trainer(episodes, config)
     check_episodes(env.task, max(eval_episodes, config.interim_episodes))
     if not (resume and imitation_directory.is_begun(out, description)):

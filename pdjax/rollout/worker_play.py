@@ -23,6 +23,7 @@ from pdjax.types import Array, BasePolicy, Params
 from pdjax_envs.workers import Played, WorkerPool, same_starts
 
 SLOTS = 16  # episodes that are played at once
+Keep = Callable[[int, int, np.ndarray], None]  # see `Games.film`
 
 
 class Games:
@@ -34,7 +35,7 @@ class Games:
 
     def __init__(self, playing: Any):
         self._playing = playing
-        self._pools: dict[int, WorkerPool] = {}
+        self._pools: dict[tuple[int, bool], WorkerPool] = {}
         self._decide: Callable[..., Any] = jax.jit(partial(_decide, playing))
         self._begin: Callable[..., Any] = jax.jit(partial(_begin, playing.base))
         self._push: Callable[..., Any] = jax.jit(jax.vmap(_push_all))
@@ -52,9 +53,36 @@ class Games:
         frozen = self._playing.frozen
         if base_params is not None:
             frozen = frozen._replace(base_params=base_params)
+        return self._play(frozen, seed, episodes, actor, float(residual_scale), record, None)
+
+    def film(
+        self, seed: int, episodes: int, actor: Params, residual_scale: float, keep: Keep
+    ) -> Evaluation:
+        """Plays the same episodes as `play` and takes a picture after each control step.
+
+        Args:
+          seed, episodes, actor, residual_scale: see `playing.Play`.
+          keep: receives (episode, control step, picture (H, W, 3) uint8).
+
+        Raises:
+          workers.WorkerError: the environment draws no pictures.
+        """
+        frozen = self._playing.frozen
+        return self._play(frozen, seed, episodes, actor, residual_scale, False, keep)
+
+    def _play(
+        self,
+        frozen: Frozen,
+        seed: int,
+        episodes: int,
+        actor: Params,
+        scale: float,
+        record: bool,
+        keep: Keep | None,
+    ) -> Evaluation:
         slots = min(episodes, SLOTS)
         parts = [
-            self._wave(frozen, seed, first, slots, actor, float(residual_scale), record)
+            self._wave(frozen, seed, first, slots, actor, scale, record, keep)
             for first in range(0, episodes, slots)
         ]
         joined: dict[str, Any] = {}
@@ -79,22 +107,16 @@ class Games:
         actor: Params,
         scale: float,
         record: bool,
+        keep: Keep | None,
     ) -> dict[str, Any]:
         """Plays `slots` episodes at once, from episode `first` on."""
         env, base = self._playing.env, self._playing.base
-        if slots not in self._pools:
-            self._pools[slots] = env.open(slots, base.act_horizon)
-            if not same_starts(self._pools[slots]):
-                terminal.say(
-                    f"resets of one seed differ in {env.task.name}: base and refined policy do not"
-                    " meet the same episodes, so the interval of the gain is only a guess"
-                )
-        pool, limit = self._pools[slots], env.task.episode_steps
+        pool, limit = self._pool(slots, keep is not None), env.task.episode_steps
         numbers = [first + slot for slot in range(slots)]
         seeds = np.array([episode_seed(seed, number) for number in numbers], np.uint32)
         keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.array(numbers))
         still = np.zeros((slots, base.act_horizon, base.act_dim), np.float32)
-        pool.send(still, np.ones(slots, bool), seeds)
+        pool.send(still[:, : pool.chunk], np.ones(slots, bool), seeds)
         history, carry, noise = self._begin(pool.receive().obs[:, -1], keys)
         over = np.zeros(slots, bool)
         played: list[_Decision] = []
@@ -107,8 +129,12 @@ class Games:
             if record:
                 seen.append((np.asarray(history[:, -1]), np.asarray(base_action)))
             # An episode that is over begins anew, out of the count: all slots play on.
-            pool.send(chunk, pool.ended, seeds)
-            answer = pool.receive()
+            if keep is None:
+                pool.send(chunk, pool.ended, seeds)
+                answer = pool.receive()
+            else:
+                at = index * base.act_horizon
+                answer = _watch(pool, chunk, seeds, over, partial(_keep, keep, first, at))
             counted = answer.executed & ~over[:, None]
             saturated = np.mean(np.abs(np.asarray(residual)) > 0.95, axis=-1)
             played.append(_Decision(answer, counted, chunk, saturated, ~over))
@@ -123,6 +149,47 @@ class Games:
         for at, name in enumerate(("obs", "base_action")):
             found[name] = np.stack([row[at] for row in seen]) if record else None
         return found
+
+    def _pool(self, slots: int, draws: bool) -> WorkerPool:
+        """Returns the workers of so many episodes; starts them when they are first needed."""
+        env, base = self._playing.env, self._playing.base
+        if (slots, draws) not in self._pools:
+            pool = env.open(slots, 1, render=True) if draws else env.open(slots, base.act_horizon)
+            self._pools[slots, draws] = pool
+            if not same_starts(pool):
+                terminal.say(
+                    f"resets of one seed differ in {env.task.name}: base and refined policy do not"
+                    " meet the same episodes, so the interval of the gain is only a guess"
+                )
+        return self._pools[slots, draws]
+
+
+def _watch(
+    pool: WorkerPool,
+    chunk: np.ndarray,
+    seeds: np.ndarray,
+    over: np.ndarray,
+    keep: Callable[[int, int, np.ndarray], None],
+) -> Played:
+    """Plays a decision a control step at a time, with a picture of each slot after each step."""
+    steps: list[Played] = []
+    ended = np.zeros(len(chunk), bool)  # within this decision: what follows does not count
+    for t in range(chunk.shape[1]):
+        pool.send(chunk[:, t : t + 1], pool.ended, seeds)
+        answer = pool.receive()
+        for slot in np.flatnonzero(answer.executed[:, 0] & ~over & ~ended):
+            keep(int(slot), t, pool.render(int(slot)))
+        old = steps[-1] if steps else answer
+        still = [np.zeros_like(values) for values in answer]
+        still[Played._fields.index("obs")] = old.obs
+        where = [ended.reshape(-1, *[1] * (values.ndim - 1)) for values in answer]
+        steps.append(Played(*map(np.where, where, still, answer)))
+        ended |= (answer.terminated | answer.truncated)[:, 0]
+    return Played(*(np.concatenate(values, axis=1) for values in zip(*steps, strict=True)))
+
+
+def _keep(keep: Keep, first: int, at: int, slot: int, t: int, picture: np.ndarray) -> None:
+    keep(first + slot, at + t, picture)
 
 
 _AXES = dict.fromkeys(OUTCOMES, 0) | {"obs": 1, "base_action": 1}  # of the episodes

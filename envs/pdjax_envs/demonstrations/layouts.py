@@ -5,9 +5,7 @@ Each layout has a reader. The content of a file decides which one applies, not i
 - ManiSkill, HDF5: `traj_0`, ... with `obs` (T + 1), `actions`, `success`, `env_states`, and a JSON
   sidecar. pdjax writes this layout too and adds `init_state`, `executed_actions` and `rewards`.
   Source: mani-skill2 0.5.3 `utils/wrappers/record.py`.
-- Minari, HDF5: `episode_0`, ... with `observations` (T + 1), `actions`, `rewards`, `infos`; the
-  initial state is in the attributes `options/initial_state_dict/...`.
-  Source: Minari 0.5 `dataset/_storages/hdf5_storage.py`.
+- Minari, HDF5: see `minari`.
 - D4RL, HDF5: all steps of all episodes in `observations`, `actions`, `rewards`, `terminals`,
   `timeouts`, `infos/qpos` ...; an episode ends where either flag is set.
   Source: D4RL `scripts/generation/hand_dapg_policies.py`.
@@ -19,9 +17,9 @@ and with it a success that only that action brought; an episode of a single row 
 D4RL's Relocate files give the same places of ball and target for all episodes (D4RL issue 196), so
 their replays start elsewhere than the recordings. Adroit's environments clip actions to [-1, 1], so
 the last three layouts may contain larger numbers, which the reader clips and counts. Success comes
-from the file's flags (`success`, `infos/success`, `infos/goal_achieved`), or else from Adroit's
-rewards, see `adroit.rewards`. Without either it is unknown until the episode is replayed, see
-`playback`.
+from the file's flags (`success`, or one of `workers.spec.SUCCESS_KEYS` in `infos`), or else from
+Adroit's rewards, see `adroit.rewards`. Without either it is unknown until the episode is replayed,
+see `playback`.
 
 HDF5 is read by `hdf5` and pickles by `pickles`, which check what they read; `trajectory.check`
 checks sizes and finiteness for all layouts.
@@ -32,35 +30,25 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
 
-from pdjax_envs.demonstrations import hdf5, pickles
+from pdjax_envs.demonstrations import hdf5, minari, pickles
 from pdjax_envs.demonstrations.record import SEEDS
+from pdjax_envs.demonstrations.recording import (
+    Recording,
+    all_arrays,
+    arrays,
+    clip,
+    no_states,
+    required,
+    success_flags,
+    task_named,
+)
 from pdjax_envs.demonstrations.trajectory import DataError, Trajectory
 from pdjax_envs.reading import InputError, is_file, read_json_object, reason, short
-
-MINARI_FILE = "main_data.hdf5"
-
-
-class Recording(NamedTuple):
-    """The content of a file, before it is checked against a task.
-
-    Attributes:
-      layout: name of the layout.
-      episodes: pairs (place in the file, episode).
-      obs_name: the layout's name for observations.
-      tasks: the tasks that the file names; none if it does not say.
-      control_modes: the control modes that the file names.
-    """
-
-    layout: str
-    episodes: list[tuple[str, Trajectory]]
-    obs_name: str = "observations"
-    tasks: frozenset[str] = frozenset()
-    control_modes: frozenset[str] = frozenset()
 
 
 def load(path: Path) -> Recording:
@@ -106,12 +94,12 @@ def _find(path: Path) -> Path:
     root = os.environ.get("MINARI_DATASETS_PATH") or os.path.expanduser("~/.minari/datasets")
     folders = [path, path / "data", Path(root) / path / "data"]
     for folder in folders:
-        if is_file(folder / MINARI_FILE):
-            return folder / MINARI_FILE
+        if is_file(folder / minari.FILE):
+            return folder / minari.FILE
     name = short(str(path))
     if os.path.isdir(path):
         raise DataError(
-            f"no demonstrations at {name}: a folder without data/{MINARI_FILE}; expected a file, or"
+            f"no demonstrations at {name}: a folder without data/{minari.FILE}; expected a file, or"
             " a dataset that Minari wrote with data_format='hdf5'"
         )
     raise DataError(
@@ -126,7 +114,7 @@ def _load(path: Path, name: str) -> Recording:
             if groups := _numbered(file, "traj"):
                 return _load_maniskill(path, groups)
             if groups := _numbered(file, "episode"):
-                return _load_minari(groups)
+                return minari.load(path, groups)
             if "observations" in file and "actions" in file:
                 return _load_d4rl(file)
             found = short(", ".join(map(str, file)) or "nothing")
@@ -144,36 +132,6 @@ def _numbered(file: h5py.File, prefix: str) -> dict[int, Any]:
     return {number: hdf5.member(file, f"{prefix}_{number}") for number in numbers}
 
 
-def _required(found: Mapping[str, np.ndarray | None], where: str, layout: str) -> list[np.ndarray]:
-    """Returns the arrays; raises DataError if one of them is missing."""
-    for name, values in found.items():
-        if values is None:
-            raise DataError(f"{where} has no array `{name}`; expected {layout}")
-    return [values for values in found.values() if values is not None]
-
-
-def _arrays(group: Any, *names: str) -> dict[str, np.ndarray | None]:
-    return {name: hdf5.array(group, name) for name in names}
-
-
-def _all_arrays(group: Any) -> dict[str, np.ndarray]:
-    """Returns the numbers that a group holds by name; empty if there is no group."""
-    if not isinstance(group, h5py.Group):
-        return {}
-    found = {str(name): hdf5.array(group, str(name)) for name in group}
-    return {name: values for name, values in found.items() if values is not None}
-
-
-def _no_states(obs: np.ndarray) -> np.ndarray:
-    return np.zeros((len(obs), 0), np.float32)
-
-
-def _clip(actions: np.ndarray) -> tuple[np.ndarray, int]:
-    """Returns the clipped actions and how many of their numbers were beyond [-1, 1]."""
-    beyond = np.isfinite(actions) & (np.abs(actions) > 1)
-    return np.where(beyond, np.sign(actions), actions), int(beyond.sum())
-
-
 # One reader per layout.
 
 
@@ -182,8 +140,8 @@ def _load_maniskill(path: Path, groups: Mapping[int, Any]) -> Recording:
     episodes = []
     for number, group in groups.items():
         where = hdf5.place(group.file, f"traj_{number}")
-        obs, actions = _required(
-            _arrays(group, "obs", "actions"),
+        obs, actions = required(
+            arrays(group, "obs", "actions"),
             where,
             "ManiSkill's layout; replay the file with `python -m"
             " mani_skill2.trajectory.replay_trajectory --save-traj --obs-mode state --traj-path"
@@ -194,11 +152,11 @@ def _load_maniskill(path: Path, groups: Mapping[int, Any]) -> Recording:
             obs=obs,
             actions=actions,
             success=hdf5.array(group, "success", bool),
-            env_states=_no_states(obs) if states is None else states,
+            env_states=no_states(obs) if states is None else states,
             seed=seeds.get(number, -1),
             executed=hdf5.array(group, "executed_actions"),
             rewards=hdf5.array(group, "rewards"),
-            init_state=_all_arrays(hdf5.member(group, "init_state")) or None,
+            init_state=all_arrays(hdf5.member(group, "init_state")) or None,
         )
         episodes.append((where, trajectory))
     return Recording("ManiSkill", episodes, "obs", tasks, modes)
@@ -227,59 +185,16 @@ def _read_sidecar(sidecar: Path) -> tuple[frozenset[str], frozenset[str], dict[i
     return tasks, modes, {n: s for n, s in seeds.items() if type(s) is int and 0 <= s < SEEDS}
 
 
-def task_named(environment: str) -> str:
-    """Returns the task that another project's name of an environment stands for.
-
-    ManiSkill and Gymnasium add a version; Gymnasium-Robotics has `AdroitHandDoorSparse-v1`.
-    """
-    return re.sub(r"(Sparse)?-v\d+$", "", environment).replace("AdroitHand", "Adroit")
-
-
-def _load_minari(groups: Mapping[int, Any]) -> Recording:
-    state_prefix = "options/initial_state_dict/"
-    episodes = []
-    for number, group in groups.items():
-        where = hdf5.place(group.file, f"episode_{number}")
-        obs, actions = _required(
-            _arrays(group, "observations", "actions"), where, "Minari's layout with one array each"
-        )
-        state = {
-            name.removeprefix(state_prefix): hdf5.attribute(group, name)
-            for name in map(str, group.attrs)
-            if name.startswith(state_prefix)
-        }
-        success = _success_flags(hdf5.member(group, "infos"))
-        if success is not None and len(success) == len(obs):
-            success = success[1:]  # the first flag belongs to the reset
-        actions, clipped = _clip(actions)
-        trajectory = Trajectory(
-            obs,
-            actions,
-            success,
-            _no_states(obs),
-            rewards=hdf5.array(group, "rewards"),
-            init_state=state or None,
-            clipped=clipped,
-        )
-        episodes.append((where, trajectory))
-    return Recording("Minari", episodes)
-
-
-def _success_flags(infos: Any) -> np.ndarray | None:
-    flags = [hdf5.array(infos, name, bool) for name in ("success", "goal_achieved")]
-    return next((found for found in flags if found is not None), None)
-
-
 def _load_d4rl(file: h5py.File) -> Recording:
     where = short(file.filename)
     names = ("observations", "actions", "rewards", "terminals")
-    obs, actions, rewards, terminals = _required(
-        _arrays(file, *names[:3]) | {"terminals": hdf5.array(file, "terminals", bool)},
+    obs, actions, rewards, terminals = required(
+        arrays(file, *names[:3]) | {"terminals": hdf5.array(file, "terminals", bool)},
         where,
         f"D4RL's layout: {', '.join(names)}",
     )
     timeouts, infos = hdf5.array(file, "timeouts", bool), hdf5.member(file, "infos")
-    success = _success_flags(infos)
+    success = success_flags(infos)
     _same_length(
         where,
         actions,
@@ -308,7 +223,7 @@ def _d4rl_states(infos: Any, steps: int) -> dict[str, np.ndarray]:
     """Returns the state at each step; empty if the file has none."""
     if not isinstance(infos, h5py.Group) or not {"qpos", "qvel"} <= set(infos):
         return {}
-    return {name: a for name, a in _all_arrays(infos).items() if a.shape[:1] == (steps,)}
+    return {name: a for name, a in all_arrays(infos).items() if a.shape[:1] == (steps,)}
 
 
 def _load_dapg(path: Path, name: str) -> Recording:
@@ -328,7 +243,7 @@ def _load_dapg(path: Path, name: str) -> Recording:
             name: _pickled(episode[name]) if name in episode else None
             for name in ("observations", "actions", "rewards")
         }
-        obs, actions, rewards = _required(found, where, "DAPG's layout")
+        obs, actions, rewards = required(found, where, "DAPG's layout")
         _same_length(where, actions, observations=obs, rewards=rewards)
         state = episode.get("init_state_dict", {})
         init = {str(name): _pickled(value) for name, value in state.items()}
@@ -357,13 +272,13 @@ def _without_last_action(
     init_state: dict[str, np.ndarray],
 ) -> Trajectory:
     """Builds an episode without its last action, whose resulting observation is not in the file."""
-    actions, clipped = _clip(actions[:-1])
+    actions, clipped = clip(actions[:-1])
     success = None if success is None else success[:-1]
     return Trajectory(
         obs,
         actions,
         success,
-        _no_states(obs),
+        no_states(obs),
         rewards=rewards[:-1],
         init_state=init_state or None,
         clipped=clipped,

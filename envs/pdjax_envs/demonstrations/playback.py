@@ -24,9 +24,9 @@ class Replay(NamedTuple):
     success: np.ndarray
 
 
-def can_start(trajectory: Trajectory) -> bool:
-    """Returns whether an episode's initial state is known."""
-    return trajectory.init_state is not None or trajectory.seed >= 0
+def can_start(env: Env, trajectory: Trajectory) -> bool:
+    """Returns whether an episode can be begun again; worker processes need the seed for that."""
+    return trajectory.seed >= 0 or (env.open is None and trajectory.init_state is not None)
 
 
 def replay(env: Env, trajectories: list[Trajectory]) -> list[Replay]:
@@ -61,7 +61,7 @@ def make_start(task: Task, trajectory: Trajectory) -> Start:
     Raises:
       DataError: the initial state is unknown, lacks a quantity, or has one of the wrong size.
     """
-    if not can_start(trajectory):
+    if trajectory.init_state is None and trajectory.seed < 0:
         raise DataError("the episode's initial state is unknown; it cannot be replayed")
     if trajectory.init_state is None:
         return task.sample_start(episode_keys(jax.random.key(trajectory.seed))[0])

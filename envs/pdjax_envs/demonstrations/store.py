@@ -16,10 +16,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pdjax_envs import registry
+from pdjax_envs import from_gymnasium, registry, task_files
 from pdjax_envs.adroit import rewards
 from pdjax_envs.demonstrations import layouts
-from pdjax_envs.demonstrations.layouts import Recording
+from pdjax_envs.demonstrations.recording import Recording, task_named
 from pdjax_envs.demonstrations.trajectory import DataError, Trajectory, check
 from pdjax_envs.reading import short
 from pdjax_envs.task import Task
@@ -117,6 +117,12 @@ def judge(path: Path, recording: Recording, task: Task) -> list[Trajectory]:
     holder = f"{short(str(path))} holds demonstrations"
     check_origin(holder, recording.tasks, recording.control_modes, task)
     judged = []
+    if recording.parts and recording.parts != task.observation:
+        theirs, ours = (
+            ", ".join(f"{name} ({size})" for name, size in parts)
+            for parts in (recording.parts, task.observation)
+        )
+        raise DataError(f"{holder} with observations {short(theirs)}, expected {short(ours)}")
     for where, trajectory in recording.episodes:
         check(trajectory, task, where, recording.obs_name)
         if trajectory.success is None and trajectory.rewards is not None:
@@ -133,7 +139,7 @@ def check_origin(
 
     Args:
       holder: beginning of the error message, such as "FILE holds demonstrations".
-      tasks: the tasks that the file names, see `layouts.task_named`.
+      tasks: the tasks that the file names, see `recording.task_named`.
       control_modes: the control modes that it names.
       task: the expected task.
 
@@ -141,7 +147,7 @@ def check_origin(
       DataError: it is another task or another control mode.
     """
     for named in tasks:
-        if named != task.name and registry.family(named) != task.family:
+        if not _is_same(named, task):
             raise DataError(f"{holder} of {short(named)}, expected {task.name}; pass --task")
     for mode in control_modes:
         if mode != task.control_mode:
@@ -149,3 +155,14 @@ def check_origin(
                 f"{holder} of control mode {short(mode)}, expected {task.control_mode}; convert the"
                 " demonstrations with ManiSkill's replay tool"
             )
+
+
+def _is_same(named: str, task: Task) -> bool:
+    """Returns whether a file's name of a task means this one: another version or name will do.
+
+    An environment that a file of the user's makes may be any, perhaps in a wrapper.
+    """
+    if task.control_mode == from_gymnasium.CONTROL_MODE and task_files.split(task.name):
+        return True
+    short_names = (task_named(name.rpartition(":")[2]) for name in (named, task.name))
+    return len(set(short_names)) == 1 or registry.family(named) == task.family

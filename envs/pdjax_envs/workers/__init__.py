@@ -1,8 +1,9 @@
 """Gymnasium environments in worker processes of any interpreter, played a decision at a time.
 
-`pool` is what others use, and `trial` looks at an environment first. `process` is one worker seen
-from here, `memory` the arrays shared with it, `spec` and `spaces` what its environments are made
-from and of, and `worker` the script that runs there. Nothing here imports JAX.
+`pool` is what others use, and `trial` looks at an environment first. `crew` is its workers,
+`process` one of them seen from here, `memory` the arrays shared with it, `spec` and `spaces` what
+its environments are made from and of, and `worker` the script that runs there. Nothing here imports
+JAX.
 """
 
 from pdjax_envs.workers.memory import Played

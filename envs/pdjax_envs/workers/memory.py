@@ -97,6 +97,17 @@ class Memory:
             for name, (offset, shape, dtype) in self.layout.items()
         }
 
+    def write_standstill(self, rows: slice, obs: np.ndarray) -> None:
+        """Writes into some environments' answers that nothing was executed.
+
+        Args:
+          rows: the environments.
+          obs: (environments, obs_dim), the observation that they show all the time.
+        """
+        if self.arrays:
+            self.arrays["obs"][rows] = obs[:, None]
+            self.arrays["reward"][rows] = self.arrays["flags"][rows] = 0
+
     def read_picture(self, shape: Iterable[int]) -> np.ndarray:
         """Returns the picture (H, W, 3) uint8 that a worker wrote behind the arrays."""
         shape = tuple(shape)

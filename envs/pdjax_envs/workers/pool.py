@@ -1,34 +1,23 @@
 """Plays many Gymnasium environments in worker processes, a decision at a time.
 
-Separate from `process`, one worker, because episodes outlive workers: one that fails is replaced,
-and what its environments were playing ends as truncated. NumPy only. Not pure: an object here owns
+Separate from `crew`, the workers, because episodes outlive workers: one that fails is replaced, and
+what its environments were playing ends as truncated. NumPy only. Not pure: an object here owns
 processes.
 """
 
-import itertools
 import time
 import weakref
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from pdjax_envs.reading import InputError, check_fits, short
-from pdjax_envs.workers.memory import Memory, Played, shapes
-from pdjax_envs.workers.process import (
-    PLAY_ALL,
-    Failed,
-    Process,
-    WorkerError,
-    close_all,
-    sentence,
-    stop_all,
-)
-from pdjax_envs.workers.spaces import Description, read_description
-from pdjax_envs.workers.spec import SUCCESS_KEYS, check_spec
+from pdjax_envs.reading import InputError, short
+from pdjax_envs.workers.crew import Crew
+from pdjax_envs.workers.memory import Played
+from pdjax_envs.workers.process import PLAY_ALL, Failed, WorkerError, sentence
+from pdjax_envs.workers.spaces import Description
 
 MOST_SEED = 2**32
 _open: "weakref.WeakSet[WorkerPool]" = weakref.WeakSet()  # of this process
@@ -42,15 +31,8 @@ class WorkerPool:
     and when this process ends, however that happens.
 
     Attributes:
-      description: what the environments are made of.
       num_envs, chunk: sizes of actions and answers.
-      restarts: workers that were replaced so far.
-      failures: kind -> how often: `died`, `hung`, `raised` (an error in the environment) or
-        `numbers` (NaN, infinite, or of another shape).
-      reasons: a line for each of them.
     """
-
-    description: Description
 
     def __init__(
         self,
@@ -80,7 +62,6 @@ class WorkerPool:
           WorkerError: the workers cannot start, or the environment cannot be used.
           InputError: an argument is not what is described here.
         """
-        self._spec = check_spec(spec)
         for name, value in (("num_envs", num_envs), ("workers", workers), ("chunk", chunk)):
             if value < 1:
                 raise InputError(f"{name}={value}, expected an integer of at least 1")
@@ -90,33 +71,12 @@ class WorkerPool:
             raise InputError(
                 f"step_timeout={step_timeout} and start_timeout={start_timeout}, expected seconds"
             )
-        self.num_envs, self.chunk = num_envs, chunk
-        self.restarts, self.failures, self.reasons = 0, Counter[str](), list[str]()
-        self._offered: set[str] = set()
-        self._python, self._most_restarts = python, restarts
-        self._step_timeout, self._start_timeout = step_timeout, start_timeout
-        bounds = [num_envs * i // workers for i in range(workers + 1)]
-        self._rows = [slice(a, b) for a, b in itertools.pairwise(bounds)]
-        self._processes: list[Process] = []
+        self._crew = Crew(spec, num_envs, workers, chunk, python, start_timeout, restarts)
         _open.add(self)
-        self._memory = Memory()
-        self._stop = weakref.finalize(self, _stop, self._processes, self._memory)
-        self._made: dict[str, Any] = {}
-        try:
-            for rows in self._rows:  # all at once
-                self._processes.append(self._start(rows))
-            for index in range(workers):
-                self._prepare(index)
-        except (Failed, InputError) as error:
-            self._stop()
-            if isinstance(error, WorkerError):
-                raise
-            hint = "; it needs Python 3.8 or newer" if _has_not_begun(error, self._made) else ""
-            text = f"{self._spec['env']} cannot be used in {short(python or 'this Python')}"
-            raise WorkerError(f"{text}: {error}{hint}") from None
-        except BaseException:
-            self._stop()
-            raise
+        self.num_envs, self.chunk = num_envs, chunk
+        self._memory, self._processes = self._crew.memory, self._crew.processes
+        self._offered: set[str] = set()
+        self._step_timeout = step_timeout
         self._starts: dict[int, int] = {}  # environment that begins an episode -> seed
         low, high = np.array(self.description.low), np.array(self.description.high)
         self._low, self._high = low, high
@@ -212,17 +172,76 @@ class WorkerPool:
         self._check_idle("render")
         if not 0 <= index < self.num_envs:
             raise IndexError(f"environment {index}, expected 0 to {self.num_envs - 1}")
-        worker = next(i for i, rows in enumerate(self._rows) if rows.stop > index)
-        process = self._processes[worker]
-        process.ask({"do": "render", "index": index - self._rows[worker].start})
+        worker = next(i for i, rows in enumerate(self._crew.rows) if rows.stop > index)
+        request = {"do": "render", "index": index - self._crew.rows[worker].start}
         try:
-            return self._memory.read_picture(process.answer(self._deadline_from_now())["shape"])
+            return self._memory.read_picture(self._consult(worker, request)["shape"])
+        except Failed as failure:
+            hint = "" if self._crew.spec["render"] else "; put render: true into its spec"
+            raise WorkerError(f"{self._crew.spec['env']} was not drawn: {failure}{hint}") from None
+
+    def advise(self) -> np.ndarray:
+        """Asks the spec's expert what it would do now in all environments whose episode goes on.
+
+        Returns:
+          Actions (num_envs, act_dim) float32 in [-1, 1]; those of other environments mean nothing.
+
+        Raises:
+          RuntimeError: a decision was not received.
+          WorkerError: the spec has no expert, or the expert fails.
+        """
+        self._check_idle("advise")
+        if not self._crew.spec["expert"]:
+            raise WorkerError("the spec has no expert; put FILE.py:FUNCTION into it")
+        for worker in range(len(self._processes)):
+            playing = [i for i in self._range(worker) if not self._ended[i]]
+            only = [i - self._crew.rows[worker].start for i in playing if i not in self._lost]
+            try:
+                self._consult(worker, {"do": "advise", "only": only})
+            except Failed as failure:
+                if failure.kind not in ("died", "hung"):
+                    text = f"the expert {short(self._crew.spec['expert'])} {sentence(failure)}"
+                    raise WorkerError(text) from None
+        wanted = self._memory.arrays["actions"][:, 0] - self._middle
+        wanted = np.divide(wanted, self._half, out=np.zeros_like(wanted), where=self._half > 0)
+        return np.clip(wanted, -1, 1).astype(np.float32)
+
+    def _consult(self, worker: int, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Asks a worker between two decisions; one that dies or hangs is replaced.
+
+        Raises:
+          Failed: it does not answer as it should.
+        """
+        process = self._processes[worker]
+        process.ask(request)
+        try:
+            return process.answer(self._deadline_from_now())
         except Failed as failure:
             if failure.kind in ("died", "hung"):
                 self._lost |= {i for i in self._range(worker) if not self._ended[i]}
                 self._restart(worker, failure)
-            hint = "" if self._spec["render"] else "; put render: true into its spec"
-            raise WorkerError(f"{self._spec['env']} was not drawn: {failure}{hint}") from None
+            raise
+
+    @property
+    def description(self) -> Description:
+        """What the environments are made of."""
+        return self._crew.description
+
+    @property
+    def restarts(self) -> int:
+        """Workers that were replaced so far."""
+        return self._crew.restarts
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        """Kind -> how often: `died`, `hung`, `raised` (an error in the environment) or `numbers`
+        (NaN, infinite, or of another shape)."""
+        return self._crew.failures
+
+    @property
+    def reasons(self) -> list[str]:
+        """A line for each of them."""
+        return self._crew.reasons
 
     @property
     def ended(self) -> np.ndarray:
@@ -242,11 +261,7 @@ class WorkerPool:
 
     def close(self) -> None:
         """Ends all workers; does nothing the second time."""
-        if self._stop.alive:
-            try:
-                close_all(self._processes)
-            finally:
-                self._stop()
+        self._crew.close()
 
     def __enter__(self) -> "WorkerPool":
         return self
@@ -255,7 +270,7 @@ class WorkerPool:
         self.close()
 
     def _check_idle(self, what: str) -> None:
-        if not self._stop.alive:
+        if not self._crew.stop.alive:
             raise WorkerError(f"{what} was called after the pool was closed")
         if self._is_sent:
             raise RuntimeError(f"call receive before {what}")
@@ -263,44 +278,12 @@ class WorkerPool:
     def _deadline_from_now(self) -> float:
         return time.monotonic() + self._step_timeout
 
-    def _start(self, rows: slice) -> Process:
-        """Starts a worker, which goes on making its environments."""
-        process = Process(self._python, self._memory.file)
-        process.ask({"do": "make", "spec": self._spec, "count": rows.stop - rows.start})
-        return process
-
-    def _prepare(self, index: int) -> None:
-        """Waits until a worker has made its environments, and shares memory with it.
-
-        Raises:
-          Failed: it does not become ready.
-          InputError: its environments are refused, or other than the first worker's.
-        """
-        process, rows = self._processes[index], self._rows[index]
-        deadline = time.monotonic() + self._start_timeout
-        made = process.answer(deadline)
-        is_first = not self._made
-        if is_first:
-            self._made = made
-            self.description = read_description(made, self._spec["success"])
-            found = self.description
-            sizes = found.obs_dim, found.act_dim
-            check_fits(8 * self.num_envs * self.chunk * sum(sizes), f"num_envs={self.num_envs}")
-            self._memory.share(shapes(self.num_envs, self.chunk, *sizes, made["actions"]["dtype"]))
-        elif any(made[key] != self._made[key] for key in ("observations", "low", "high")):
-            raise InputError("its spaces differ from one instance to another")
-        request = {"do": "attach", "parts": self.description.parts, "probe": is_first}
-        place = {"layout": self._memory.layout, "size": self._memory.size, "first": rows.start}
-        process.ask({**request, **place})
-        answer = process.answer(deadline)
-        if is_first:
-            info = tuple(answer["info"])
-            rule = next((key for key in SUCCESS_KEYS if key in info), "")
-            rule = rule if self.description.success == "auto" else self.description.success
-            self.description = replace(self.description, info=info, success=rule)
+    def _restart(self, index: int, failure: Failed) -> None:
+        """Replaces a worker; its episodes are lost."""
+        self._crew.restart(index, failure, self._newest[self._crew.rows[index]])
 
     def _range(self, index: int) -> range:
-        return range(self._rows[index].start, self._rows[index].stop)
+        return range(self._crew.rows[index].start, self._crew.rows[index].stop)
 
     def _ask(self, index: int) -> None:
         """Asks a worker for the decision that was sent, except of episodes that it lost."""
@@ -308,7 +291,7 @@ class WorkerPool:
         if not self._starts and not self._lost:
             process.ask(PLAY_ALL)
             return
-        first, envs = self._rows[index].start, self._range(index)
+        first, envs = self._crew.rows[index].start, self._range(index)
         begin = [(i - first, self._starts[i]) for i in envs if i in self._starts]
         only = [i - first for i in envs if i in self._starts or i not in self._lost]
         process.ask({**PLAY_ALL, "begin": begin, "only": only})
@@ -326,44 +309,6 @@ class WorkerPool:
                 deadline = self._deadline_from_now()
                 self._ask(index)
 
-    def _restart(self, index: int, failure: Failed) -> None:
-        """Replaces a worker, and again if that fails.
-
-        Raises:
-          WorkerError: this was once too often.
-        """
-        rows = self._rows[index]
-        envs = f"environment {rows.start}"
-        if rows.stop > rows.start + 1:
-            envs = f"environments {rows.start}-{rows.stop - 1}"
-        while True:
-            self._processes[index].stop()
-            if self._memory.arrays:
-                self._memory.arrays["obs"][rows] = self._newest[rows, None]  # the last good ones
-                self._memory.arrays["reward"][rows] = self._memory.arrays["flags"][rows] = 0
-            self.failures[failure.kind] += 1
-            reason = f"worker {index} ({envs}) {sentence(failure)}"
-            self.reasons.append(reason)
-            if self.restarts >= self._most_restarts:
-                self._stop()
-                raise WorkerError(
-                    f"{self._spec['env']}: {reason}; that is more than restarts="
-                    f"{self._most_restarts}; repair the environment or allow more restarts"
-                )
-            self.restarts += 1
-            try:
-                self._processes[index] = self._start(rows)
-                self._prepare(index)
-                return
-            except Failed as another:
-                failure = another
-            except InputError:
-                self._stop()
-                raise
-            except BaseException:  # interrupted; if `receive` is repeated, it begins anew
-                self._processes[index].stop()
-                raise
-
 
 @contextmanager
 def closing_pools() -> Iterator[None]:
@@ -374,12 +319,3 @@ def closing_pools() -> Iterator[None]:
     finally:
         for pool in set(_open) - before:
             pool.close()
-
-
-def _stop(processes: list[Process], memory: Memory) -> None:
-    stop_all(processes)
-    memory.close()
-
-
-def _has_not_begun(error: Exception, made: dict[str, Any]) -> bool:
-    return not made and isinstance(error, Failed) and error.kind == "died"

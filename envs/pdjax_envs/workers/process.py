@@ -27,6 +27,7 @@ SCRIPT = Path(__file__).with_name("worker.py")
 MOST_LOG = 1 << 20  # bytes of a log; longer ones begin anew
 LONGEST = 1e6  # s; what `poll` can wait for
 CLOSING = 2.0  # s that workers have to close their environments
+NO_SCREEN = {} if "DISPLAY" in os.environ else {"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "egl"}
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -67,12 +68,13 @@ class Process:
       is_waited_for: a request was sent whose answer has not been read.
     """
 
-    def __init__(self, python: str, memory: int):
+    def __init__(self, python: str, memory: int, draws: bool = False):
         """Starts the process.
 
         Args:
           python: the interpreter, a path or a name; "" = this one.
           memory: the descriptor of the file that is shared with it.
+          draws: whether it needs OpenGL, which has to be told where there is no screen.
 
         Raises:
           WorkerError: there is no such interpreter.
@@ -98,7 +100,11 @@ class Process:
                 stderr=self._log,
                 pass_fds=given,
                 start_new_session=True,
-                env={**dict.fromkeys(ONE_THREAD, "1"), **os.environ},
+                env={
+                    **dict.fromkeys(ONE_THREAD, "1"),
+                    **(NO_SCREEN if draws else {}),
+                    **os.environ,
+                },
             )
         except (OSError, ValueError) as error:
             os.close(self._requests)

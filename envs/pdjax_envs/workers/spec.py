@@ -12,7 +12,14 @@ from typing import Any
 from pdjax_envs.names import suggest
 from pdjax_envs.reading import InputError, short
 
-SPEC_KEYS = ("env", "options", "success", "episode_steps", "render")
+DEFAULTS: Mapping[str, Any] = {
+    "env": "",
+    "options": {},
+    "success": "auto",
+    "episode_steps": 0,
+    "render": False,
+    "expert": "",
+}
 SUCCESS_KEYS = ("success", "is_success", "task_success", "goal_achieved", "solved")  # as `worker`'s
 
 
@@ -25,20 +32,21 @@ def check_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
         control steps after which episodes are truncated, 0 = when the environment does; `render`,
         to draw pictures; and `success`, what says that the task is solved: `auto` (the first of
         SUCCESS_KEYS in info), a key of info, `terminated`, `reward>=X`, or FILE.py:FUNCTION, a
-        function of (env, observation, reward, terminated, info).
+        function of (env, observation, reward, terminated, info). `expert` is FILE.py:FUNCTION, a
+        function of (env, observation) that returns an action of the environment's own, or a class
+        of such objects, of which each episode gets a new one.
 
     Raises:
       InputError: a field is unknown, missing, of another kind, or cannot be written as JSON.
     """
     for key in spec:
-        if key not in SPEC_KEYS:
+        if key not in DEFAULTS:
             raise InputError(
                 f"unknown field {short(key)} in an environment's spec; "
-                + suggest(str(key), SPEC_KEYS)
+                + suggest(str(key), DEFAULTS)
             )
-    defaults = {"env": "", "options": {}, "success": "auto", "episode_steps": 0, "render": False}
-    full = {**defaults, **spec}
-    for key, default in defaults.items():
+    full = {**DEFAULTS, **spec}
+    for key, default in DEFAULTS.items():
         kind = Mapping if key == "options" else type(default)
         if not isinstance(full[key], kind):
             raise InputError(f"{key}={short(full[key])}, expected {kind.__name__.lower()}")

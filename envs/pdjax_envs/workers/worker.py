@@ -11,6 +11,7 @@ A message is its length, uint32 little-endian, and a JSON object. Requests, each
     "layout": {NAME: [OFFSET, SHAPE, DTYPE]}, "first": ROW} -> {"info": [KEY]}, see `attach`.
   {"do": "play"} -> {}; one decision of all environments, or of those in "only"; those in "begin",
     [[INDEX, SEED]], begin an episode. See `Worker.play`.
+  {"do": "advise", "only": [INDEX]} -> {}; what the expert would do now becomes `actions`.
   {"do": "render", "index": I} -> {"shape": [H, W, 3]}; the pixels follow the arrays in MEMORY.
   {"do": "close"} -> no answer; the process ends, as it does when REQUESTS ends.
 Any answer may be {"error": LINE, "kind": "refused" | "numbers" | "raised"} instead.
@@ -162,6 +163,9 @@ class World:
             raise Refused(f"it is {one_line(env)}, expected a gymnasium.Env")
         self.env, self.limit, self.steps = env, int(spec.get("episode_steps") or 0), 0
         self.success = make_success(spec.get("success") or "auto")
+        self.make_expert = load_function(spec["expert"]) if spec.get("expert") else None
+        self.expert: Any = None
+        self.observation: Any = None
         self.is_seeded_by_reset = takes(env.reset, "seed")
         self.parts: Any = ()  # (name, path, shape, (chunk, *shape) view of obs), by `Worker.attach`
         self.obs = self.reward = self.flags = np.zeros(0)
@@ -196,6 +200,7 @@ class World:
 
     def write(self, observation: Any, t: int) -> None:
         """Writes an observation into row t of `obs`; `check_finite` comes later."""
+        self.observation = observation
         for name, path, shape, view in self.parts:
             value = observation
             for key in path:
@@ -207,8 +212,19 @@ class World:
 
     def begin(self, seed: int) -> None:
         """Answers a decision with the first observation of a new episode; no step is executed."""
+        self.expert = self.make_expert() if inspect.isclass(self.make_expert) else self.make_expert
         self.write(self.reset(seed), 0)
         self.obs[1:], self.reward[:], self.flags[:] = self.obs[0], 0, False
+
+    def advise(self) -> Any:
+        """Returns what the expert would do now, in the environment's own units."""
+        action, shape = (
+            np.asarray(self.expert(self.env, self.observation)),
+            self.env.action_space.shape,
+        )
+        if action.shape != shape or not np.isfinite(action).all():
+            raise Refused(f"returned {one_line(action)}, expected finite numbers (shape {shape})")
+        return action
 
     def play(self, actions: Any) -> None:
         """Answers a decision with its control steps, until the episode ends.
@@ -307,6 +323,12 @@ class Worker:
             else:
                 self.worlds[index].play(actions[index])
         check_finite(self.arrays["obs"])
+        return {}
+
+    def advise(self, request: dict) -> dict:
+        """Writes into each row of `actions` what the expert would do in that environment."""
+        for index in request["only"]:
+            self.actions[index] = self.worlds[index].advise()
         return {}
 
     def render(self, request: dict) -> dict:

@@ -315,7 +315,7 @@ def test_an_interrupted_restart_can_go_on(monkeypatch):
             def interrupt(index):
                 raise KeyboardInterrupt
 
-            patch.setattr(pool, "_prepare", interrupt)
+            patch.setattr(pool._crew, "_prepare", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 pool.receive()
         played = pool.receive()

@@ -1,0 +1,153 @@
+"""Records and replays demonstrations in environments that live in worker processes.
+
+Separate from `record` and `playback`, which trace pure functions: here the host sends actions and
+the workers step. The expert is code of the user's that runs beside the simulator, in its
+interpreter, so it may look into it. Not pure: it starts processes.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from pdjax_envs.demonstrations.playback import Replay
+from pdjax_envs.demonstrations.record import DISTURBANCE_STEPS, SEEDS
+from pdjax_envs.demonstrations.trajectory import DataError, Trajectory
+from pdjax_envs.task import Env
+from pdjax_envs.workers import Played, WorkerPool
+
+SLOTS = 16  # episodes that are played at once
+
+
+def record(
+    env: Env,
+    expert: str,
+    episodes: int,
+    seed: int = 0,
+    noise: float = 0.0,
+    progress: Callable[[int], None] = lambda count: None,
+) -> tuple[list[Trajectory], float]:
+    """Records successful episodes of an expert, each cut at its first success, as `record.record`.
+
+    Args:
+      env: the environment; has `open`.
+      expert: FILE.py:FUNCTION, see `workers.spec.check_spec`.
+      episodes, seed, noise, progress: as there. Disturbances are drawn from the episode's seed.
+
+    Returns:
+      The trajectories and the share of attempts that succeeded.
+
+    Raises:
+      DataError: the environment does not say what success is, or the expert never succeeds.
+      workers.WorkerError: the expert fails, or workers failed too often.
+    """
+    assert env.open is not None
+    task = env.task
+    if not task.has_success:
+        raise DataError(f"{task.name} does not say when it is solved; set task.success")
+    width = min(SLOTS, episodes)
+    found: list[Trajectory] = []
+    tried, won = 0, 0
+    with env.open(width, 1, expert=expert) as pool:
+        while len(found) < episodes:
+            seeds = (seed + tried + np.arange(width)) % SEEDS
+            new = _attempt(pool, seeds, noise, task.episode_steps)
+            tried, won = tried + width, won + len(new)
+            found += new
+            progress(min(len(found), episodes))
+            if tried >= 10 * width and won == 0:
+                raise DataError(f"the expert of {task.name} failed in all of {tried} attempts")
+    return found[:episodes], won / tried
+
+
+def _attempt(pool: WorkerPool, seeds: np.ndarray, noise: float, limit: int) -> list[Trajectory]:
+    """Plays an episode of each seed; returns those that succeed."""
+    shape = len(seeds), pool.description.act_dim
+    first = _begin(pool, seeds).obs[:, 0]
+    draws = [np.random.default_rng([int(seed), 1]) for seed in seeds]
+    disturbance = np.zeros(shape, np.float32)
+    rows: list[tuple[np.ndarray, np.ndarray, Played]] = []
+    over = np.zeros(len(seeds), bool)
+    for step in range(limit):
+        if step % DISTURBANCE_STEPS == 0:
+            disturbance = noise * np.array([draw.standard_normal(shape[1]) for draw in draws])
+        wanted = pool.advise()
+        executed = np.clip(wanted + disturbance, -1, 1).astype(np.float32)
+        pool.send(executed[:, None], pool.ended, seeds)
+        answer = pool.receive()
+        rows.append((wanted, executed, answer))
+        over |= (answer.success | answer.terminated | answer.truncated)[:, 0]
+        if over.all():
+            break
+    pool.abandon()
+    return [t for i, s in enumerate(seeds) if (t := _cut(first[i], rows, i, int(s))) is not None]
+
+
+def _cut(
+    first: np.ndarray, rows: list[tuple[np.ndarray, np.ndarray, Played]], index: int, seed: int
+) -> Trajectory | None:
+    """Returns an episode up to and including its first success; None if it ended before."""
+    success = np.array([answer.success[index, 0] for _, _, answer in rows])
+    over = np.array([(answer.terminated | answer.truncated)[index, 0] for _, _, answer in rows])
+    steps = int(success.argmax()) + 1
+    if not success.any() or over[: steps - 1].any():
+        return None
+    played = rows[:steps]
+    wanted, done = (np.stack([row[k][index] for row in played]) for k in (0, 1))
+    obs = np.stack([first, *(answer.obs[index, 0] for _, _, answer in played)])
+    return Trajectory(
+        obs=obs,
+        actions=wanted,
+        success=success[:steps],
+        env_states=np.zeros((len(obs), 0), np.float32),
+        seed=seed,
+        executed=None if np.array_equal(wanted, done) else done,
+        rewards=np.array([answer.reward[index, 0] for _, _, answer in played]),
+    )
+
+
+def replay(env: Env, trajectories: list[Trajectory]) -> list[Replay]:
+    """Plays the executed actions of episodes from the resets of their seeds.
+
+    Where an episode ends sooner than its recording, it stands still.
+
+    Raises:
+      DataError: a seed is unknown.
+      workers.WorkerError: workers failed too often.
+    """
+    assert env.open is not None
+    if any(trajectory.seed < 0 for trajectory in trajectories):
+        raise DataError("the episode's seed is unknown; it cannot be replayed")
+    if not trajectories:
+        return []
+    width = min(SLOTS, len(trajectories))
+    with env.open(width, 1) as pool:
+        waves = range(0, len(trajectories), width)
+        return [one for k in waves for one in _replay(pool, trajectories[k : k + width])]
+
+
+def _replay(pool: WorkerPool, trajectories: list[Trajectory]) -> Iterator[Replay]:
+    """Replays as many episodes as the pool has environments, or fewer."""
+    lengths = [len(trajectory.actions) for trajectory in trajectories]
+    actions = np.zeros((max(lengths), pool.num_envs, pool.description.act_dim), np.float32)
+    seeds = np.zeros(pool.num_envs, int)
+    for index, trajectory in enumerate(trajectories):
+        executed = trajectory.actions if trajectory.executed is None else trajectory.executed
+        actions[: len(executed), index], seeds[index] = executed, trajectory.seed
+    obs, success = [_begin(pool, seeds).obs[:, 0]], []
+    over = np.zeros(pool.num_envs, bool)
+    for action in actions:
+        pool.send(action[:, None], pool.ended, seeds)
+        answer = pool.receive()
+        obs.append(np.where(over[:, None], obs[-1], answer.obs[:, 0]))
+        success.append(answer.success[:, 0] & ~over)
+        over |= (answer.terminated | answer.truncated)[:, 0]
+    pool.abandon()
+    for index, steps in enumerate(lengths):
+        yield Replay(np.stack(obs)[: steps + 1, index], np.stack(success)[:steps, index])
+
+
+def _begin(pool: WorkerPool, seeds: np.ndarray) -> Played:
+    """Begins an episode of each seed in each environment."""
+    still = np.zeros((pool.num_envs, 1, pool.description.act_dim), np.float32)
+    pool.send(still, np.ones(pool.num_envs, bool), seeds)
+    return pool.receive()
