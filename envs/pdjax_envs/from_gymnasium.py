@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from pdjax_envs import task_files
 from pdjax_envs.names import UnknownName
-from pdjax_envs.reading import InputError
+from pdjax_envs.reading import InputError, short
 from pdjax_envs.task import Env, Task
 from pdjax_envs.workers import Description, WorkerPool, describe
 
@@ -142,6 +142,7 @@ def _make_task(name: str, found: Description, workers: Workers) -> Task:
         summary=f"in worker processes of Python {found.python} ({versions})",
         observation=tuple((part.name, part.stop - part.start) for part in found.parts),
         action=(("action", found.act_dim),),
+        meanings={"action": f"scaled to the environment's own, {_bounds(found)}"},
         control_mode=CONTROL_MODE,
         episode_steps=steps,
         control_hz=found.control_hz or float("nan"),
@@ -152,6 +153,13 @@ def _make_task(name: str, found: Description, workers: Workers) -> Task:
         has_success=bool(found.success),
         family=family(name),
     )
+
+
+def _bounds(found: Description) -> str:
+    """Returns the bounds of the environment's actions: one pair if all numbers have the same."""
+    pairs = list(dict.fromkeys(zip(found.low, found.high, strict=True)))
+    pairs = pairs if len(pairs) == 1 else list(zip(found.low, found.high, strict=True))
+    return short(", ".join(f"[{low:g}, {high:g}]" for low, high in pairs))
 
 
 def _no(*arguments: Any) -> NoReturn:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from pdjax_envs.names import unknown
+from pdjax_envs.names import UnknownName, unknown
 from pdjax_envs.physics.engine import Array, PhysicsState
 from pdjax_envs.reading import InputError, short
 from pdjax_envs.user_code import guard
@@ -127,7 +127,10 @@ class _Prober:
         """Checks that a function returns one truth value."""
         found = self._shape(what, function)
         if getattr(found, "shape", None) != () or found.dtype != bool:
-            raise InputError(f"{what} returns {short(found)}, expected True or False")
+            shown = getattr(found, "dtype", None) or short(found)
+            raise InputError(
+                f"{what} returns {shown}, expected True or False, as a comparison does (x < 0.02)"
+            )
 
     def terms(self, what: str, function: Callable[[State], Any]) -> None:
         """Checks that a function returns named numbers."""
@@ -142,12 +145,22 @@ class _Prober:
         def call(qpos: Array, qvel: Array, fields: dict[str, Array]) -> Any:
             noticing = _Noticing(fields, self._read)
             physics = PhysicsState(qpos, qvel, noticing, jnp.zeros((), bool), ())
-            return jax.tree.map(jnp.asarray, function(State(self._model, physics, self._overrides)))
+            state = State(self._model, physics, self._overrides)
+            try:
+                return jax.tree.map(jnp.asarray, function(state))
+            except jax.errors.ConcretizationTypeError:
+                raise InputError(
+                    f"{what} decides by a number of the state, which has no value yet: write"
+                    " jnp.where(a, b, c), a & b, a | b instead of if, and, or"
+                ) from None
 
         number = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
         fields = {name: number(shape) for name, shape in shapes.items()}
         inputs = number((self._model.nq,)), number((self._model.nv,)), fields
-        return guard(lambda: jax.eval_shape(call, *inputs), what)
+        try:
+            return guard(lambda: jax.eval_shape(call, *inputs), what)
+        except UnknownName as error:
+            raise UnknownName(f"{what}: {error}") from None
 
 
 def make_prober(model: mujoco.MjModel, overrides: Mapping[str, Any]) -> _Prober:

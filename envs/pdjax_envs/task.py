@@ -74,7 +74,7 @@ class Task:
       make_visual_model: () -> the model with meshes for rendering, in which objects keep their
         names. By default the task cannot be drawn.
       observation: (name, size) of each part of the observation, in order.
-      meanings: part of the observation -> its meaning, with unit and frame.
+      meanings: part of observation or action -> its meaning, with unit and frame.
       action: (name, size) of each part of the action, in order; all numbers are in [-1, 1].
       control_mode: what the actions mean, under ManiSkill's name for it.
       episode_steps: time limit in control steps.

@@ -68,8 +68,11 @@ def _load(path: Path, _: int, function: str) -> "Task":
         raise unknown(f"function of {shown}", function, made_here)
     task = user_code.guard(vars(module)[function], f"{shown}:{function}()")
     if not isinstance(task, Task):
+        hint = ""
+        if hasattr(task, "action_space") or hasattr(task, "step"):
+            hint = "; a function that makes a Gymnasium environment has a name make_env..."
         raise UnknownName(
-            f"{shown}:{function}() returned {short(repr(task))}, expected a pdjax_envs.Task"
+            f"{shown}:{function}() returned {short(repr(task))}, expected a pdjax_envs.Task{hint}"
         )
     if task.scene is None and task.engine is None:
         raise UnknownName(

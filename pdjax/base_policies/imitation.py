@@ -322,7 +322,7 @@ def load(directory: Path, act_horizon: int = 0) -> tuple[BasePolicy, str]:
         why = f" ({error})" if is_told else ""
         raise checkpoint.CheckpointError(
             f"no usable base policy in {directory}{why}: expected policy.json and params/ as"
-            " written by `pdjax imitate` or `pdjax import`"
+            " written by `pdjax imitate`, `pdjax import` or `pdjax wrap`"
         ) from None
     shape = _with_act_horizon(name, shape, act_horizon)
     shape.validate()

@@ -1,6 +1,7 @@
 """The commands about tasks and demonstrations: `envs`, `demos` and `data`."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -47,14 +48,16 @@ class Envs:
             )
         if self.task is not None:
             task = registry.make_task(self.task)
+            rate = "" if math.isnan(task.control_hz) else f" at {task.control_hz:g} Hz"
             terminal.say(
-                f"{task.name}: {task.summary}; {task.episode_steps} control steps at"
-                f" {task.control_hz:g} Hz, {task.control_mode}"
+                f"{task.name}: {task.summary}; {task.episode_steps} control steps{rate},"
+                f" control {task.control_mode}"
             )
             terminal.show_parts(
                 f"observation: {task.obs_dim} numbers", task.observation, task.meanings
             )
-            terminal.show_parts(f"action: {task.act_dim} numbers in [-1, 1]", task.action, {})
+            title = f"action: {task.act_dim} numbers in [-1, 1]"
+            terminal.show_parts(title, task.action, task.meanings)
             return _describe(task)
         tasks = [registry.make_task(name) for name in registry.task_names()]
         header = ["task", "obs", "act", "steps", "Hz", "expert"]

@@ -182,8 +182,8 @@ class Screen:
     """Directory of `pdjax imitate`, `pdjax wrap` or `pdjax import`."""
     task: str
     """Task to refine the policy on; `pdjax envs` lists the tasks."""
-    out: Path = Path("screen.png")
-    """Picture to write (.png); must not exist."""
+    out: Path | None = None
+    """Picture to write (.png); must not exist. By default screen.png, or screen2.png and so on."""
     episodes: Count = 200
     """Number of episodes for each scale of the residual; it takes 125 or more to recognise a
     perfect base policy."""

@@ -16,6 +16,7 @@ from pdjax.config.options import ConfigError
 from pdjax_envs import writing
 from pdjax_envs.reading import reason, short
 
+MOST_FILES = 1000  # that get a number
 UNREADABLE = ".unreadable"  # ending of what was set aside because it cannot be read
 LOCK = "lock"  # name of the file that keeps a second process out of a directory, see `lock`
 
@@ -91,24 +92,32 @@ def whole_directory(directory: Path) -> Iterator[Path]:
         ) from None
 
 
-def check_file(path: Path, endings: tuple[str, ...]) -> None:
+def check_file(path: Path, endings: tuple[str, ...], choose: str = "choose another --out") -> None:
     """Checks that a file can be written; writes nothing.
 
     Args:
       path: the file.
       endings: the endings that its name may have, such as ".h5".
+      choose: what to do about it.
 
     Raises:
       ConfigError: the file exists or has another ending, or its folder cannot be written.
     """
     if path.suffix not in endings:
-        raise ConfigError(f"{path} must end in {' or '.join(endings)}; choose another --out")
+        raise ConfigError(f"{path} must end in {' or '.join(endings)}; {choose}")
     try:
         if path.exists():
-            raise ConfigError(f"{path} exists already; choose another --out or remove it")
+            raise ConfigError(f"{path} exists already; {choose} or remove it")
         _probe(path.parent)
     except OSError as error:
-        raise _unwritable(path, error) from None
+        raise _unwritable(path, error, choose) from None
+
+
+def free_file(name: str) -> Path:
+    """Returns a file that does not exist, of this name or with a number before its ending."""
+    path = Path(name)
+    names = (path, *(path.with_stem(f"{path.stem}{number}") for number in range(2, MOST_FILES)))
+    return next((file for file in names if not file.exists()), path)
 
 
 def _probe(directory: Path) -> None:
@@ -120,8 +129,8 @@ def _probe(directory: Path) -> None:
         pass
 
 
-def _unwritable(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"cannot write to {path}: {reason(error)}; choose another --out")
+def _unwritable(path: Path, error: OSError, choose: str = "choose another --out") -> ConfigError:
+    return ConfigError(f"cannot write to {path}: {reason(error)}; {choose}")
 
 
 def free_name(path: Path, ending: str) -> Path:

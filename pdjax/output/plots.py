@@ -100,7 +100,7 @@ def plot_learning_curve(directory: Path, summary: Mapping[str, Any]) -> Path:
             marker="D",
             capsize=4,
             linestyle="none",
-            label=f"refined, final ({summary['episodes']} paired episodes)",
+            label=f"refined, final ({summary['episodes']} episodes)",
         )
         minutes = [(e.get("wall_s") or 0.0) / 60 for e in epochs]
         top = axis.secondary_xaxis("top", functions=_time_axis(epochs, minutes))

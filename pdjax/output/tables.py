@@ -25,7 +25,8 @@ def show_comparison(summary: Mapping[str, Any]) -> None:
             row("control steps to success", "{:.0f}", "steps_to_success"),
         ]
     rows.append(row("smoothness (lower is smoother)", "{:.4f}", "smoothness"))
-    title = f"{summary['task']}: {summary['episodes']} paired episodes, 95 % intervals"
+    kind = "paired" if summary.get("paired", True) else "unpaired"
+    title = f"{summary['task']}: {summary['episodes']} {kind} episodes, 95 % intervals"
     show_table(title, ["", "base policy", "refined"], rows)
     say(f"gain: {_gain(summary)}")
     _warn_untrained([summary])
@@ -121,7 +122,8 @@ def show_members(
         numbers = [f"{value:g}" for value in own.values()]
         rows.append([f"member_{index}", *numbers, *figures, f"{summary['decision_steps']:,}"])
     names = [name.split(".")[-1] for name in values[0]]
-    title = f"{first['task']}: {first['episodes']} paired episodes each, 95 % intervals"
+    kind = "paired" if first.get("paired", True) else "unpaired"
+    title = f"{first['task']}: {first['episodes']} {kind} episodes each, 95 % intervals"
     show_table(title, ["", *names, _measure(first), "gain", "smoothness", "decisions"], rows)
     _warn_untrained(summaries)
 

@@ -284,11 +284,12 @@ def show_parts(title: str, parts: Sequence[tuple[str, int]], meanings: Mapping[s
     Args:
       title: line above the table.
       parts: name and size of each part of the vector, in order.
-      meanings: name of a part -> what it means; empty = no such column.
+      meanings: name of a part -> what it means; of no part = no such column.
     """
     rows, begin = [], 0
+    is_told = any(name in meanings for name, _ in parts)
     for name, size in parts:
         span = str(begin) if size == 1 else f"{begin} - {begin + size - 1}"
-        rows.append([name, span, *([meanings[name]] if meanings else [])])
+        rows.append([name, span, *([meanings.get(name, "")] if is_told else [])])
         begin += size
-    show_table(title, ["part", "numbers"], rows, text="meaning" if meanings else "")
+    show_table(title, ["part", "numbers"], rows, text="meaning" if is_told else "")

@@ -16,6 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from pdjax.output import terminal
+from pdjax.prepare import verdicts
+from pdjax.prepare.check_workers import check_workers
+from pdjax.prepare.verdicts import FAIL, NOTE, OK, Finding
 from pdjax_envs import registry
 from pdjax_envs.demonstrations.trajectory import column_names, episode_keys
 from pdjax_envs.physics.plain_loop import PlainLoop
@@ -27,18 +30,8 @@ NUM_ENVS = 32
 MOST_STEPS = 1_000  # control steps of an episode that are played
 PLAIN_ENVS = 4  # environments that MuJoCo's own loop steps
 PLAIN_STEPS = 25  # control steps that are compared with MuJoCo's own loop
-LARGE, HUGE = 1e3, 1e6  # sizes of observed numbers to mention, and to refuse
 SAME = 1e-4  # largest difference between a batch and one environment
 CHILD_S = 300.0  # for an engine to lower a step, in a process of its own
-OK, NOTE, FAIL = "ok", "note", "FAIL"
-
-
-class Finding(NamedTuple):
-    """The result of one check: its name, `ok`, `note` or `FAIL`, and what was seen."""
-
-    check: str
-    verdict: str
-    seen: str
 
 
 class Played:
@@ -110,6 +103,8 @@ def check_task(name: str, physics: str = "auto", seed: int = 0) -> dict[str, Any
     """
     reward = "" if registry.make_task(name).has_success else "dense"
     env = registry.make(name, physics, reward, terminate_on_success=False)
+    if env.open is not None:
+        return verdicts.show(env.task.name, env.engine, check_workers(env, seed))
     played = Played(env, seed)
     findings: list[Finding] = []
     engines = ["mjx", "warp"] if env.task.engine is None else []
@@ -121,16 +116,7 @@ def check_task(name: str, physics: str = "auto", seed: int = 0) -> dict[str, Any
         for engine in engines:
             findings.append(_lowers(name, engine))
             bar.update(1)
-    passed = all(finding.verdict != FAIL for finding in findings)
-    rows = [[finding.check, finding.verdict, finding.seen] for finding in findings]
-    terminal.show_table(f"{env.task.name} on {env.engine}", ["check", "result"], rows, text="seen")
-    terminal.say("all checks passed" if passed else "some checks FAILED")
-    return {
-        "task": env.task.name,
-        "physics": env.engine,
-        "passed": passed,
-        "findings": [finding._asdict() for finding in findings],
-    }
+    return verdicts.show(env.task.name, env.engine, findings)
 
 
 def _attempt(check: "Check", played: Played) -> tuple[str, str] | None:
@@ -139,10 +125,6 @@ def _attempt(check: "Check", played: Played) -> tuple[str, str] | None:
         return check(played)
     except Exception as error:  # the task's own functions may raise anything
         return FAIL, words(error)
-
-
-def _names(task: Any) -> list[str]:
-    return column_names(task.observation)
 
 
 def _shapes(played: Played) -> tuple[str, str]:
@@ -155,7 +137,7 @@ def _shapes(played: Played) -> tuple[str, str]:
         problems.append(f"observations are {outs.obs.dtype}, expected float32")
     if len({name for name, _ in task.observation}) < len(task.observation):
         problems.append("two parts of the observation have one name")
-    if unknown := set(task.meanings) - {name for name, _ in task.observation}:
+    if unknown := set(task.meanings) - {name for name, _ in task.observation + task.action}:
         problems.append(f"meanings of {short(', '.join(sorted(unknown)))}, which is no part")
     if not np.isfinite(outs.reward).all():
         problems.append("rewards are not finite")
@@ -179,28 +161,12 @@ def _repeats(played: Played) -> tuple[str, str]:
 
 
 def _starts(played: Played) -> tuple[str, str]:
-    first = played.obs[0]
-    different = len(np.unique(first, axis=0))
-    seen = f"{different} different first observations of {NUM_ENVS}"
-    if different == 1:
-        return (NOTE, f"{seen}: every episode begins alike; add noise")
-    return (OK, seen)
+    return verdicts.starts(played.obs[0])
 
 
 def _numbers(played: Played) -> tuple[str, str]:
     flat = played.obs.reshape(-1, played.task.obs_dim)
-    names = _names(played.task)
-    pick = lambda mask: short(", ".join(np.array(names)[mask]), 120)  # noqa: E731
-    size = np.abs(flat).max(axis=0)
-    wrong = ~(size < HUGE)  # NaN too
-    if wrong.any():
-        return (FAIL, f"not finite, or beyond {HUGE:g}: {pick(wrong)}")
-    said: list[str] = []
-    if (constant := np.ptp(flat, axis=0) == 0).any():
-        said.append(f"constant under random actions: {pick(constant)}")
-    if (large := size > LARGE).any():
-        said.append(f"beyond {LARGE:g}: {pick(large)}; use other units")
-    return (NOTE if said else OK, "; ".join(said) or f"within {size.max():.3g}")
+    return verdicts.numbers(flat, column_names(played.task.observation))
 
 
 def _rate(success: np.ndarray) -> float:
@@ -210,19 +176,14 @@ def _rate(success: np.ndarray) -> float:
 def _success(played: Played) -> tuple[str, str] | None:
     if not played.task.has_success:
         return None
-    random = _rate(played.random[3].success)
-    seen = f"random actions succeed in {random:.0%}"
-    if random == 0 and played.task.expert is None:
-        return (NOTE, f"{seen}; only a base policy will show if it is reachable")
-    return (NOTE if random > 0.5 else OK, seen)
+    rate = _rate(played.random[3].success)
+    return verdicts.random_success(rate, played.task.expert is not None)
 
 
 def _nothing(played: Played) -> tuple[str, str] | None:
     if not played.task.has_success:
         return None
-    still = _rate(played.still[3].success)
-    seen = f"doing nothing succeeds in {still:.0%}"
-    return (FAIL if still > 0.5 else NOTE if still else OK, seen)
+    return verdicts.still_success(_rate(played.still[3].success))
 
 
 def _expert(played: Played) -> tuple[str, str] | None:

@@ -29,13 +29,14 @@ def write(path: Path) -> dict[str, Any]:
       ConfigError: one of the files exists or cannot be written, or the name is no Python name.
     """
     model = path.with_suffix(".xml")
-    check_file(path, (".py",))
-    check_file(model, (".xml",))
+    check_file(path, (".py",), "choose another name")
+    check_file(model, (".xml",), "choose another name")
     if not path.stem.isidentifier():
         raise ConfigError(
             f"{short(path.name)} is no name of a Python module, expected letters, digits and _;"
             " choose another name"
         )
+    path.parent.mkdir(parents=True, exist_ok=True)
     folder = resources.files("pdjax_envs") / "templates"
     own = "".join(word[:1].upper() + word[1:] for word in path.stem.split("_"))
     for file in (path, model):

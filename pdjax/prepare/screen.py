@@ -46,7 +46,7 @@ from pdjax.config import files as configs
 from pdjax.config.schema import BasePolicyConfig
 from pdjax.learner.decorator import clip_action, decorate
 from pdjax.output import plots, tables, terminal
-from pdjax.output.paths import check_file
+from pdjax.output.paths import check_file, free_file
 from pdjax.rollout import intervals
 from pdjax.rollout.evaluate import Evaluation
 from pdjax.rollout.playing import make_play, make_playing
@@ -284,7 +284,7 @@ def judge(base: int, scaled: list[int], episodes: int) -> tuple[str, list[str]]:
 def screen_policy(
     path: Path,
     task: str,
-    out: Path,
+    out: Path | None,
     episodes: int,
     seed: int,
     physics: str,
@@ -295,7 +295,7 @@ def screen_policy(
     Args:
       path: the policy's directory, see `base_policy.path`.
       task: name of the task.
-      out: the PNG file to write.
+      out: the PNG file to write; None = screen.png, or with a number if that exists.
       episodes: episodes per scale.
       seed: seed of the episodes.
       physics: physics engine.
@@ -308,6 +308,7 @@ def screen_policy(
       ConfigError, checkpoint.CheckpointError: there is no such policy, or the picture exists.
       registry.UnknownName: there is no such task.
     """
+    out = free_file("screen.png") if out is None else out
     check_file(out, (".png",))
     env = registry.make(task, physics)
     found = screen(env, load_base(BasePolicyConfig(str(path)), env.task), episodes, seed)
@@ -353,6 +354,16 @@ def _in_path(task: str) -> str:
     return re.sub(r"\W+", "_", task.replace(".py:", "_"))
 
 
+def _why(scale: float) -> str:
+    """Explains the recommended scale, and says what to try next."""
+    smaller = [other for other in SCALES if other < scale]
+    nearest = min(smaller, key=lambda other: abs(other - scale / 2), default=scale)
+    return (
+        f"residual_scale={scale:g} is the largest at which random residuals keep {KEEP:.0%} of what"
+        f" the base reaches; if the training gains little, try {nearest:g}, or twice the decisions"
+    )
+
+
 def _show(summary: dict[str, Any]) -> None:
     """Prints the findings for humans."""
     tables.show_screening(summary)
@@ -377,6 +388,7 @@ def _show(summary: dict[str, Any]) -> None:
     for reason in summary["reasons"]:
         terminal.say(f"  {reason}")
     if summary["command"]:
+        terminal.say(_why(summary["residual_scale"]))
         terminal.say(f"next: {summary['command']}")
     elif summary["verdict"] == IMPROVE:
         terminal.say(

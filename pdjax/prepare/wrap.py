@@ -90,7 +90,8 @@ def wrap(source: str, task: str, out: Path, declared: dict[str, Any], play: Play
             else:
                 (shutil.copytree if content.is_dir() else shutil.copyfile)(content, folder / name)
         description.write(folder, about)
-    return _report(out, about, base, (actions, seen, play.episodes))
+    is_other = env.open is not None
+    return _report(out, about, base, is_other, (actions, seen, play.episodes))
 
 
 def check_trial(task: Task, episodes: int, obs_horizon: int) -> None:
@@ -201,8 +202,10 @@ def try_aloud(env: Env, base: BasePolicy, play: Play, said: tuple[str, str]):
     return obs, actions, seen
 
 
-def _report(out: Path, about: Description, base: BasePolicy, tried: tuple) -> dict[str, Any]:
-    """Prints and returns the findings."""
+def _report(
+    out: Path, about: Description, base: BasePolicy, is_other: bool, tried: tuple
+) -> dict[str, Any]:
+    """Prints and returns the findings; `is_other`: the environment is one of Gymnasium."""
     actions, seen, episodes = tried
     crowded = float((np.abs(actions) >= 1).mean())
     found = intervals.base_summary(seen)
@@ -213,6 +216,11 @@ def _report(out: Path, about: Description, base: BasePolicy, tried: tuple) -> di
         f" {microseconds:,.0f} us per call for {episodes} environments"
     )
     tables.show_base(found)
+    if found["base_success"] is None:
+        hint = " unless task.success says what success is" if is_other else ""
+        terminal.say(
+            f"{about.task} has no success; it is refined by its return (task.reward=dense){hint}"
+        )
     if crowded > CROWDED:
         hint = "if its range is not [-1, 1], declare it with --action-low and --action-high"
         terminal.say(f"{crowded:.0%} of the policy's action numbers are at the bounds; {hint}")

@@ -48,6 +48,8 @@ class Evaluation(NamedTuple):
       obs: (decisions, episodes, obs_dim) newest observation at each decision; None unless recorded.
       base_action: (decisions, episodes, chunk_dim) the base policy's choice at each decision; None
         unless recorded.
+      starts_differ: bool, one seed gives different starts, so that two evaluations with it play
+        different episodes; None = they play the same.
     """
 
     success_once: Any
@@ -60,6 +62,7 @@ class Evaluation(NamedTuple):
     carry: Any = None
     obs: Any = None
     base_action: Any = None
+    starts_differ: bool | None = None
 
     @property
     def scores(self) -> Array:

@@ -33,16 +33,19 @@ def wilson(successes: int, episodes: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def paired_gain(base: ArrayLike, refined: ArrayLike) -> tuple[float, tuple[float, float]]:
-    """Returns the difference of two success rates on the same episodes, with a 95 % interval.
+def rate_gain(
+    base: ArrayLike, refined: ArrayLike, is_paired: bool = True
+) -> tuple[float, tuple[float, float]]:
+    """Returns the difference of two success rates, with a 95 % interval.
 
     The interval is Newcombe's square-and-add interval for paired proportions, method 10 (Statistics
     in Medicine 1998, 17: 2635). It combines the Wilson intervals of both rates and corrects for
-    their correlation.
+    their correlation. Without that it is his interval for unpaired ones, method 10 (17: 873).
 
     Args:
       base: (episodes,) bool.
       refined: (episodes,) bool, the same episodes in the same order.
+      is_paired: whether they are the same.
 
     Returns:
       The refined rate minus the base rate, in [-1, 1], and its interval.
@@ -59,25 +62,34 @@ def paired_gain(base: ArrayLike, refined: ArrayLike) -> tuple[float, tuple[float
     margins *= only_refined + neither
     cross = both * neither - only_refined * only_base
     cross = max(cross - count / 2, 0) if cross > 0 else cross
-    phi = cross / np.sqrt(margins) if margins else 0.0
+    phi = cross / np.sqrt(margins) if margins and is_paired else 0.0
     down = (p1 - l1) ** 2 - 2 * phi * (p1 - l1) * (u2 - p2) + (u2 - p2) ** 2
     up = (p2 - l2) ** 2 - 2 * phi * (p2 - l2) * (u1 - p1) + (u1 - p1) ** 2
     gain = float(p1 - p2)
     return gain, (gain - float(np.sqrt(max(down, 0))), gain + float(np.sqrt(max(up, 0))))
 
 
-def mean_gain(base: ArrayLike, refined: ArrayLike) -> tuple[float, tuple[float, float]]:
-    """Returns the mean difference on the same episodes, with the 95 % interval of a paired t-test.
+def mean_gain(
+    base: ArrayLike, refined: ArrayLike, is_paired: bool = True
+) -> tuple[float, tuple[float, float]]:
+    """Returns the difference of two means, with the 95 % interval of a paired t-test, or Welch's.
 
     Args:
       base: (episodes,) returns.
       refined: (episodes,) returns, the same episodes in the same order.
+      is_paired: whether they are the same.
 
     Returns:
       The mean of refined - base, and its interval; NaN for a single episode.
     """
-    difference = np.asarray(refined, float) - np.asarray(base, float)
-    return float(difference.mean()), _mean_ci(difference)
+    base, refined = np.asarray(base, float), np.asarray(refined, float)
+    difference = refined - base
+    if is_paired or len(base) < 2:
+        return float(difference.mean()), _mean_ci(difference)
+    from scipy import stats
+
+    found: Any = stats.ttest_ind(refined, base, equal_var=False).confidence_interval(0.95)
+    return float(difference.mean()), (float(found.low), float(found.high))
 
 
 def _mean_ci(values: np.ndarray) -> tuple[float, float]:
@@ -99,10 +111,10 @@ def gain(base: Evaluation, refined: Evaluation) -> tuple[float, tuple[float, flo
       refined: the same episodes in the same order.
 
     Returns:
-      The gain and its 95 % interval, see `paired_gain` and `mean_gain`.
+      The gain and its 95 % interval, see `rate_gain` and `mean_gain`.
     """
-    found = paired_gain if base.success_once is not None else mean_gain
-    return found(base.scores, refined.scores)
+    found = rate_gain if base.success_once is not None else mean_gain
+    return found(base.scores, refined.scores, not base.starts_differ)
 
 
 def base_summary(result: Evaluation) -> dict[str, Any]:
@@ -163,7 +175,8 @@ def summarize(base: Evaluation, refined: Evaluation) -> dict[str, Any]:
     is the refined rate of success_once minus the base rate, or the difference of the mean returns
     if the task has no success. `smoothness` is the mean squared second difference of the executed
     actions (lower is smoother). `steps_to_success` is the mean count of control steps over the
-    successful episodes, or None if no episode succeeded.
+    successful episodes, or None if no episode succeeded. `paired` says whether base and refined
+    policy played the same episodes.
 
     Args:
       base: the base policy's episodes.
@@ -184,4 +197,5 @@ def summarize(base: Evaluation, refined: Evaluation) -> dict[str, Any]:
         steps = steps[:0] if once is None else steps[np.asarray(once)]
         summary[f"{name}_steps_to_success"] = float(steps.mean()) if len(steps) else None
     summary["refined_saturation"] = float(np.mean(refined.saturation))
+    summary |= {"paired": not base.starts_differ}
     return summary | {"gain": difference, "gain_ci": list(gain_ci)}

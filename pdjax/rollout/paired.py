@@ -69,7 +69,8 @@ def save_paired(path: Path, paired: Paired) -> None:
         if (value := getattr(getattr(paired, side), name)) is not None
     }
     with aside(path) as written:
-        np.savez(written, seed=paired.seed, **arrays)
+        differ = bool(paired.base.starts_differ)
+        np.savez(written, seed=paired.seed, starts_differ=differ, **arrays)
 
 
 def read_paired(path: Path, summary: Mapping[str, Any]) -> Paired:
@@ -93,7 +94,11 @@ def read_paired(path: Path, summary: Mapping[str, Any]) -> Paired:
             f" {', '.join(OUTCOMES)} of both policies; evaluate the run again with `pdjax eval`"
         )
     base, refined = (
-        Evaluation(**{name: found.get(f"{side}_{name}") for name in OUTCOMES}, qpos=None)
+        Evaluation(
+            **{name: found.get(f"{side}_{name}") for name in OUTCOMES},
+            qpos=None,
+            starts_differ=bool(np.any(found.get("starts_differ", False))),
+        )
         for side in SIDES
     )
     task, physics = (str(summary.get(name, "")) for name in ("task", "physics"))

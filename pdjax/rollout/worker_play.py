@@ -36,6 +36,7 @@ class Games:
     def __init__(self, playing: Any):
         self._playing = playing
         self._pools: dict[tuple[int, bool], WorkerPool] = {}
+        self._starts_differ = False
         self._decide: Callable[..., Any] = jax.jit(partial(_decide, playing))
         self._begin: Callable[..., Any] = jax.jit(partial(_begin, playing.base))
         self._push: Callable[..., Any] = jax.jit(jax.vmap(_push_all))
@@ -90,7 +91,7 @@ class Games:
             values = [part[name] for part in parts if part[name] is not None]
             whole = np.concatenate(values, axis=axis) if values else None
             joined[name] = None if whole is None else np.take(whole, range(episodes), axis=axis)
-        return Evaluation(qpos=None, carry=None, **joined)
+        return Evaluation(qpos=None, starts_differ=self._starts_differ, **joined)
 
     def close(self) -> None:
         """Ends the worker processes."""
@@ -156,11 +157,13 @@ class Games:
         if (slots, draws) not in self._pools:
             pool = env.open(slots, 1, render=True) if draws else env.open(slots, base.act_horizon)
             self._pools[slots, draws] = pool
-            if not same_starts(pool):
+            differ = not same_starts(pool)
+            if differ and not self._starts_differ:
                 terminal.say(
                     f"resets of one seed differ in {env.task.name}: base and refined policy do not"
-                    " meet the same episodes, so the interval of the gain is only a guess"
+                    " play the same episodes, so intervals are those of unpaired ones"
                 )
+            self._starts_differ |= differ
         return self._pools[slots, draws]
 
 

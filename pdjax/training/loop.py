@@ -21,7 +21,8 @@ from pdjax.rollout.playing import no_residual
 from pdjax.training.members import Stack, lost
 from pdjax.training.run_in_progress import Member, Progress, Refinement, Steps
 from pdjax.training.schedule import whole_epochs
-from pdjax.training.stopping import Stopped, stop_asked
+from pdjax.training.stopping import Cut, Stopped, stop_asked
+from pdjax_envs.workers import WorkerError
 
 
 class Epoch(NamedTuple):
@@ -63,6 +64,7 @@ def refine(
       member that ended before others has no replay and no environments any more.
 
     Raises:
+      workers.WorkerError: the environments failed for good; the state before that is saved.
       Stopped: SIGINT or SIGTERM came; the state after the epoch is saved.
       checkpoint.CheckpointError: a member has checkpoints, but none that it can go on from; nothing
         on disk was changed. Or the guard rolls back, and the best state cannot be read.
@@ -92,7 +94,16 @@ def refine(
         stack = Stack({run.index: run.give_state() for run in training}, len(runs))
         while training:
             stack.keep([run.index for run in training])
-            stack.state, metrics = steps.train_epoch(stack.state)
+            try:
+                stack.state, metrics = steps.train_epoch(stack.state)
+            except Cut as cut:
+                stack.state = cut.state
+                for run in training:
+                    run.save_early(stack.take(run.index))
+                raise WorkerError(
+                    f"{cut}; saved after {training[0].done:,} of {total:,} decisions, --resume"
+                    " goes on from there"
+                ) from None
             values = stack.rows(jax.device_get(metrics))
             for run in training:
                 run.add_epoch(values[run.index])

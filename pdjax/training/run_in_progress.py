@@ -66,7 +66,7 @@ class Steps(NamedTuple):
       init: index of a member -> TrainState.
       like: shapes and dtypes of a TrainState and, where it matters, the placement of its arrays.
       train_epoch: TrainState -> (TrainState, Metrics); the argument is donated. With several
-        members all leaves are (members, ...).
+        members all leaves are (members, ...). It may raise `stopping.Cut`.
       play: plays whole episodes, see `playing.make_play`.
       play_all: the same for several members at once, on the same episodes; leaves (members, ...).
       has_success: see `Task.has_success`.
@@ -364,6 +364,14 @@ class Refinement:
         self.progress = self.progress._replace(since_save=np.int32(0))
         self._log.flush()  # no checkpoint is ahead of the records
         terminal.say_unsaved(self._newest.save(self.done, self.progress, wait))
+
+    def save_early(self, state: TrainState) -> None:
+        """Writes a checkpoint within an epoch, of what it has done so far."""
+        before = self.done
+        self.done = int(state.decision_steps)
+        since = np.int32(self.progress.since_eval + self.done - before)
+        self.progress = self.progress._replace(state=state, since_eval=since)
+        self.save(wait=True)
 
     def close(self) -> None:
         """Waits for the checkpoints that are being written."""

@@ -33,6 +33,19 @@ class Stopped(Exception):  # noqa: N818, this is no error
     """A run was asked to stop; its state is saved, and resuming it loses nothing."""
 
 
+class Cut(Exception):  # noqa: N818, the loop makes an error of it
+    """An epoch ended early, because its environments failed for good; its work can be saved.
+
+    Attributes:
+      state: the training state after its last complete round.
+      error: why.
+    """
+
+    def __init__(self, state: Any, error: Exception):
+        super().__init__(str(error))
+        self.state, self.error = state, error
+
+
 class _Loop:
     """A loop that ends an epoch before it stops.
 

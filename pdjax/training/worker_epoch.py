@@ -26,8 +26,10 @@ from pdjax.rollout.decision import Frozen, RolloutState, base_actions
 from pdjax.rollout.worker_rollout import Worlds
 from pdjax.training import epoch
 from pdjax.training.epoch import Parts, Trainer, TrainState, epoch_metrics, explore
+from pdjax.training.stopping import Cut
 from pdjax.types import Array, BasePolicy, Key, Metrics, Params
 from pdjax_envs.task import Env
+from pdjax_envs.workers import WorkerError
 
 
 class _Actor(NamedTuple):
@@ -88,14 +90,23 @@ def _make_train_epoch(
     def play_round(
         frozen: Frozen, state: TrainState, key: Key, learner: ThreadPoolExecutor, pending: Any
     ) -> tuple[TrainState, Metrics, Any]:
-        """Collects a round while the round before is learnt; `pending`: its key, or None."""
+        """Collects a round while the round before is learnt; `pending`: its key, or None.
+
+        Raises:
+          Cut: workers failed too often.
+        """
         acting = Acting(_Actor(state.sac.actor), state.hyperparams, state.decision_steps)
         future = None
         if pending is not None:
             future = learner.submit(_wait, partial(learn_now, frozen, state, pending))
-        rollout_state, rows, counts = worlds.collect(
-            partial(decide, frozen, acting), state.rollout, spread(key)
-        )
+        try:
+            rollout_state, rows, counts = worlds.collect(
+                partial(decide, frozen, acting), state.rollout, spread(key)
+            )
+        except WorkerError as error:
+            if future is not None:
+                state = state._replace(sac=future.result()[0])
+            raise Cut(state, error) from None
         losses = None
         if future is not None:
             sac_state, *losses = future.result()

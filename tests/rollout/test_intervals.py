@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pdjax.rollout.evaluate import Evaluation
-from pdjax.rollout.intervals import mean_gain, paired_gain, score_of, summarize, wilson
+from pdjax.rollout.intervals import mean_gain, rate_gain, score_of, summarize, wilson
 
 
 def outcomes(both, only_refined, only_base, neither):
@@ -28,7 +28,7 @@ def test_wilson_by_hand():
 
 def test_paired_gain_is_newcombes_method_10():
     # Newcombe 1998, Statistics in Medicine 17: 2635, table III, a, b, c, d = 36, 12, 2, 0
-    gain, (low, high) = paired_gain(*outcomes(36, 12, 2, 0))
+    gain, (low, high) = rate_gain(*outcomes(36, 12, 2, 0))
     assert gain == pytest.approx(0.2)
     assert (low, high) == pytest.approx((0.0569, 0.3404), abs=5e-5)
 
@@ -38,23 +38,23 @@ def test_paired_gain_by_hand_with_a_positive_correlation():
     # [0.312674, 0.831820]; a d - b c = 12, less n/2 = 7; phi = 7 / sqrt(8 * 2 * 6 * 4) = 0.357217
     # down^2 = 0.309838^2 - 2 phi 0.309838 * 0.231820 + 0.231820^2 = 0.098424
     # up^2 = 0.287326^2 - 2 phi 0.287326 * 0.143318 + 0.143318^2 = 0.073676
-    gain, (low, high) = paired_gain(*outcomes(6, 2, 0, 2))
+    gain, (low, high) = rate_gain(*outcomes(6, 2, 0, 2))
     assert gain == pytest.approx(0.2)
     assert (low, high) == pytest.approx((0.2 - 0.313725, 0.2 + 0.271433), abs=2e-5)
 
 
 def test_a_change_of_roles_changes_the_sign():
     base, refined = outcomes(20, 9, 3, 8)
-    gain, (low, high) = paired_gain(base, refined)
-    back, (back_low, back_high) = paired_gain(refined, base)
+    gain, (low, high) = rate_gain(base, refined)
+    back, (back_low, back_high) = rate_gain(refined, base)
     assert (back, back_low, back_high) == pytest.approx((-gain, -high, -low))
 
 
 def test_equal_policies_gain_nothing_and_certainty_grows_with_episodes():
-    few, many = (paired_gain(*outcomes(n, 0, 0, n))[1] for n in (5, 500))
+    few, many = (rate_gain(*outcomes(n, 0, 0, n))[1] for n in (5, 500))
     assert few[0] < many[0] < 0 < many[1] < few[1]
-    assert paired_gain(*outcomes(5, 0, 0, 5))[0] == 0
-    low, high = paired_gain(*outcomes(10, 0, 0, 0))[1]
+    assert rate_gain(*outcomes(5, 0, 0, 5))[0] == 0
+    low, high = rate_gain(*outcomes(10, 0, 0, 0))[1]
     assert -0.4 < low < 0 < high < 0.4
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -146,9 +147,23 @@ def test_no_worker_is_left(here, capsys):
 def test_a_worker_that_dies_all_the_time_ends_the_run_saved(here, capsys):
     counted = "        self.steps += 1\n"
     broken = CODE.replace(counted, f"{counted}        _die(self)\n")
-    broken += "\ndef _die(self):\n    import os\n    if self.steps == 3: os.kill(os.getpid(), 9)\n"
+    broken += """
+def _die(self):
+    import os, pathlib
+    played = pathlib.Path("played")
+    with played.open("a") as file:
+        file.write(".")
+    if played.stat().st_size > 150 and not pathlib.Path("repaired").exists():
+        os.kill(os.getpid(), 9)
+"""
     Path("walk.py").write_text(broken)
     code, said = train(capsys, "dying", settings=["task.restarts=2"])
     assert code == 2, said
     assert "more than restarts=2" in said[-1] and "Traceback" not in "".join(said)
-    assert not leftovers()
+    saved = re.search(r"saved after ([0-9,]+) of ", said[-1])
+    assert saved and int(saved[1].replace(",", "")) > 0 and not leftovers(), said[-1]
+    Path("repaired").touch()
+    code, said = train(capsys, "dying", "--resume", settings=["task.restarts=2"])
+    assert code == 0, said
+    assert f"resumed after {saved[1]} decisions" in "".join(said)
+    assert any(one.get("gradient_steps", 0) > 0 for one in read("dying"))

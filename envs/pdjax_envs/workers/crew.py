@@ -68,7 +68,11 @@ class Crew:
             if isinstance(error, WorkerError):
                 raise
             hint = "; it needs Python 3.8 or newer" if _has_not_begun(error, self._made) else ""
-            text = f"{self.spec['env']} cannot be used in {short(python or 'this Python')}"
+            if isinstance(error, Failed) and error.kind == "raised" and not python:
+                hint = "; if it needs other versions of its libraries, name their interpreter"
+                hint += " (task.python)"
+            text = f"{self.spec['env']} cannot be used"
+            text += f" in {short(python)}" if python else ""
             raise WorkerError(f"{text}: {error}{hint}") from None
         except BaseException:
             self.stop()

@@ -32,6 +32,7 @@ class WorkerPool:
 
     Attributes:
       num_envs, chunk: sizes of actions and answers.
+      workers: number of processes.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class WorkerPool:
             )
         self._crew = Crew(spec, num_envs, workers, chunk, python, start_timeout, restarts)
         _open.add(self)
-        self.num_envs, self.chunk = num_envs, chunk
+        self.num_envs, self.chunk, self.workers = num_envs, chunk, workers
         self._memory, self._processes = self._crew.memory, self._crew.processes
         self._offered: set[str] = set()
         self._step_timeout = step_timeout

@@ -146,7 +146,7 @@ def make_success(rule: str) -> Any:
         return lambda env, observation, reward, terminated, info: reward >= least
     keys = SUCCESS_KEYS if rule == "auto" else (rule,)
     return lambda env, observation, reward, terminated, info: next(
-        (bool(info[key]) for key in keys if key in info), False
+        (info[key] for key in keys if key in info), False
     )
 
 
@@ -162,7 +162,7 @@ class World:
         if not (hasattr(env, "step") and hasattr(env, "action_space")):
             raise Refused(f"it is {one_line(env)}, expected a gymnasium.Env")
         self.env, self.limit, self.steps = env, int(spec.get("episode_steps") or 0), 0
-        self.success = make_success(spec.get("success") or "auto")
+        self.is_success = make_success(spec.get("success") or "auto")
         self.make_expert = load_function(spec["expert"]) if spec.get("expert") else None
         self.expert: Any = None
         self.observation: Any = None
@@ -197,6 +197,16 @@ class World:
             raise Refused("its reward is not finite", "numbers")
         truncated = bool(truncated) or self.steps == self.limit
         return observation, reward, bool(terminated), truncated, info
+
+    def judge(self, *seen: Any) -> bool:
+        """Returns whether the task is solved, of (observation, reward, terminated, info)."""
+        found = self.is_success(self.env, *seen)
+        if found is True or found is False:
+            return found
+        number = np.ravel(np.asarray(found))
+        if number.size != 1 or number[0] not in (0, 1):
+            raise Refused(f"its success is {one_line(found)}, expected yes or no, or 0 or 1")
+        return bool(number[0])
 
     def write(self, observation: Any, t: int) -> None:
         """Writes an observation into row t of `obs`; `check_finite` comes later."""
@@ -238,7 +248,7 @@ class World:
             self.write(observation, t)
             rewards[t] = reward
             flags[t, 0], flags[t, 1], flags[t, 3] = terminated, truncated, True
-            flags[t, 2] = bool(self.success(self.env, observation, reward, terminated, info))
+            flags[t, 2] = self.judge(observation, reward, terminated, info)
             if terminated or truncated:
                 self.obs[t + 1 :], self.reward[t + 1 :], self.flags[t + 1 :] = self.obs[t], 0, False
                 return
@@ -306,7 +316,9 @@ class Worker:
             return {}
         world.begin(0)
         check_finite(world.obs)
-        obs, _, _, _, info = world.step(((space.high + space.low) / 2).astype(space.dtype))
+        middle = ((space.high + space.low) / 2).astype(space.dtype)
+        obs, reward, terminated, _, info = world.step(middle)
+        world.judge(obs, reward, terminated, info)
         world.write(obs, 0)
         check_finite(world.obs)
         return {"info": sorted(map(str, info))}

@@ -17,6 +17,7 @@ from pdjax.base_policies.foreign.user_code import guard
 from pdjax.config.options import ConfigError
 from pdjax.output import terminal
 from pdjax_envs import reading, user_code
+from pdjax_envs.names import suggest
 from pdjax_envs.reading import short
 
 
@@ -82,9 +83,8 @@ def _search_here() -> None:
 def _take(module: types.ModuleType, name: str, entry: str) -> Any:
     """Returns what a module calls `name`, or what that returns if it takes no parameters."""
     if name not in vars(module) and not guard(hasattr, f"finding {name}", module, name):
-        raise ConfigError(
-            f"{entry.rpartition(':')[0]} has no {name!r}; name a function or object that it defines"
-        )
+        own = [n for n in vars(module) if not n.startswith("_")]
+        raise ConfigError(f"{entry.rpartition(':')[0]} has no {name!r}; {suggest(name, own)}")
     found = getattr(module, name)
     if inspect.isfunction(found) and not inspect.signature(found).parameters:
         found = guard(found, f"{entry}()")
