@@ -13,7 +13,7 @@ def expert(env: Any, observation: dict[str, np.ndarray]) -> np.ndarray:
     apart = block - hand
     aside = np.linalg.norm(apart[:2])
     if aside > 0.04 or (aside > 0.02 and apart[2] < -0.03):
-        move, grip = 8 * (apart + [0, 0, 0.06]), 1.0
+        move, grip = 8 * np.add(apart, (0, 0, 0.06)), 1.0
     elif np.linalg.norm(apart) > 0.012:
         move, grip = 8 * apart, 1.0
     elif width > 0.06:

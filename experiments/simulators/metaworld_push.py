@@ -3,13 +3,13 @@
 from typing import Any
 
 import gymnasium
-from metaworld.policies import SawyerPushV3Policy
+from metaworld.policies import SawyerPushV3Policy  # pyright: ignore
 
 _policy = SawyerPushV3Policy()
 
 
 class SeededTask(gymnasium.Wrapper):
-    """Chooses one of the 50 goals by the seed; Meta-World itself draws it regardless of the seed."""
+    """Chooses one of the 50 goals by the seed; Meta-World itself draws it without the seed."""
 
     def __init__(self, env: gymnasium.Env):
         super().__init__(env)
