@@ -10,13 +10,14 @@ in `runs/simulators/`; its row goes to `experiments/results/simulators.jsonl`.
 
 import argparse
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from bases import run
 from refine import refine
 
-HERE = Path(__file__).parent
+HERE = Path(os.path.relpath(Path(__file__).parent))  # as rows show it
 RESULTS = HERE / "results" / "simulators.jsonl"
 
 

@@ -62,14 +62,9 @@ def make_trainer(config: Config, env: Env, base: BasePolicy, rollout: Rollout, s
     return epoch.trainer_of(parts)._replace(train_epoch=train_epoch, on_host=True)
 
 
-def _make_train_epoch(
-    parts: Parts, env: Env, base: BasePolicy
-) -> Callable[[Frozen, TrainState], tuple[TrainState, Metrics]]:
-    """Returns the function that plays and learns for one epoch."""
-    config = parts.config
-    worlds = Worlds(env, base, config.train.num_envs)
-    learn = epoch.make_learn(parts)
-    see = parts.rollout.see
+def _make_decide(parts: Parts, base: BasePolicy) -> Callable[..., Any]:
+    """Returns the compiled choice of one decision, see `worker_rollout.Decide`."""
+    config, see = parts.config, parts.rollout.see
     act = partial(base_actions, base)
     is_uncertain = config.decorator.gate == "uncertain"
 
@@ -80,6 +75,17 @@ def _make_train_epoch(
 
         return choose(act, frozen, explore_view, is_uncertain, state, key, index)
 
+    return decide
+
+
+def _make_train_epoch(
+    parts: Parts, env: Env, base: BasePolicy
+) -> Callable[[Frozen, TrainState], tuple[TrainState, Metrics]]:
+    """Returns the function that plays and learns for one epoch."""
+    config = parts.config
+    worlds = Worlds(env, base, config.train.num_envs)
+    learn = epoch.make_learn(parts)
+    decide = _make_decide(parts, base)
     learn_now = jax.jit(learn)
     add = jax.jit(
         lambda replay, rows: parts.replay.add(replay, parts.packing.pack(rows)), donate_argnums=0

@@ -178,8 +178,12 @@ def test_the_command_draws_and_ends_with_a_command_that_parses(point, tmp_path, 
     half_life = summary["settings"]["sac.penalty_half_life"]
     assert config.sac == dataclasses.replace(preset("fast").sac, penalty_half_life=half_life)
     # the picture exists now, and is not overwritten
-    assert cli.main(["screen", "base", "--task", "Point"]) == 2
+    assert cli.main(["screen", "base", "--task", "Point", "--out", "screen.png"]) == 2
     assert "screen.png exists already" in capsys.readouterr().err
+    before = (tmp_path / "screen.png").read_bytes()
+    assert cli.main(["screen", "base", "--task", "Point", "--episodes", "8"]) == 0
+    assert (tmp_path / "screen2.png").exists()
+    assert (tmp_path / "screen.png").read_bytes() == before
 
 
 def test_mistakes(point, capsys):

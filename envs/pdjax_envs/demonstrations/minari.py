@@ -44,6 +44,7 @@ def load(path: Path, groups: Mapping[int, Any]) -> Recording:
       DataError, InputError: see `layouts.load`.
     """
     tasks, low, high = _read_metadata(path.with_name("metadata.json"))
+    is_other = any(name.startswith(PREFIX) for name in tasks)
     parts: tuple[tuple[str, int], ...] = ()
     episodes: list[tuple[str, Trajectory]] = []
     for number, group in groups.items():
@@ -66,7 +67,7 @@ def load(path: Path, groups: Mapping[int, Any]) -> Recording:
             actions,
             success,
             no_states(obs),
-            seed=_seed(group),
+            seed=_seed(group) if is_other else -1,  # of our own tasks' seeds it is none
             rewards=hdf5.array(group, "rewards"),
             init_state=state or None,
             clipped=clipped,
