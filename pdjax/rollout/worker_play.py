@@ -144,6 +144,8 @@ class Games:
                 break
             history = self._push(history, answer.obs, answer.executed)
         pool.abandon()
+        for line in pool.new_reasons():
+            terminal.say(f"{line}; it was replaced, and its episodes of the evaluation end there")
         found = _summarize(played, limit, env.task.has_success)
         decisions = -(-limit // base.act_horizon)
         seen += seen[-1:] * (decisions - len(seen))

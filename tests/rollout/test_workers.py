@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import signal
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +15,8 @@ import pytest
 from pdjax.rollout import worker_rollout
 from pdjax.rollout.collect import choose
 from pdjax.rollout.decision import Frozen, base_actions
-from pdjax.rollout.playing import make_play, make_playing
-from pdjax.rollout.worker_play import SLOTS, episode_seed
+from pdjax.rollout.playing import make_play, make_playing, no_residual
+from pdjax.rollout.worker_play import SLOTS, Games, episode_seed
 from pdjax.rollout.worker_rollout import Worlds
 from pdjax.types import BasePolicy
 from pdjax_envs import from_gymnasium, registry
@@ -31,6 +32,7 @@ class Walk(gymnasium.Env):
 
     observation_space = Box(-9, 9, (2,), np.float64)
     action_space = Box(-0.2, 0.6, (1,), np.float32)
+    metadata = {"render_fps": 10}
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -45,6 +47,9 @@ class Walk(gymnasium.Env):
 
     def observe(self):
         return np.array([self.x, self.steps])
+
+    def render(self):
+        return np.full((40, 60, 3), 10 * self.steps, np.uint8)
 
 
 def make_env():
@@ -224,6 +229,31 @@ def test_evaluations_are_paired_and_those_of_a_plain_loop(name, module):
         expected = successes.index(True) + 1 if any(successes) else 7
         assert found.steps_to_success[episode] == expected
     assert 0 < found.success_once.mean() < 1
+
+
+def test_films_show_each_control_step_of_the_same_episodes(name):
+    base = make_base()
+    env = registry.make(name, terminate_on_success=False)
+    playing = make_playing(env, base)
+    actor = no_residual(jax.eval_shape(playing.sac.init, jax.random.key(0)).actor)
+    episodes, pictures = 5, {}
+
+    def keep(episode, step, picture):
+        assert picture.shape == (40, 60, 3) and (episode, step) not in pictures
+        pictures[episode, step] = picture[0, 0, 0]
+
+    with closing(Games(playing)) as games:
+        filmed = games.film(3, episodes, actor, 0.5, keep)
+        played = games.play(3, episodes, actor, 0.5)
+    for one, other in zip(filmed, played, strict=True):
+        if one is not None:
+            np.testing.assert_array_equal(one, other)
+    for episode in range(episodes):
+        steps = sorted(step for number, step in pictures if number == episode)
+        assert steps == list(range(len(steps))) and 0 < len(steps) <= 7
+        assert [pictures[episode, step] for step in steps] == [10 * (s + 1) for s in steps]
+    lengths = [sum(number == episode for number, _ in pictures) for episode in range(episodes)]
+    assert len(set(lengths)) > 1  # some ended early, within a decision of two control steps
 
 
 def test_the_task_says_what_its_numbers_are(name):

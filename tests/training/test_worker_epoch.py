@@ -1,12 +1,17 @@
 """Training in worker processes, through the command: learning, overlap, resuming, refusals."""
 
+import contextlib
 import json
 import os
+import random
 import re
 import shutil
+import signal
 import subprocess
+import threading
 from pathlib import Path
 
+import imageio.v2 as imageio
 import pytest
 
 from pdjax.base_policies.foreign import exported
@@ -137,6 +142,111 @@ def test_starts_that_differ_are_told(here, capsys):
     code, said = train(capsys, "loose")
     assert code == 0, said
     assert any("resets of one seed differ in walk.py:make_env" in line for line in said)
+    result = json.loads(Path("loose/result.json").read_text())
+    assert not result["paired"] and any("8 unpaired episodes" in line for line in said), said
+    assert json.loads(Path("run/result.json").read_text())["paired"]
+
+
+TROUBLES = {  # what the environment does once -> what its line says
+    "import time; time.sleep(1000)": "did not answer in time; it hangs in",
+    "self.x = float('nan')": "its reward is not finite",
+    "self.observe = lambda: np.zeros(3)": "observation has shape (3,), expected (2,)",
+    "raise ValueError('stuck')": "ValueError: stuck (walk.py:",
+}
+
+
+@pytest.mark.parametrize("place", ["step", "reset"])
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_a_run_outlives_what_its_simulator_does_once(here, capsys, trouble, place):
+    """Once for all workers: whoever finds the file `once` removes it."""
+    if place == "reset" and trouble.startswith("self.x"):
+        pytest.skip("a reset that is NaN fails when its task is described, before any training")
+    before = {"step": "        self.steps += 1\n", "reset": "        super().reset(seed=seed)\n"}
+    inserted = f"        if _due():\n            {trouble}\n"
+    troubled = CODE.replace(before[place], before[place] + inserted)
+    troubled += (
+        f"late = {8 if place == 'reset' else 20}"
+        + """
+
+def _due():
+    import contextlib, os, pathlib
+    print("talkative", flush=True)
+    played = pathlib.Path("played")
+    with played.open("a") as file:
+        file.write(".")
+    with contextlib.suppress(FileNotFoundError):
+        if played.stat().st_size > late:
+            os.unlink("once")
+            return True
+    return False
+"""
+    )
+    Path("walk.py").write_text(troubled)
+    Path("once").touch()
+    code, said = train(capsys, "troubled", settings=["task.step_timeout=2"])
+    assert code == 0 and not Path("once").exists(), said
+    told = [line for line in said if TROUBLES[trouble] in line]
+    assert not any("talkative" in line for line in said if line not in told)
+    assert len(told) == 1 and "it was replaced" in told[0] and not leftovers()
+    assert json.loads(Path("troubled/result.json").read_text())["gradient_steps"] > 0
+
+
+def test_a_run_is_drawn_by_its_simulator(here, capsys):
+    assert cli.main(["render", "run", "--out", "run.gif", "--episodes", "2"]) == 0, capsys
+    frames = imageio.mimread("run.gif")
+    assert frames[0].shape[:2] == (40, 2 * 64)  # sides are multiples of 8
+    assert 4 < len(frames) <= 14  # two episodes of at most 7 control steps
+    assert {int(frame[-1, 0, 0]) for frame in frames} >= {10, 20}  # as its render() shows
+
+
+def test_an_environment_without_pictures_is_one_line(here, capsys):
+    shutil.rmtree("run")
+    Path("walk.py").write_text(CODE.replace("def render", "def draw"))
+    assert train(capsys, "run")[0] == 0
+    code, said = ask(capsys, "render", "run", "--out", "run.gif")
+    assert code == 2 and "Traceback" not in "".join(said)
+    assert "was not drawn" in said[-1] and not Path("run.gif").exists()
+
+
+def test_a_policy_is_imitated_from_demonstrations_of_an_expert(here, capsys):
+    expert = "def expert(env, observation):\n    return [0.3 * (1 - observation[0])]\n"
+    Path("expert.py").write_text(expert)
+    argv = ["demos", "walk.py:make_env", "--expert", "expert.py:expert", "--out", "demos.h5"]
+    assert cli.main([*argv, "--episodes", "12", "--noise", "0.2"]) == 0
+    assert cli.main(["data", "check", "demos.h5", "--task", "walk.py:make_env", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert max(row["max_drift"] for row in found["replay"]) == 0 and found["success_rate"] == 1
+    argv = ["imitate", "demos.h5", "--task", "walk.py:make_env", "--out", "cloned"]
+    small = ["--policy", "mlp", "--steps", "20", "--eval-episodes", "4"]
+    assert cli.main([*argv, *small, "--set", "mlp.hidden=[16]", "task.workers=1"]) == 0
+    assert json.loads(Path("cloned/policy.json").read_text())["task"] == "walk.py:make_env"
+    code, said = train(capsys, "of_clone", settings=["base_policy.path=cloned"])
+    assert code == 0, said
+    said = refused(ask(capsys, "demos", "walk.py:make_env", "--out", "x.h5"))
+    assert "expected FILE.py:FUNCTION" in said
+    said = refused(
+        ask(capsys, "demos", "AdroitDoor", "--out", "x.h5", "--expert", "expert.py:expert")
+    )
+    assert "leads in Gymnasium environments only" in said
+    from_gymnasium.use(from_gymnasium.Workers())
+
+
+def test_envs_check_plays_it(here, capsys):
+    even = CODE.replace("Box(-0.2, 0.6", "Box(-0.6, 0.6")  # so that 0 is to stand still
+    Path("walk.py").write_text(even)
+    assert cli.main(["envs", "check", "walk.py:make_env", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    verdicts = {one["check"]: (one["verdict"], one["seen"]) for one in found["findings"]}
+    assert found["passed"] and verdicts["determinism"][0] == verdicts["seeds"][0] == "ok"
+    assert "success: success" in verdicts["spaces"][1]
+    # always solved, unseeded, without time limit of its own
+    loose = CODE.replace("abs(self.x - 1) < 0.1", "True").replace("seed=seed", "seed=None", 1)
+    Path("walk.py").write_text(loose.replace("super().reset(seed=seed)", "super().reset()"))
+    assert cli.main(["envs", "check", "walk.py:make_env", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    verdicts = {one["check"]: one["verdict"] for one in found["findings"]}
+    assert verdicts["doing nothing"] == "FAIL"
+    assert verdicts["seeds"] == verdicts["determinism"] == "note"
 
 
 def test_no_worker_is_left(here, capsys):
@@ -167,3 +277,39 @@ def _die(self):
     assert code == 0, said
     assert f"resumed after {saved[1]} decisions" in "".join(said)
     assert any(one.get("gradient_steps", 0) > 0 for one in read("dying"))
+
+
+@pytest.mark.slow
+def test_workers_killed_at_random_moments_of_a_training_cost_only_their_episodes(here, capsys):
+    draw, killed, over = random.Random(0), [], threading.Event()
+
+    def kill():
+        while len(killed) < 20 and not over.wait(draw.uniform(0.05, 0.7)):
+            listed = subprocess.run(
+                ["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            workers = [line for line in listed.stdout.splitlines() if "workers/worker.py" in line]
+            with contextlib.suppress(ProcessLookupError, IndexError):
+                pid = int(draw.choice(workers).split()[0])
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    settings = ["task.restarts=40", "train.total_decisions=16384", "eval.interim_every=4096"]
+    try:
+        code, said = train(capsys, "killed", settings=settings)
+    finally:
+        over.set()
+        killer.join()
+    assert code == 0, said
+    assert len(killed) == 20 and not leftovers()
+    result = json.loads(Path("killed/result.json").read_text())
+    assert result["decision_steps"] == 16384 and result["gradient_steps"] > 0
+    replaced = [line for line in said if "was killed by SIGKILL" in line]
+    assert replaced and all("it was replaced" in line for line in replaced), said
+    epochs = [one for one in read("killed") if one.get("group") == "train"]
+    assert 5 < epochs[-1]["restarts"] <= 20  # the others died in evaluations, or while they started

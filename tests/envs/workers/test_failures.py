@@ -179,6 +179,7 @@ REFUSED = {
     "registered": ({"env": "CartPole-v1"}, "its actions are Discrete(2)"),
     "registered options": ({"env": "Pendulum-v1", "options": {"h": 1}}, "argument 'h'"),
     "success": ({"env": ENV, "success": "absent.py:f"}, "there is no file absent.py"),
+    "number": ({"env": ENV, "success": "energy"}, "its success is 2.0, expected yes or no"),
 }
 
 

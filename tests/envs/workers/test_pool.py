@@ -97,7 +97,6 @@ def test_a_description_says_what_there_is():
 
 SUCCESS = {
     "auto": lambda x, reward, terminated: abs(x) < 0.1,
-    "energy": lambda x, reward, terminated: True,
     "absent": lambda x, reward, terminated: False,
     "terminated": lambda x, reward, terminated: terminated,
     "reward>=-0.5": lambda x, reward, terminated: reward >= -0.5,
@@ -132,7 +131,7 @@ def test_the_classic_interface_equals_the_new_one():
 
 
 def test_actions_are_scaled_from_their_bounds_and_clipped():
-    with WorkerPool({"env": ENV, "success": "energy"}, 1, chunk=3) as pool:
+    with WorkerPool({"env": ENV}, 1, chunk=3) as pool:
         pool.send(np.zeros((1, 3, 2)), [True], [0])
         x = pool.receive().obs[0, 0, :2]
         pool.send([[[1, 1], [-1, -1], [9, -9]]], [False], [0])
