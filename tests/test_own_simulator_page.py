@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from pdjax.commands import cli
+from pdjax.config import files as configs
 
 PAGE = (Path(__file__).parents[1] / "docs/own_simulator.md").read_text()
 CODE = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", PAGE, re.DOTALL))
-(BLOCK,) = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
-COMMANDS = [shlex.split(line)[1:] for line in BLOCK.replace("\\\n", " ").splitlines()]
+BLOCKS = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+COMMANDS, ABOUT_DEMOS = (
+    [shlex.split(line)[1:] for line in block.replace("\\\n", " ").splitlines()] for block in BLOCKS
+)
 
 
 @pytest.fixture
@@ -31,14 +34,36 @@ def run(*argv):
 
 
 def test_the_commands_work_in_their_order(here):
-    envs, wrap, train = COMMANDS
-    run(*envs)
+    check, wrap, screen, train = COMMANDS
+    run(*check)
     run(*wrap, "--episodes", "8")
+    run(*screen, "--episodes", "8")
     short = ["train.total_decisions=1024", "train.learning_starts=512", "eval.episodes=8"]
     short += ["eval.interim_every=512", "eval.interim_episodes=8", "sac.batch_size=32"]
     run(*train, *short)
     assert result()["gradient_steps"] > 0
     assert Path("runs/reach/task/reach.py").read_text() == CODE["reach.py"]
+
+
+def test_an_expert_is_recorded_and_imitated(here):
+    demos, check, imitate = ABOUT_DEMOS
+    run(*demos)
+    run(*check)
+    run(*imitate, "--eval-episodes", "100")
+    assert json.loads(Path("cloned/result.json").read_text())["base_success"] > 0.9
+
+
+def test_screen_prints_the_training_of_the_page(here, capsys):
+    _, wrap, screen, train = COMMANDS
+    run(*wrap)
+    capsys.readouterr()
+    run(*screen, "--json")
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])["command"]
+    theirs, ours = (
+        configs.load("peg_fast", words[words.index("--set") + 1 :])
+        for words in (shlex.split(printed), train)
+    )
+    assert theirs == ours
 
 
 @pytest.mark.slow

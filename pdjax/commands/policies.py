@@ -234,12 +234,16 @@ class Export:
     """Seed of these episodes."""
     physics: Physics | None = None
     """Physics engine of the trial. Default: as in the run's config."""
+    set: tuple[str, ...] = ()
+    """Settings of a base policy's environment of Gymnasium, such as task.python=venv/bin/python; a
+    run has its own."""
 
     def run(self) -> dict[str, Any]:
         """Writes, reads back, tries and prints."""
         from pdjax.output import tables
         from pdjax.runs import export
 
+        use_workers(self.set)
         found = export.export_run(
             self.run_directory, self.out, self.episodes, self.seed, self.physics or ""
         )

@@ -81,7 +81,8 @@ def check_workers(env: Env, seed: int) -> list[Finding]:
         found.append(Finding("success", *verdicts.random_success(rate, has_expert=False)))
         found.append(Finding("doing nothing", *verdicts.still_success(float(still.success.mean()))))
     low, high = random.lengths.min(), random.lengths.max()
-    said = f"{low} to {high} control steps under random actions, of {task.episode_steps} at most"
+    lengths = f"{low}" if low == high else f"{low} to {high}"
+    said = f"{lengths} control steps under random actions, of {task.episode_steps} at most"
     found.append(Finding("episodes", OK, said))
     said = reasons[0] if reasons else "none failed"
     found.append(Finding("workers", FAIL if reasons else OK, said))

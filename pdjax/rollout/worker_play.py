@@ -20,6 +20,7 @@ from pdjax.output import terminal
 from pdjax.rollout.decision import Frozen, base_actions
 from pdjax.rollout.evaluate import OUTCOMES, Evaluation
 from pdjax.types import Array, BasePolicy, Params
+from pdjax_envs.task import select
 from pdjax_envs.workers import Played, WorkerPool, same_starts
 
 SLOTS = 16  # episodes that are played at once
@@ -91,7 +92,14 @@ class Games:
             values = [part[name] for part in parts if part[name] is not None]
             whole = np.concatenate(values, axis=axis) if values else None
             joined[name] = None if whole is None else np.take(whole, range(episodes), axis=axis)
-        return Evaluation(qpos=None, starts_differ=self._starts_differ, **joined)
+        carry = None
+        if record:
+
+            def join(*waves: np.ndarray) -> np.ndarray:
+                return np.concatenate(waves)[:episodes]
+
+            carry = jax.tree.map(join, *(part["carry"] for part in parts))
+        return Evaluation(qpos=None, carry=carry, starts_differ=self._starts_differ, **joined)
 
     def close(self) -> None:
         """Ends the worker processes."""
@@ -123,9 +131,12 @@ class Games:
         played: list[_Decision] = []
         seen: list[tuple[np.ndarray, np.ndarray]] = []
         for index in range(-(-limit // base.act_horizon)):
+            before = carry
             chunk, carry, residual, base_action = self._decide(
                 frozen, actor, jnp.float32(scale), history, carry, noise, index
             )
+            if record:  # after its end an episode's carry stays
+                carry = jax.vmap(select)(jnp.asarray(over), before, carry)
             chunk = np.nan_to_num(np.asarray(chunk))
             if record:
                 seen.append((np.asarray(history[:, -1]), np.asarray(base_action)))
@@ -151,6 +162,7 @@ class Games:
         seen += seen[-1:] * (decisions - len(seen))
         for at, name in enumerate(("obs", "base_action")):
             found[name] = np.stack([row[at] for row in seen]) if record else None
+        found["carry"] = jax.device_get(carry) if record else None
         return found
 
     def _pool(self, slots: int, draws: bool) -> WorkerPool:

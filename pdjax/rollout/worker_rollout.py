@@ -171,13 +171,13 @@ def _absorb(
         played.obs[:, -1]
     )
     fresh_carry = jax.vmap(base.init_carry)(jax.random.split(key, len(was_done)))
-    pick = partial(_pick, was_done)
+    pick = partial(jax.vmap(select), was_done)
     done = outcome.terminated | outcome.truncated
     succeeded = state.succeeded | outcome.success
     next_state = RolloutState(
         env=NO_STATE,
         history=pick(fresh_history, jnp.where(is_lost[:, None, None], state.history, history)),
-        carry=jax.tree.map(pick, fresh_carry, state.carry),
+        carry=pick(fresh_carry, state.carry),
         done=~was_done & done,
         succeeded=~was_done & succeeded,
     )
@@ -214,7 +214,3 @@ def _play_chunk(
     no, zero = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
     nothing = Outcome(jnp.zeros(()), no, no, no, zero, zero, zero, zero)
     return jax.lax.scan(step, (history, nothing), (played, chunk))[0]
-
-
-def _pick(use_first: Array, first: Array, second: Array) -> Array:
-    return jnp.where(use_first.reshape(-1, *[1] * (first.ndim - 1)), first, second)

@@ -3,6 +3,7 @@
 Separate from `deployed`, which builds that policy as pure functions.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -111,14 +112,15 @@ def _load_alone(directory: Path, physics: str) -> Refined:
 
 def _how_to(policy: BasePolicy, task: Task, limit: float) -> str:
     sizes = ("obs_horizon", "obs_dim", "act_horizon", "act_dim")
+    is_known = not math.isnan(task.control_hz)
     return HOW_TO.format(
         task=task.name,
         version=jax.__version__,
         needs=" ".join(NEEDS),
         drift_limit=limit,
-        control_hz=task.control_hz,
+        rate=f"{task.control_hz:g} Hz" if is_known else "the simulator's rate",
         episode_steps=task.episode_steps,
-        seconds=task.episode_steps / task.control_hz,
+        duration=f" ({task.episode_steps / task.control_hz:g} s)" if is_known else "",
         **{name: getattr(policy, name) for name in sizes},
     )
 
@@ -165,9 +167,9 @@ carry = reset(carry, np.arange(num_envs) == 0)  # robot 0 starts anew; the other
 ```
 
 A chunk has {act_horizon} control step(s), with actions in [-1, 1], to be executed at
-{control_hz:g} Hz. Observe after each step. When an episode starts, `reset` the robot's memory and
+{rate}. Observe after each step. When an episode starts, `reset` the robot's memory and
 fill its history with the first observation. The policy was made for episodes of {episode_steps}
-control steps ({seconds:g} s). `pdjax envs {task}` explains each number.
+control steps{duration}. `pdjax envs {task}` explains each number.
 
 The fail-safe trips in a decision if more than {drift_limit:.2%} of the newest observation's
 numbers are more than 10 standard deviations from the mean of the base policy's data, or if one is

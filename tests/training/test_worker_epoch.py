@@ -219,6 +219,9 @@ def test_a_policy_is_imitated_from_demonstrations_of_an_expert(here, capsys):
     argv = ["imitate", "demos.h5", "--task", "walk.py:make_env", "--out", "cloned"]
     small = ["--policy", "mlp", "--steps", "20", "--eval-episodes", "4"]
     assert cli.main([*argv, *small, "--set", "mlp.hidden=[16]", "task.workers=1"]) == 0
+    assert cli.main(["export", "run", "--out", "deployed", "--episodes", "4"]) == 0
+    deployed = ["base_policy.path=deployed", "train.total_decisions=64"]
+    assert train(capsys, "of_deployed", settings=deployed)[0] == 0
     assert json.loads(Path("cloned/policy.json").read_text())["task"] == "walk.py:make_env"
     code, said = train(capsys, "of_clone", settings=["base_policy.path=cloned"])
     assert code == 0, said
