@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any, NoReturn
 
 from pdjax_envs import task_files
@@ -63,10 +64,16 @@ def environment(name: str) -> str:
     """Returns what a worker makes for a task's name; "" if the name is none of an environment."""
     if name.startswith(PREFIX):
         return name.removeprefix(PREFIX)
-    source = task_files.split(name)
-    if source and source[1].startswith(MAKER):
-        return f"{source[0].absolute()}:{source[1]}"
+    if is_file(name):
+        path, _, function = name.rpartition(":")
+        return f"{Path(path).absolute()}:{function}"
     return ""
+
+
+def is_file(name: str) -> bool:
+    """Returns whether a task's name is that of an environment which a file of the user's makes."""
+    source = task_files.split(name)
+    return source is not None and source[1].startswith(MAKER)
 
 
 def family(name: str) -> str:

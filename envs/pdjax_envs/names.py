@@ -1,6 +1,7 @@
-"""The error for an unknown name, which suggests known ones."""
+"""What names of tasks stand for, and the error for an unknown one, which suggests known ones."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 from pdjax_envs.reading import InputError, short
@@ -37,3 +38,14 @@ def suggest(name: str, known: Iterable[str], listed_by: str = "") -> str:
     nearest = difflib.get_close_matches(name, known, n=NEAREST, cutoff=0)
     where = f" ({listed_by} lists them)" if listed_by else ""
     return f"known: {', '.join(nearest)} and {len(known) - len(nearest)} more{where}"
+
+
+def task_named(environment: str) -> str:
+    """Returns the task that another project's name of an environment stands for.
+
+    ManiSkill and Gymnasium add a version; Gymnasium-Robotics has `AdroitHandDoorSparse-v1`. A name
+    with a colon is one of ours.
+    """
+    if ":" in environment:
+        return environment
+    return re.sub(r"(Sparse)?-v\d+$", "", environment).replace("AdroitHand", "Adroit")

@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 
 from pdjax_envs import from_gymnasium, shifts, task_files
-from pdjax_envs.names import UnknownName, suggest, unknown
+from pdjax_envs.names import UnknownName, suggest, task_named, unknown
 from pdjax_envs.physics import mjx_flags
 from pdjax_envs.physics.engine import Engine, Scene
 from pdjax_envs.reading import short
@@ -158,6 +158,22 @@ def family(name: str) -> str:
         return make_task(name).family
     except UnknownName:
         return name
+
+
+def is_same(named: str, task: Task) -> bool:
+    """Returns whether demonstrations and base policies of one task suit another, by its name.
+
+    Another version of an environment will do. What a file of the user's makes may be any
+    environment, perhaps in a wrapper, so its name says nothing: sizes have to decide.
+
+    Args:
+      named: the task that a file or a policy names.
+      task: the task that it shall be used for.
+    """
+    if any(from_gymnasium.is_file(name) for name in (named, task.name)):
+        return True
+    short_names = (task_named(name.rpartition(":")[2]) for name in (named, task.name))
+    return len(set(short_names)) == 1 or family(named) == task.family
 
 
 def resolve_engine(physics: str) -> str:

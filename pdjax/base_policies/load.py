@@ -53,8 +53,8 @@ def load_base(base_policy: BasePolicyConfig, task: Task) -> BasePolicy:
     check_links(path)
     read = assemble.load if is_foreign(path) else imitation.load
     base, trained_for = read(path, base_policy.act_horizon)
-    other = trained_for != task.name and registry.family(trained_for) != task.family
-    if other or (base.obs_dim, base.act_dim) != (task.obs_dim, task.act_dim):
+    is_other = not registry.is_same(trained_for, task)
+    if is_other or (base.obs_dim, base.act_dim) != (task.obs_dim, task.act_dim):
         raise ConfigError(
             f"base policy {path} was trained for {trained_for} (obs_dim {base.obs_dim}, act_dim"
             f" {base.act_dim}), but task.name is {task.name} (obs_dim {task.obs_dim}, act_dim"

@@ -121,7 +121,8 @@ class Demos:
     mjrl pickle such as door-v0.pickle, or an .npz); dapg-noisy:FILE adds the action noise that the
     policy was trained with. For an environment of Gymnasium: FILE.py:FUNCTION, a function of (env,
     observation), both as they are there, that returns an action; or a class of such objects, of
-    which each episode gets a new one. It runs beside the simulator, in task.python."""
+    which each episode gets a new one. It runs beside the simulator, in task.python. A task's name,
+    such as PegInsertionSide, is that task's own expert, for an environment that equals it."""
     episodes: Count = 100
     """Number of successful episodes to record."""
     seed: Seed = 0

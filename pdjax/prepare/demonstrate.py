@@ -36,8 +36,9 @@ def record_demonstrations(
       seed: seed of the first episode.
       noise: size of the disturbances, see `record.record`.
       physics: physics engine.
-      expert: `dapg:FILE` or `dapg-noisy:FILE`, see `adroit.dapg`; FILE.py:FUNCTION for an
-        environment in worker processes; None = the task's own expert.
+      expert: `dapg:FILE` or `dapg-noisy:FILE`, see `adroit.dapg`; FILE.py:FUNCTION, or a task
+        whose expert knows these observations, for an environment in worker processes; None = the
+        task's own expert.
 
     Returns:
       A summary of the recording, as `--json` prints it.
@@ -55,8 +56,8 @@ def record_demonstrations(
     check_fits(size, f"{episodes:,} demonstrations of {task}", "record fewer")
     with terminal.progress("recording", episodes, "episodes") as bar:
         if env.open is not None:
-            place = _place_of_expert(expert, env.task)
-            found, rate = through_workers.record(env, place, episodes, seed, noise, bar.update)
+            lead = _lead(expert, env.task)
+            found, rate = through_workers.record(env, lead, episodes, seed, noise, bar.update)
         else:
             chosen = None if expert is None else _load_expert(expert, env.task)
             found, rate = record.record(env, episodes, seed, noise, bar.update, chosen)
@@ -79,15 +80,23 @@ def record_demonstrations(
     }
 
 
-def _place_of_expert(text: str | None, task: Task) -> str:
-    """Returns FILE.py:FUNCTION with the file's whole path, for the workers."""
+def _lead(text: str | None, task: Task) -> str | Expert:
+    """Returns FILE.py:FUNCTION with the file's whole path, for the workers; or a task's expert."""
     source = task_files.split(text or "")
-    if source is None or not is_file(source[0]):
+    if source is not None and is_file(source[0]):
+        return f"{source[0].absolute()}:{source[1]}"
+    other = registry.make_task(text) if text in registry.task_names() else None
+    if other is not None and other.expert is not None:
+        if (other.obs_dim, other.act_dim) == (task.obs_dim, task.act_dim):
+            return other.expert()
         raise ConfigError(
-            f"--expert got {short(repr(text))}, expected FILE.py:FUNCTION for {task.name}: a"
-            " function of (env, observation) that returns an action of the environment's own"
+            f"the expert of {text} reads {other.obs_dim} numbers and returns {other.act_dim}, but"
+            f" {task.name} has {task.obs_dim} and {task.act_dim}"
         )
-    return f"{source[0].absolute()}:{source[1]}"
+    raise ConfigError(
+        f"--expert got {short(repr(text))}, expected FILE.py:FUNCTION for {task.name}: a function"
+        " of (env, observation) that returns an action of the environment's own"
+    )
 
 
 def _load_expert(text: str, task: Task) -> Expert:

@@ -45,9 +45,9 @@ from pdjax_envs.demonstrations.recording import (
     no_states,
     required,
     success_flags,
-    task_named,
 )
 from pdjax_envs.demonstrations.trajectory import DataError, Trajectory
+from pdjax_envs.names import task_named
 from pdjax_envs.reading import InputError, is_file, read_json_object, reason, short
 
 

@@ -22,10 +22,10 @@ from pdjax_envs.demonstrations.recording import (
     no_states,
     required,
     success_flags,
-    task_named,
 )
 from pdjax_envs.demonstrations.trajectory import DataError, Trajectory
 from pdjax_envs.from_gymnasium import ORIGINALS, PREFIX
+from pdjax_envs.names import task_named
 from pdjax_envs.reading import is_file, parse_json, read_json_object, short
 
 FILE = "main_data.hdf5"

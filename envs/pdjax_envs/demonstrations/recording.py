@@ -3,7 +3,6 @@
 Separate from `layouts`, which chooses the reader, because all readers return this. No state.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -65,17 +64,6 @@ def clip(actions: np.ndarray) -> tuple[np.ndarray, int]:
     """Returns the clipped actions and how many of their numbers were beyond [-1, 1]."""
     beyond = np.isfinite(actions) & (np.abs(actions) > 1)
     return np.where(beyond, np.sign(actions), actions), int(beyond.sum())
-
-
-def task_named(environment: str) -> str:
-    """Returns the task that another project's name of an environment stands for.
-
-    ManiSkill and Gymnasium add a version; Gymnasium-Robotics has `AdroitHandDoorSparse-v1`. A name
-    with a colon is one of ours.
-    """
-    if ":" in environment:
-        return environment
-    return re.sub(r"(Sparse)?-v\d+$", "", environment).replace("AdroitHand", "Adroit")
 
 
 def success_flags(infos: Any) -> np.ndarray | None:

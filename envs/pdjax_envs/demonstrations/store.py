@@ -16,10 +16,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pdjax_envs import from_gymnasium, registry, task_files
+from pdjax_envs import from_gymnasium, registry
 from pdjax_envs.adroit import rewards
 from pdjax_envs.demonstrations import layouts
-from pdjax_envs.demonstrations.recording import Recording, task_named
+from pdjax_envs.demonstrations.recording import Recording
 from pdjax_envs.demonstrations.trajectory import DataError, Trajectory, check
 from pdjax_envs.reading import short
 from pdjax_envs.task import Task
@@ -147,22 +147,12 @@ def check_origin(
       DataError: it is another task or another control mode.
     """
     for named in tasks:
-        if not _is_same(named, task):
+        if not registry.is_same(named, task):
             raise DataError(f"{holder} of {short(named)}, expected {task.name}; pass --task")
     for mode in control_modes:
-        if mode != task.control_mode:
+        is_told = from_gymnasium.CONTROL_MODE not in (mode, task.control_mode)
+        if is_told and mode != task.control_mode:
             raise DataError(
                 f"{holder} of control mode {short(mode)}, expected {task.control_mode}; convert the"
                 " demonstrations with ManiSkill's replay tool"
             )
-
-
-def _is_same(named: str, task: Task) -> bool:
-    """Returns whether a file's name of a task means this one: another version or name will do.
-
-    An environment that a file of the user's makes may be any, perhaps in a wrapper.
-    """
-    if task.control_mode == from_gymnasium.CONTROL_MODE and task_files.split(task.name):
-        return True
-    short_names = (task_named(name.rpartition(":")[2]) for name in (named, task.name))
-    return len(set(short_names)) == 1 or registry.family(named) == task.family

@@ -1,26 +1,103 @@
 """Records and replays demonstrations in environments that live in worker processes.
 
 Separate from `record` and `playback`, which trace pure functions: here the host sends actions and
-the workers step. The expert is code of the user's that runs beside the simulator, in its
-interpreter, so it may look into it. Not pure: it starts processes.
+the workers step. An expert of the user's runs beside the simulator, in its interpreter, so it may
+look into it. Not pure: it starts processes.
 """
 
-from collections.abc import Callable, Iterator
+# pyright: reportUnknownMemberType=false
 
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pdjax_envs.demonstrations.playback import Replay
 from pdjax_envs.demonstrations.record import DISTURBANCE_STEPS, SEEDS
-from pdjax_envs.demonstrations.trajectory import DataError, Trajectory
-from pdjax_envs.task import Env
+from pdjax_envs.demonstrations.trajectory import DataError, Trajectory, episode_keys
+from pdjax_envs.task import Env, Expert
 from pdjax_envs.workers import Played, WorkerPool
 
 SLOTS = 16  # episodes that are played at once
 
 
+class Lead(Protocol):
+    """What leads the episodes of a recording."""
+
+    def begin(self, pool: WorkerPool, seeds: np.ndarray) -> None:
+        """Forgets all; an episode of each seed begins."""
+        ...
+
+    def decide(self, obs: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the actions that are wanted and those to execute, (episodes, act_dim).
+
+        Args:
+          obs: (episodes, obs_dim), of now.
+          step: the control step.
+        """
+        ...
+
+
+class Beside:
+    """An expert in the workers, beside the simulator; disturbances come from the episode's seed.
+
+    Args:
+      noise: standard deviation of the disturbances, as a share of [-1, 1].
+    """
+
+    def __init__(self, noise: float):
+        self._noise = noise
+
+    def begin(self, pool: WorkerPool, seeds: np.ndarray) -> None:
+        """See `Lead`."""
+        self._pool = pool
+        self._draws = [np.random.default_rng([int(seed), 1]) for seed in seeds]
+
+    def decide(self, obs: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """See `Lead`."""
+        wanted = self._pool.advise()
+        if step % DISTURBANCE_STEPS == 0:
+            drawn = [draw.standard_normal(wanted.shape[1]) for draw in self._draws]
+            self._disturbance = self._noise * np.array(drawn)
+        return wanted, np.clip(wanted + self._disturbance, -1, 1).astype(np.float32)
+
+
+class Ours:
+    """An expert of one of our own tasks, on observations of an environment that equals it.
+
+    Args:
+      expert: the expert.
+      noise: size of its disturbances.
+    """
+
+    def __init__(self, expert: Expert, noise: float):
+        def decide(carry: Any, obs: Any, act_keys: Any, noise_keys: Any, step: Any) -> Any:
+            fold = jax.vmap(jax.random.fold_in, (0, None))
+            wanted, carry = jax.vmap(expert.act)(carry, obs, fold(act_keys, step))
+            keys = fold(noise_keys, step // DISTURBANCE_STEPS)
+            executed = jax.vmap(expert.disturb, (0, 0, 0, None))(wanted, obs, keys, noise)
+            return wanted, executed, carry
+
+        self._init, self._decide = jax.jit(jax.vmap(expert.init)), jax.jit(decide)
+
+    def begin(self, pool: WorkerPool, seeds: np.ndarray) -> None:
+        """See `Lead`."""
+        del pool
+        keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
+        _, memory_keys, *self._keys = jax.vmap(episode_keys)(keys)
+        self._carry = self._init(memory_keys)
+
+    def decide(self, obs: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """See `Lead`."""
+        wanted, executed, self._carry = self._decide(self._carry, obs, *self._keys, step)
+        return np.asarray(wanted), np.asarray(executed)
+
+
 def record(
     env: Env,
-    expert: str,
+    expert: str | Expert,
     episodes: int,
     seed: int = 0,
     noise: float = 0.0,
@@ -30,8 +107,8 @@ def record(
 
     Args:
       env: the environment; has `open`.
-      expert: FILE.py:FUNCTION, see `workers.spec.check_spec`.
-      episodes, seed, noise, progress: as there. Disturbances are drawn from the episode's seed.
+      expert: FILE.py:FUNCTION, see `workers.spec.check_spec`; or an expert of our own.
+      episodes, seed, noise, progress: as there.
 
     Returns:
       The trajectories and the share of attempts that succeeded.
@@ -44,13 +121,15 @@ def record(
     task = env.task
     if not task.has_success:
         raise DataError(f"{task.name} does not say when it is solved; set task.success")
+    is_beside = isinstance(expert, str)
+    lead: Lead = Beside(noise) if is_beside else Ours(expert, noise)
     width = min(SLOTS, episodes)
     found: list[Trajectory] = []
     tried, won = 0, 0
-    with env.open(width, 1, expert=expert) as pool:
+    with env.open(width, 1, expert=expert if is_beside else "") as pool:
         while len(found) < episodes:
             seeds = (seed + tried + np.arange(width)) % SEEDS
-            new = _attempt(pool, seeds, noise, task.episode_steps)
+            new = _attempt(pool, lead, seeds, task.episode_steps)
             tried, won = tried + width, won + len(new)
             found += new
             progress(min(len(found), episodes))
@@ -59,21 +138,17 @@ def record(
     return found[:episodes], won / tried
 
 
-def _attempt(pool: WorkerPool, seeds: np.ndarray, noise: float, limit: int) -> list[Trajectory]:
+def _attempt(pool: WorkerPool, lead: Lead, seeds: np.ndarray, limit: int) -> list[Trajectory]:
     """Plays an episode of each seed; returns those that succeed."""
-    shape = len(seeds), pool.description.act_dim
-    first = _begin(pool, seeds).obs[:, 0]
-    draws = [np.random.default_rng([int(seed), 1]) for seed in seeds]
-    disturbance = np.zeros(shape, np.float32)
+    first = obs = _begin(pool, seeds).obs[:, 0]
+    lead.begin(pool, seeds)
     rows: list[tuple[np.ndarray, np.ndarray, Played]] = []
     over = np.zeros(len(seeds), bool)
     for step in range(limit):
-        if step % DISTURBANCE_STEPS == 0:
-            disturbance = noise * np.array([draw.standard_normal(shape[1]) for draw in draws])
-        wanted = pool.advise()
-        executed = np.clip(wanted + disturbance, -1, 1).astype(np.float32)
+        wanted, executed = lead.decide(obs, step)
         pool.send(executed[:, None], pool.ended, seeds)
         answer = pool.receive()
+        obs = answer.obs[:, 0]
         rows.append((wanted, executed, answer))
         over |= (answer.success | answer.terminated | answer.truncated)[:, 0]
         if over.all():

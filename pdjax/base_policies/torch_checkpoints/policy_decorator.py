@@ -31,7 +31,7 @@ from pdjax.base_policies.torch_checkpoints.weights import (
 )
 from pdjax.config.options import ConfigError
 from pdjax.types import Params
-from pdjax_envs.demonstrations.recording import task_named
+from pdjax_envs.names import task_named
 from pdjax_envs.reading import is_file, read_json_object, short
 
 STATES = ("ema_agent", "agent")  # in the order in which the reference looks for them

@@ -422,7 +422,7 @@ def refuse(capsys, argv, words, out=Path("new")):
         ("import nowhere_at_all", "failed with ModuleNotFoundError: No module named 'nowhere_at"),
         (
             "def other(obs): ...",
-            "own_policy.py has no 'act'; name a function or object that it defines",
+            "own_policy.py has no 'act'; known: other",
         ),
         (
             "def act(obs): return obs.nope",

@@ -236,9 +236,10 @@ def test_a_launcher_may_start_the_interpreter(tmp_path):
 
 
 OWNER = """
-import sys, threading, time
+import signal, sys, threading, time
 import numpy as np
 from pdjax_envs.workers import WorkerPool
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 def use():
     global pool
     pool = WorkerPool({spec}, 2, 2, python={python!r})
