@@ -147,3 +147,23 @@ def test_importing_the_package_imports_no_jax():
     assert all(getattr(pdjax_envs, name).__doc__ for name in pdjax_envs.__all__)
     with pytest.raises(AttributeError, match="no attribute 'mke'"):
         _ = pdjax_envs.mke
+
+
+def test_names_that_mean_one_task_and_that_do_not():
+    def task(name, family=""):
+        return dataclasses.replace(make_point_task(), name=name, family=family)
+
+    same = registry.is_same
+    assert same("AdroitDoor", task("AdroitDoor"))
+    assert same("AdroitDoor", task("gymnasium:AdroitHandDoor-v1", "AdroitDoor"))
+    assert same("gymnasium:AdroitHandDoor-v1", task("AdroitDoor"))
+    assert same("gymnasium:FetchPush-v2", task("gymnasium:FetchPush-v4"))
+    assert same("gymnasium:MODULE:FetchPush-v4", task("gymnasium:FetchPush-v4"))
+    assert same("TurnFaucet", task("TurnFaucetHeldOut", "TurnFaucet"))
+    # the name of a file that makes an environment says nothing
+    assert same("PegInsertionSide", task("original.py:make_env"))
+    assert same("original.py:make_env", task("PegInsertionSide"))
+    assert not same("AdroitDoor", task("AdroitPen"))
+    assert not same("gymnasium:FetchPush-v4", task("gymnasium:FetchSlide-v4"))
+    assert not same("AdroitDoor", task("gymnasium:AdroitHandPen-v1", "AdroitPen"))
+    assert not same("push.py:make_task", task("Point"))

@@ -225,6 +225,9 @@ def test_a_policy_is_imitated_from_demonstrations_of_an_expert(here, capsys):
     assert json.loads(Path("cloned/policy.json").read_text())["task"] == "walk.py:make_env"
     code, said = train(capsys, "of_clone", settings=["base_policy.path=cloned"])
     assert code == 0, said
+    argv = ["demos", "walk.py:make_env"]
+    said = refused(ask(capsys, *argv, "--expert", "PegInsertionSide", "--out", "x.h5"))
+    assert "reads 50 numbers and returns 7, but walk.py:make_env has 2 and 1" in said
     said = refused(ask(capsys, "demos", "walk.py:make_env", "--out", "x.h5"))
     assert "expected FILE.py:FUNCTION" in said
     said = refused(

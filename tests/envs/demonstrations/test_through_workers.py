@@ -3,6 +3,8 @@
 import json
 
 import h5py
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from pdjax_envs import from_gymnasium
 from pdjax_envs.demonstrations import layouts, store, through_workers
 from pdjax_envs.demonstrations.trajectory import DataError
 from pdjax_envs.from_gymnasium import Workers
+from pdjax_envs.task import Expert
 from pdjax_envs.workers import WorkerError, WorkerPool
 from tests.envs.workers.playing import ENV, point
 
@@ -110,6 +113,30 @@ def test_a_class_of_experts_begins_each_episode_anew(env, expert):
     for trajectory in found:
         np.testing.assert_allclose(trajectory.actions[:2], [waiting] * len(trajectory.actions[:2]))
         assert trajectory.executed is None  # without noise
+
+
+def test_an_expert_of_our_own_leads_as_one_beside_the_simulator_does(env, expert):
+    """Without noise; its carry, which each episode begins anew, counts the control steps."""
+
+    def act(carry, obs, key):
+        del key
+        wanted = jnp.clip(-obs[:2] / 0.3, jnp.array([-1, 0]), jnp.array([3, 2]))
+        wanted = (wanted - 1) / jnp.array([2, 1])
+        return jnp.where(carry == obs[2], wanted, jnp.nan), carry + 1  # obs[2] counts them too
+
+    def disturb(action, obs, key, noise):
+        del obs
+        return jnp.clip(action + noise * jax.random.normal(key, action.shape), -1, 1)
+
+    ours = Expert(lambda key: jnp.zeros(()), act, disturb)
+    found, rate = through_workers.record(env, ours, 20, seed=3)
+    expected, their_rate = through_workers.record(env, expert("expert"), 20, seed=3)
+    assert rate == their_rate
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.obs, other.obs, atol=1e-5)
+        assert one.seed == other.seed and one.executed is None
+    disturbed, _ = through_workers.record(env, ours, 20, seed=3, noise=0.2)
+    assert sum(one.executed is not None for one in disturbed) > 15
 
 
 @pytest.mark.parametrize(
