@@ -93,7 +93,11 @@ def _success_rate(found: list[Trajectory], rows: list[dict[str, Any]]) -> float 
 
     Where the file does not say, a replay tells, but only if it equals the recording.
     """
-    replayed = {row["episode"]: row["replayed_success"] for row in rows if row["max_drift"] <= SAME}
+    replayed = {
+        row["episode"]: row["replayed_success"]
+        for row in rows
+        if row["max_drift"] <= SAME and row["replayed_success"] is not None
+    }
     known = []
     for index, trajectory in enumerate(found):
         if trajectory.success is None and index not in replayed:
@@ -132,7 +136,7 @@ def _compare(index: int, trajectory: Trajectory, played: Replay, task: Task) -> 
         "episode": index,
         "steps": len(trajectory.actions),
         "recorded_success": None if flags is None else bool(flags.any()),
-        "replayed_success": bool(played.success.any()),
+        "replayed_success": bool(played.success.any()) if task.has_success else None,
         "drift_at_start": drift[0].max(),
         "mean_drift": drift.mean(),
         "max_drift": drift[step, column],
@@ -153,7 +157,7 @@ def _verdict(summary: dict[str, Any]) -> str:
     if not rows:
         return "; ".join([*said, "nothing was replayed"])
     worst, start = (max(row[name] for row in rows) for name in ("max_drift", "drift_at_start"))
-    won = sum(row["replayed_success"] for row in rows)
+    outcomes = [row["replayed_success"] for row in rows]
     silent = any(row["recorded_success"] is None for row in rows)
     if worst <= SAME:
         said.append("the replay equals the recording")
@@ -167,7 +171,9 @@ def _verdict(summary: dict[str, Any]) -> str:
             f"replays drift by up to {worst:.2g}: the physics differ, or the recorded actions"
             " are not the executed ones"
         )
-    said.append(f"{won} of {len(rows)} replays succeed")
+    if None in outcomes:
+        return "; ".join([*said, "the task has no success"])
+    said.append(f"{sum(outcomes)} of {len(rows)} replays succeed")
     if silent and worst > SAME:
         said.append("they do not tell whether the recordings did, and the file does not say")
     return "; ".join(said)

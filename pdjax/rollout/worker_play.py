@@ -24,7 +24,7 @@ from pdjax_envs.task import select
 from pdjax_envs.workers import Played, WorkerPool, same_starts
 
 SLOTS = 16  # episodes that are played at once
-Keep = Callable[[int, int, np.ndarray], None]  # see `Games.film`
+Keep = Callable[[int, int, np.ndarray], None]  # see `Games.play`
 
 
 class Games:
@@ -50,38 +50,21 @@ class Games:
         residual_scale: Any = 0.0,
         base_params: Params = None,
         record: bool = False,
+        keep: Keep | None = None,
     ) -> Evaluation:
-        """Plays episodes, see `playing.Play`. Positions cannot be recorded."""
-        frozen = self._playing.frozen
-        if base_params is not None:
-            frozen = frozen._replace(base_params=base_params)
-        return self._play(frozen, seed, episodes, actor, float(residual_scale), record, None)
-
-    def film(
-        self, seed: int, episodes: int, actor: Params, residual_scale: float, keep: Keep
-    ) -> Evaluation:
-        """Plays the same episodes as `play` and takes a picture after each control step.
+        """Plays episodes, see `playing.Play`. Positions cannot be recorded, but pictures can.
 
         Args:
-          seed, episodes, actor, residual_scale: see `playing.Play`.
-          keep: receives (episode, control step, picture (H, W, 3) uint8).
+          seed, episodes, actor, residual_scale, base_params, record: see there.
+          keep: receives (episode, control step, picture (H, W, 3) uint8) after each control step;
+            None = no pictures.
 
         Raises:
-          workers.WorkerError: the environment draws no pictures.
+          workers.WorkerError: workers failed too often, or the environment draws no pictures.
         """
-        frozen = self._playing.frozen
-        return self._play(frozen, seed, episodes, actor, residual_scale, False, keep)
-
-    def _play(
-        self,
-        frozen: Frozen,
-        seed: int,
-        episodes: int,
-        actor: Params,
-        scale: float,
-        record: bool,
-        keep: Keep | None,
-    ) -> Evaluation:
+        frozen, scale = self._playing.frozen, float(residual_scale)
+        if base_params is not None:
+            frozen = frozen._replace(base_params=base_params)
         slots = min(episodes, SLOTS)
         parts = [
             self._wave(frozen, seed, first, slots, actor, scale, record, keep)
@@ -95,8 +78,8 @@ class Games:
         carry = None
         if record:
 
-            def join(*waves: np.ndarray) -> np.ndarray:
-                return np.concatenate(waves)[:episodes]
+            def join(*waves: Array) -> Array:
+                return jnp.concatenate(waves)[:episodes]
 
             carry = jax.tree.map(join, *(part["carry"] for part in parts))
         return Evaluation(qpos=None, carry=carry, starts_differ=self._starts_differ, **joined)

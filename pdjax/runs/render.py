@@ -100,7 +100,7 @@ def _draw_in_workers(
                     bar.update(before + taken)
 
                 album = _Album(Path(folder) / f"{number}.npy", episodes, task.episode_steps, tell)
-                result = games.film(seed, episodes, actor, refined.residual_scale, album.keep)
+                result = games.play(seed, episodes, actor, refined.residual_scale, keep=album.keep)
                 tell(longest)
                 steps = np.asarray(result.steps_to_success)
                 solved = _solved(result)

@@ -243,7 +243,7 @@ def test_films_show_each_control_step_of_the_same_episodes(name):
         pictures[episode, step] = picture[0, 0, 0]
 
     with closing(Games(playing)) as games:
-        filmed = games.film(3, episodes, actor, 0.5, keep)
+        filmed = games.play(3, episodes, actor, 0.5, keep=keep)
         played = games.play(3, episodes, actor, 0.5)
     for one, other in zip(filmed, played, strict=True):
         if one is not None:
