@@ -3,6 +3,7 @@
 This file is not pure: it writes files and shows progress.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,13 @@ def record_demonstrations(
     # All are kept until they are written, with one control step each at least.
     size = 4 * episodes * (env.task.obs_dim + 2 * env.task.act_dim)
     check_fits(size, f"{episodes:,} demonstrations of {task}", "record fewer")
+    if env.open is not None:
+        recorder = partial(through_workers.record, expert=_lead(expert, env.task))
+    else:
+        chosen = None if expert is None else _load_expert(expert, env.task)
+        recorder = partial(record.record, expert=chosen)
     with terminal.progress("recording", episodes, "episodes") as bar:
-        if env.open is not None:
-            lead = _lead(expert, env.task)
-            found, rate = through_workers.record(env, lead, episodes, seed, noise, bar.update)
-        else:
-            chosen = None if expert is None else _load_expert(expert, env.task)
-            found, rate = record.record(env, episodes, seed, noise, bar.update, chosen)
+        found, rate = recorder(env, episodes=episodes, seed=seed, noise=noise, progress=bar.update)
     out.parent.mkdir(parents=True, exist_ok=True)
     store.write(out, env.task, found)
     lengths = [len(trajectory.actions) for trajectory in found]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pdjax_envs.demonstrations.trajectory import DataError, Trajectory, episode_keys
-from pdjax_envs.task import Env, Expert
+from pdjax_envs.task import Env, Expert, Task
 
 DISTURBANCE_STEPS = 4  # control steps that one disturbance lasts
 SEEDS = 2**31  # the number of seeds; seed 0 follows the last one
@@ -49,13 +49,42 @@ def record(
         )
     width = min(64, max(8, episodes))
     attempt = jax.jit(_make_attempt(env, expert, noise))
-    trajectories, tried, won = [], 0, 0
-    while len(trajectories) < episodes:
-        seeds = (seed + tried + np.arange(width)) % SEEDS
+
+    def attempts(seeds: np.ndarray) -> list[Trajectory]:
         keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
-        found = _cut(jax.device_get(attempt(env.model, keys)), seeds)
+        return _cut(jax.device_get(attempt(env.model, keys)), seeds)
+
+    return gather(attempts, width, episodes, seed, progress, task)
+
+
+def gather(
+    attempt: Callable[[np.ndarray], list[Trajectory]],
+    width: int,
+    episodes: int,
+    seed: int,
+    progress: Callable[[int], None],
+    task: Task,
+) -> tuple[list[Trajectory], float]:
+    """Attempts episodes, `width` seeds at a time, until enough succeed.
+
+    Args:
+      attempt: seeds (width,) -> the episodes that succeed.
+      width: attempts at once.
+      episodes, seed, progress: see `record`.
+      task: for the error message.
+
+    Returns:
+      The trajectories and the share of attempts that succeeded.
+
+    Raises:
+      DataError: the expert never succeeds.
+    """
+    trajectories: list[Trajectory] = []
+    tried, won = 0, 0
+    while len(trajectories) < episodes:
+        found = attempt((seed + tried + np.arange(width)) % SEEDS)
         tried, won = tried + width, won + len(found)
-        trajectories.extend(found)
+        trajectories += found
         progress(min(len(trajectories), episodes))
         if tried >= 10 * width and won == 0:
             raise DataError(f"the expert of {task.name} failed in all of {tried} attempts")

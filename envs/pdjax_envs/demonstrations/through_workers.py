@@ -8,6 +8,7 @@ look into it. Not pure: it starts processes.
 # pyright: reportUnknownMemberType=false
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -15,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from pdjax_envs.demonstrations.playback import Replay
-from pdjax_envs.demonstrations.record import DISTURBANCE_STEPS, SEEDS
+from pdjax_envs.demonstrations.record import DISTURBANCE_STEPS, gather
 from pdjax_envs.demonstrations.trajectory import DataError, Trajectory, episode_keys
 from pdjax_envs.task import Env, Expert
-from pdjax_envs.workers import Played, WorkerPool
+from pdjax_envs.workers import Played, WorkerPool, begin, play_actions
 
 SLOTS = 16  # episodes that are played at once
 
@@ -124,23 +125,14 @@ def record(
     is_beside = isinstance(expert, str)
     lead: Lead = Beside(noise) if is_beside else Ours(expert, noise)
     width = min(SLOTS, episodes)
-    found: list[Trajectory] = []
-    tried, won = 0, 0
     with env.open(width, 1, expert=expert if is_beside else "") as pool:
-        while len(found) < episodes:
-            seeds = (seed + tried + np.arange(width)) % SEEDS
-            new = _attempt(pool, lead, seeds, task.episode_steps)
-            tried, won = tried + width, won + len(new)
-            found += new
-            progress(min(len(found), episodes))
-            if tried >= 10 * width and won == 0:
-                raise DataError(f"the expert of {task.name} failed in all of {tried} attempts")
-    return found[:episodes], won / tried
+        attempt = partial(_attempt, pool, lead, task.episode_steps)
+        return gather(attempt, width, episodes, seed, progress, task)
 
 
-def _attempt(pool: WorkerPool, lead: Lead, seeds: np.ndarray, limit: int) -> list[Trajectory]:
+def _attempt(pool: WorkerPool, lead: Lead, limit: int, seeds: np.ndarray) -> list[Trajectory]:
     """Plays an episode of each seed; returns those that succeed."""
-    first = obs = _begin(pool, seeds).obs[:, 0]
+    first = obs = begin(pool, seeds)
     lead.begin(pool, seeds)
     rows: list[tuple[np.ndarray, np.ndarray, Played]] = []
     over = np.zeros(len(seeds), bool)
@@ -208,21 +200,6 @@ def _replay(pool: WorkerPool, trajectories: list[Trajectory]) -> Iterator[Replay
     for index, trajectory in enumerate(trajectories):
         executed = trajectory.actions if trajectory.executed is None else trajectory.executed
         actions[: len(executed), index], seeds[index] = executed, trajectory.seed
-    obs, success = [_begin(pool, seeds).obs[:, 0]], []
-    over = np.zeros(pool.num_envs, bool)
-    for action in actions:
-        pool.send(action[:, None], pool.ended, seeds)
-        answer = pool.receive()
-        obs.append(np.where(over[:, None], obs[-1], answer.obs[:, 0]))
-        success.append(answer.success[:, 0] & ~over)
-        over |= (answer.terminated | answer.truncated)[:, 0]
-    pool.abandon()
+    played = play_actions(pool, begin(pool, seeds), actions, seeds)
     for index, steps in enumerate(lengths):
-        yield Replay(np.stack(obs)[: steps + 1, index], np.stack(success)[:steps, index])
-
-
-def _begin(pool: WorkerPool, seeds: np.ndarray) -> Played:
-    """Begins an episode of each seed in each environment."""
-    still = np.zeros((pool.num_envs, 1, pool.description.act_dim), np.float32)
-    pool.send(still, np.ones(pool.num_envs, bool), seeds)
-    return pool.receive()
+        yield Replay(played.obs[: steps + 1, index], played.success[:steps, index])

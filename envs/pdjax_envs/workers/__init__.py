@@ -10,14 +10,17 @@ from pdjax_envs.workers.memory import Played
 from pdjax_envs.workers.pool import WorkerPool, closing_pools
 from pdjax_envs.workers.process import WorkerError
 from pdjax_envs.workers.spaces import Description
-from pdjax_envs.workers.trial import describe, same_starts
+from pdjax_envs.workers.trial import Episodes, begin, describe, play_actions, same_starts
 
 __all__ = [
     "Description",
+    "Episodes",
     "Played",
     "WorkerError",
     "WorkerPool",
+    "begin",
     "closing_pools",
     "describe",
+    "play_actions",
     "same_starts",
 ]
