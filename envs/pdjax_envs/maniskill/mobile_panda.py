@@ -69,6 +69,10 @@ FINGER_GEOMS = tuple(
     for part in ("pad", "carriage")
 )
 
+# Without rotor inertia, contact forces would be too small: the constraint solver does not see the
+# drives' damping, which only enters the integration.
+_ARM_JOINT = panda.Joint(damping=0.0, armature=0.3)
+_FINGER_JOINT = panda.Joint(damping=panda.DAMPING, armature=1.0)
 _SHOULDER = (0.08083, 0.3012, 0.2885)  # m, the left arm's first joint in the chest's frame
 _CHEST = 0.1315  # m, height of the chest above the lift
 _FIRST_JOINT = 0.333  # m, from the base of an arm to its first joint
@@ -94,7 +98,7 @@ def add_mobile_panda(spec: mujoco.MjSpec, visual: bool) -> None:
             pos=(x, sign * (y - _FIRST_JOINT), z),
             quat=(np.sqrt(0.5), -sign * np.sqrt(0.5), 0, 0),  # z points outwards
         )
-        hand = panda.add_arm(mount, f"{side}_panda_", 0.0, visual)
+        hand = panda.add_arm(mount, f"{side}_panda_", _ARM_JOINT, _FINGER_JOINT, visual)
         for finger in hand.bodies:
             finger.add_site(name=f"{finger.name}_tip", pos=(0, 0, TIP), group=4)
         names += [f"{side}_panda_joint{index}" for index in range(1, 8)]

@@ -5,10 +5,9 @@ Separate from the tasks because all ManiSkill tasks share the arm. The numbers c
 `agents/configs/panda/defaults.py` (gains, force limits, action ranges). Collision shapes are
 primitives, so that every physics engine computes the same contacts.
 
-Differences from SAPIEN: the drives' damping is joint damping, which the integrator treats
-implicitly and to which the force limit does not apply; gravity is compensated but Coriolis forces
-are not; the friction of a pair is the larger of the two values, not their mean; only the distal
-links collide with objects.
+The inertias are those that SAPIEN 2.2 works with: its loader turns the principal axes of links 1, 3,
+4 and 7 of the URDF. Differences from SAPIEN: gravity is compensated but Coriolis forces are not;
+only the distal links collide with objects.
 
 Holds no state; the kinematics are pure JAX for one arm (use `jax.vmap`).
 """
@@ -32,12 +31,8 @@ MAX_TRANSLATION = 0.1  # m per control step at action 1, in the end-effector's f
 MAX_ROTATION = 0.1  # rad, norm of the rotation vector at action norm 1
 GRIPPER_RANGE = (-0.01, 0.04)  # m, finger target at action -1 and 1; negative to press thin objects
 STIFFNESS, DAMPING, FORCE_LIMIT = 1e3, 1e2, 100.0  # N m/rad, N m s/rad, N m (N for the fingers)
-FINGER_FRICTION = 2.0
-# Rotor inertia, kg m^2 and kg. The constraint solver does not see the drives' damping, which only
-# enters the integration. If damping * time step exceeds a joint's inertia, contact forces are too
-# small and a grasped object creeps. This inertia prevents that without changing the motion, whose
-# time constant is damping / stiffness = 0.1 s.
-ARM_ARMATURE, FINGER_ARMATURE = 0.3, 1.0
+SAPIEN_STEP = 0.002  # s
+FINGER_FRICTION = 1.5  # PhysX takes the mean of a pair: 2 of the gripper, 1 of everything else
 
 # Collision bits: a pair collides if the contype of one matches the conaffinity of the other.
 FLOOR_BIT, ROBOT_BIT, FIXTURE_BIT = 1, 2, 4
@@ -62,7 +57,7 @@ _LINKS = (
         0,
         4.970684,
         (0.003875, 0.002081, -0.04762),
-        (0.70337, 0.70661, 0.009117, -0.000139, 0.006772, 0.019169),
+        (0.706007, 0.00988179, 0.703208, -0.0280724, -0.000520226, -0.0125479),
         (-2.8973, 2.8973),
         (),
         False,
@@ -82,7 +77,7 @@ _LINKS = (
         1,
         3.228604,
         (2.7518e-02, 3.9252e-02, -6.6502e-02),
-        (0.037242, 0.036155, 0.01083, -0.004761, -0.011396, -0.012805),
+        (0.0291848, 0.021959, 0.0330832, 0.0155058, -0.0101793, 0.0128044),
         (-2.8973, 2.8973),
         ((0, 0, -0.15, 0.03, 0, -0.02, 0.07),),
         False,
@@ -92,7 +87,7 @@ _LINKS = (
         1,
         3.587895,
         (-5.317e-02, 1.04419e-01, 2.7454e-02),
-        (0.025853, 0.019552, 0.028323, 0.007796, -0.001332, 0.008641),
+        (0.0106244, 0.0281481, 0.0349556, -0.000112292, -0.000295062, 5.63246e-05),
         (-3.0718, -0.0698),
         ((-0.03, 0.02, 0, -0.08, 0.12, 0, 0.065),),
         False,
@@ -122,12 +117,24 @@ _LINKS = (
         1,
         0.735522,
         (1.0517e-02, -4.252e-03, 6.1597e-02),
-        (0.012516, 0.010027, 0.004815, -0.000428, -0.001196, -0.000741),
+        (0.00483459, 0.00999535, 0.0125281, 0.00129021, -0.000141695, 0.000741146),
         (-2.8973, 2.8973),
         ((0, 0, 0.0, 0, 0, 0.07, 0.045),),
         True,
     ),
 )
+
+
+class Joint(NamedTuple):
+    """What a joint adds to its link: `damping`, N m s/rad, and rotor inertia `armature`, kg m^2.
+
+    For fingers N s/m and kg.
+    """
+
+    damping: float
+    armature: float
+
+
 _FLANGE = 0.107  # m, link 7 to the hand along z, followed by a turn of -45 degrees about z
 _TCP = 0.1034  # m, hand to the tool centre point along z
 _FINGER_BASE = 0.0584  # m, hand to the finger joints along z
@@ -154,16 +161,36 @@ def add_panda(spec: mujoco.MjSpec, visual: bool) -> None:
     base = spec.worldbody.add_body(name="panda_link0", pos=BASE_POS)
     if visual:
         _add_visual(base, "link0")
-    hand = add_arm(base, "panda_", DAMPING, visual, camera=True)
+    joint, damping = _drive(spec.option.timestep)
+    hand = add_arm(base, "panda_", joint, joint, visual, camera=True)
     hand.add_site(name="tcp", pos=(0, 0, _TCP), size=(0.005, 0.005, 0.005), group=4)
     for index in range(1, ARM_JOINTS + 1):
-        add_position_actuator(spec, f"panda_joint{index}")
+        add_position_actuator(spec, f"panda_joint{index}", damping)
     for index in (1, 2):
-        add_position_actuator(spec, f"panda_finger_joint{index}")
+        add_position_actuator(spec, f"panda_finger_joint{index}", damping)
+
+
+def _drive(step: float) -> tuple[Joint, float]:
+    """Returns the joint and the actuator's damping that move as a drive of PhysX does.
+
+    PhysX solves a drive with stiffness K and damping D implicitly in each step h, where the force
+    limit applies to both terms: (M + h D + h^2 K) dv = h (K (target - q) - (D + h K) v). Here the
+    joint has the inertia h D + h^2 K, and the actuator the damping D + h K. So contacts, too, meet
+    the inertia that the integration uses; with damping in the joint, forces in a grasp fall short.
+    Of D, the value makes steps of `step` approach a target as fast as SAPIEN's do.
+    """
+    per_step = (1 + SAPIEN_STEP * STIFFNESS / DAMPING) ** (step / SAPIEN_STEP)
+    damping = step * STIFFNESS / (per_step - 1) + step * STIFFNESS
+    return Joint(damping=0.0, armature=step * damping), damping
 
 
 def add_arm(
-    mount: mujoco.MjsBody, prefix: str, damping: float, visual: bool, camera: bool = False
+    mount: mujoco.MjsBody,
+    prefix: str,
+    joint: Joint,
+    finger: Joint,
+    visual: bool,
+    camera: bool = False,
 ) -> mujoco.MjsBody:
     """Adds the seven links, the hand and two fingers of an arm, without actuators.
 
@@ -171,7 +198,8 @@ def add_arm(
       mount: the body that carries the arm's base frame.
       prefix: prefix of all names: links `<prefix>link1`, `<prefix>hand`, `<prefix>leftfinger`,
         joints `<prefix>joint1`, `<prefix>finger_joint1`, ...
-      damping: damping of the seven joints, N m s/rad.
+      joint: of each of the seven joints.
+      finger: of the two fingers' joints.
       visual: whether to add the meshes of `add_meshes`.
       camera: whether the hand carries a camera.
 
@@ -195,8 +223,8 @@ def add_arm(
             type=mujoco.mjtJoint.mjJNT_HINGE,
             axis=(0, 0, 1),
             range=link.joint_range,
-            damping=damping,
-            armature=ARM_ARMATURE,
+            damping=joint.damping,
+            armature=joint.armature,
             limited=mujoco.mjtLimited.mjLIMITED_TRUE,
         )
         for capsule in link.capsules:
@@ -212,12 +240,12 @@ def add_arm(
     hand = _add_hand(parent, prefix, visual)
     if camera:
         _add_camera(hand, prefix)
-    _add_fingers(hand, prefix, visual)
+    _add_fingers(hand, prefix, finger, visual)
     return hand
 
 
-def add_position_actuator(spec: mujoco.MjSpec, joint: str) -> None:
-    """Adds a drive to a joint position, with the joint's name; the joint itself has the damping."""
+def add_position_actuator(spec: mujoco.MjSpec, joint: str, damping: float = 0.0) -> None:
+    """Adds a drive to a joint position, with the joint's name and `damping`, N m s/rad or N s/m."""
     spec.add_actuator(
         name=joint,
         target=joint,
@@ -225,7 +253,7 @@ def add_position_actuator(spec: mujoco.MjSpec, joint: str) -> None:
         gaintype=mujoco.mjtGain.mjGAIN_FIXED,
         biastype=mujoco.mjtBias.mjBIAS_AFFINE,
         gainprm=[STIFFNESS] + [0] * 9,
-        biasprm=[0, -STIFFNESS] + [0] * 8,
+        biasprm=[0, -STIFFNESS, -damping] + [0] * 7,
         forcerange=(-FORCE_LIMIT, FORCE_LIMIT),
         forcelimited=mujoco.mjtLimited.mjLIMITED_TRUE,
     )
@@ -247,7 +275,7 @@ def _add_hand(link7: mujoco.MjsBody, prefix: str, visual: bool) -> mujoco.MjsBod
     return hand
 
 
-def _add_fingers(hand: mujoco.MjsBody, prefix: str, visual: bool) -> None:
+def _add_fingers(hand: mujoco.MjsBody, prefix: str, joint: Joint, visual: bool) -> None:
     for side, sign in (("left", 1), ("right", -1)):
         finger = hand.add_body(name=f"{prefix}{side}finger", pos=(0, 0, _FINGER_BASE), gravcomp=1.0)
         finger.mass, finger.ipos, finger.explicitinertial = 0.015, (0, 0, 0), True
@@ -257,9 +285,9 @@ def _add_fingers(hand: mujoco.MjsBody, prefix: str, visual: bool) -> None:
             type=mujoco.mjtJoint.mjJNT_SLIDE,
             axis=(0, sign, 0),
             range=(0, 0.04),
-            damping=DAMPING,
+            damping=joint.damping,
             limited=mujoco.mjtLimited.mjLIMITED_TRUE,
-            armature=FINGER_ARMATURE,
+            armature=joint.armature,
         )
         for part, (pos, size) in (("pad", _FINGER_PAD), ("carriage", _FINGER_CARRIAGE)):
             finger.add_geom(
@@ -276,9 +304,9 @@ def _add_fingers(hand: mujoco.MjsBody, prefix: str, visual: bool) -> None:
 
 
 def _add_camera(hand: mujoco.MjsBody, prefix: str) -> None:
-    """Adds the camera on the hand; its inertia is about its own centre."""
+    """Adds the camera on the hand; its centre of mass is off the middle of its box, as in SAPIEN."""
     camera = hand.add_body(name=f"{prefix}camera", pos=(0.0465, 0, 0.036), gravcomp=1.0)
-    camera.mass, camera.ipos, camera.explicitinertial = 0.564, (0, 0, 0), True
+    camera.mass, camera.ipos, camera.explicitinertial = 0.564, (0, -0.02, 0), True
     camera.fullinertia = (0.003879257, 0.00049894, 0.003881243, 0, 0, 0)
     camera.add_geom(
         type=mujoco.mjtGeom.mjGEOM_BOX,

@@ -19,6 +19,9 @@ FINGERS_OPEN = 0.04  # m
 DENSITY = 1000.0  # kg/m^3, SAPIEN's default
 TOUCH = 0.001  # m
 PAD = (0.00875, 0.00925)  # m, half size of a finger's pad across and along the finger
+# Contacts of MuJoCo: time constant, s, and damping ratio; impedance at no and full depth, and the
+# depth, m; how much stiffer friction is than the normal direction.
+CONTACT_SOLREF, CONTACT_SOLIMP, FRICTION_STIFFNESS = (0.01, 1), (0.98, 0.98, 0.001), 30
 # Collision bits of loose objects; see `panda`.
 OBJECT = {
     "contype": 0,
@@ -39,8 +42,10 @@ def make_spec(name: str, visual: bool) -> mujoco.MjSpec:
     option = spec.option
     option.timestep = PHYSICS_STEP
     option.integrator = mujoco.mjtIntegrator.mjINT_EULER  # joint damping is implicit
-    # Elliptic cones and stiff friction: with pyramidal cones, objects slip out of the grasp.
-    option.cone, option.impratio = mujoco.mjtCone.mjCONE_ELLIPTIC, 10
+    # A grasp is as rigid as in SAPIEN. With pyramidal cones objects slip out; with MuJoCo's softer
+    # contacts they turn and creep in the hand, and align themselves with the pads.
+    option.cone, option.impratio = mujoco.mjtCone.mjCONE_ELLIPTIC, FRICTION_STIFFNESS
+    spec.default.geom.solref, spec.default.geom.solimp[:3] = CONTACT_SOLREF, CONTACT_SOLIMP
     # The bodies' bounding volume trees would use the compiled sizes, not the episode's.
     option.disableflags |= mujoco.mjtDisableBit.mjDSBL_MIDPHASE.value
     spec.worldbody.add_geom(
