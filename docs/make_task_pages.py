@@ -13,6 +13,7 @@ import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -22,6 +23,7 @@ from pdjax_envs.task import Task
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "tasks"
+FIDELITY = ROOT / "experiments" / "results" / "fidelity.jsonl"
 SPEED = ROOT / "benchmarks" / "results" / "physics.jsonl"
 WIDTH, HEIGHT = 640, 480  # pixels
 
@@ -55,6 +57,7 @@ def page(task: Task) -> str:
         "",
         *_actions(task),
         "",
+        *_fidelity(task),
         *_speed(task),
     ]
     return "\n".join(lines).rstrip() + "\n"
@@ -117,6 +120,42 @@ def _speed(task: Task) -> list[str]:
             lines.append(f"| {entry['num_envs']} | {rates} |")
         return lines
     return []
+
+
+def _fidelity(task: Task) -> list[str]:
+    """Returns what `experiments/fidelity.py` last found of each policy of the task."""
+    text = FIDELITY.read_text() if FIDELITY.is_file() else ""
+    rows = {row["run"]: row for row in map(json.loads, text.splitlines())}
+    rows = [row for row in rows.values() if row["task"] == task.name]
+    if not rows:
+        return []
+    lines = [
+        "## The same policies in the original",
+        "",
+        f"{rows[-1]['episodes']} episodes from the same starts, in mani-skill2's simulator and here"
+        " (`experiments/fidelity.py`). Medians: control steps until success; at the lift, the angle"
+        " between the object and the finger pads, and by how much each finger is farther out than"
+        " half the object's width; in the hand during 24 control steps after it, turn and slip.",
+        "",
+        "| policy | simulator | success | steps | yaw, degrees | opening, mm | turn, degrees"
+        " | slip, mm |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        for name in ("base", "refined"):
+            for world in ("original", "port"):
+                lines.append(
+                    _fidelity_row(f"{row['policy']}, {name}", world, row[f"{name}_{world}"])
+                )
+    return [*lines, ""]
+
+
+def _fidelity_row(policy: str, world: str, found: Mapping[str, Any]) -> str:
+    low, high = (100 * value for value in found["ci"])
+    success = f"{100 * found['success']:.0f} % [{low:.0f}, {high:.0f}]"
+    keys = (("steps", ".0f"), ("yaw", ".1f"), ("opening", ".1f"), ("turn", ".2f"), ("slip", ".2f"))
+    values = ["-" if found.get(key) is None else f"{found[key]:{form}}" for key, form in keys]
+    return f"| {policy} | {world} | {success} | {' | '.join(values)} |"
 
 
 def draw(task: Task, path: Path) -> None:

@@ -58,11 +58,11 @@ PAPER_CHANGES = {
 
 RECIPES = {
     "PegInsertionSide": Recipe(
-        100,
+        300,
         {
-            "diffusion": "--steps 3000 --set diffusion.hidden=512",
+            "diffusion": "--steps 4000 --set diffusion.hidden=512",
             # Two observations, chunks, no dropout: else it copies its own history, imprecisely.
-            "bet": "--steps 4000 --eval-every 1000 --set bet.act_horizon=4 bet.obs_horizon=2"
+            "bet": "--steps 6000 --eval-every 2000 --set bet.act_horizon=4 bet.obs_horizon=2"
             " bet.dropout=0 bet.layers=2 batch_size=256",
         },
     ),

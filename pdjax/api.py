@@ -6,6 +6,7 @@ nothing unless `progress=True`. Bad input raises a ValueError of one line, most 
 
 import contextlib
 import dataclasses
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -271,8 +272,9 @@ def evaluate(
     physics: str = "",
     shift: str = "",
     base: BasePolicy | None = None,
-    task: Task | None = None,
+    task: AnyTask | None = None,
     progress: bool = False,
+    **settings: Any,
 ) -> Paired:
     """Plays base and refined policy of a finished run on the same episodes.
 
@@ -283,8 +285,11 @@ def evaluate(
       physics: physics engine; "" = as in the run's config.
       shift: perturbations joined by +, or `none`; "" = as in training.
       base: the base policy, if it exists in memory only and `run` is a directory.
-      task: the task, if it exists in memory only and is not registered yet.
+      task: another task whose observations and actions have the same sizes, such as the same one
+        in another simulator; or the run's, if it exists in memory only and is not registered yet.
+        None = the run's.
       progress: whether to show progress on stderr.
+      settings: of the task, such as `python="venv/bin/python"` for a simulator of its own Python.
 
     Returns:
       A `Paired` evaluation: arrays of each policy's episodes, and a `summary` with 95 % intervals.
@@ -293,10 +298,12 @@ def evaluate(
       ConfigError: the run is not finished, or cannot be read.
     """
     arguments.check(episodes=episodes, seed=seed)
-    _name(task)
+    name = _name(task)
     directory, base = _directory(run, base)
+    values = {"name": name, **settings} if name else settings
+    changes = [f"task.{key}={json.dumps(value)}" for key, value in values.items()]
     with _shown(progress):
-        return evaluation.evaluate_run(directory, episodes, seed, physics, shift, base)[0]
+        return evaluation.evaluate_run(directory, episodes, seed, physics, shift, base, changes)[0]
 
 
 def compare(runs: Sequence[AnyRun], *, threshold: float = 0.9) -> comparing.Comparison:

@@ -4,9 +4,11 @@ SAPIEN 2 needs a graphics driver even for state observations. Without one its re
 here everything that would be drawn is left out. Physics does not depend on it.
 """
 
+import sys
 from typing import Any
 
 import gymnasium
+import numpy as np
 import sapien.core as sapien  # pyright: ignore
 
 
@@ -50,3 +52,37 @@ def make_env(
     import mani_skill2.envs  # noqa: F401  # pyright: ignore
 
     return gymnasium.make(name, obs_mode="state", control_mode=control_mode, reward_mode="sparse")
+
+
+def _state(env: Any) -> dict[str, np.ndarray]:
+    """Returns the state of an environment as our task's `get_state` names it."""
+    poses = [env.peg] if hasattr(env, "peg") else [env.cubeA, env.cubeB]
+    qpos = [env.agent.robot.get_qpos()]
+    qpos += [np.concatenate([actor.pose.p, actor.pose.q]) for actor in poses]
+    state = {"qpos": np.concatenate(qpos), "qvel": np.zeros(9 + 6 * len(poses))}
+    if hasattr(env, "peg"):
+        state |= {
+            "peg_half_length": env.peg_half_size[0],
+            "peg_half_width": env.peg_half_size[1],
+            "hole_offset": env.box_hole_offset.p[1:],
+            "hole_half_width": env.box_hole_radius,
+            "box_pos": env.box.pose.p,
+            "box_quat": env.box.pose.q,
+        }
+    return state
+
+
+def main() -> None:
+    """Writes where episodes begin: `maniskill2.py NAME CONTROL_MODE SEEDS.npy STARTS.npz`."""
+    name, control_mode, seeds, out = sys.argv[1:]
+    env = make_env(name, control_mode)
+    rows = []
+    for seed in np.load(seeds).tolist():
+        env.reset(seed=seed)
+        rows.append({"seed": seed, **_state(env.unwrapped)})
+    columns: dict[str, Any] = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+    np.savez(out, **columns)
+
+
+if __name__ == "__main__":
+    main()

@@ -153,6 +153,10 @@ class Eval:
     """Perturbations: mass, friction, size, held_out, sensor_noise, camera, action_delay. Join
     several by + to apply them together; `none` = no perturbation; `all` = none, then each one by
     itself. Default: as in training."""
+    set: tuple[str, ...] = ()
+    """Plays in another simulator: task.name=NAME, whose observations and actions have the same
+    sizes, and further settings of the task, such as task.python=venv/bin/python. One --set takes
+    several values; --set may be repeated."""
 
     def run(self) -> dict[str, Any]:
         """Evaluates and prints."""
@@ -161,10 +165,12 @@ class Eval:
 
         where = (self.run_directory, self.episodes, self.seed, self.physics or "")
         if self.shift == "all":
+            if self.set:
+                raise ConfigError("--shift all plays in the run's own task; leave out --set")
             found = evaluate.evaluate_shifts(*where)
             tables.show_shifts(found)
             return {"shifts": found}
-        _, summary = evaluate.evaluate_run(*where, self.shift)
+        _, summary = evaluate.evaluate_run(*where, self.shift, changes=self.set)
         tables.show_comparison(summary)
         return summary
 

@@ -7,6 +7,7 @@ demonstrations. `make_play` is the only way to play whole episodes from the host
 
 # pyright: reportUnknownMemberType=false
 
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -30,7 +31,7 @@ from pdjax.rollout.decision import Frozen
 from pdjax.rollout.evaluate import Evaluation
 from pdjax.rollout.worker_play import Games
 from pdjax.types import Array, BasePolicy, Key, Params, Scalar
-from pdjax_envs import registry
+from pdjax_envs import from_gymnasium, registry
 from pdjax_envs.from_gymnasium import Workers
 from pdjax_envs.reading import check_fits, short
 from pdjax_envs.task import Env, Task
@@ -59,13 +60,16 @@ class Playing(NamedTuple):
     frozen: Frozen
 
 
-def load_playing(config: Config, mesh: Mesh | None, base: BasePolicy | None = None) -> Playing:
+def load_playing(
+    config: Config, mesh: Mesh | None, base: BasePolicy | None = None, trained_in: str = ""
+) -> Playing:
     """Loads a run's environment and base policy and binds them; compiles nothing yet.
 
     Args:
       config: the run; only its sections `task`, `base_policy`, `decorator` and `sac` are read.
       mesh: see `Playing`.
       base: a base policy in memory; None = read it from `base_policy.path`.
+      trained_in: the task whose `Task.features` the actor reads; "" = the config's.
 
     Raises:
       ConfigError: the config cannot work; the message says what to change.
@@ -73,6 +77,9 @@ def load_playing(config: Config, mesh: Mesh | None, base: BasePolicy | None = No
       registry.UnknownName: there is no such task or engine, or warp is not installed.
     """
     env, base = processes.agree(partial(_load, config, base))
+    if trained_in not in ("", config.task.name) and not from_gymnasium.environment(trained_in):
+        features = registry.make_task(trained_in).features
+        env = env._replace(task=dataclasses.replace(env.task, features=features))
     return make_playing(env, base, config, mesh)
 
 

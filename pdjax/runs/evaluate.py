@@ -3,6 +3,7 @@
 Separate from training, whose final evaluation it repeats on other episodes, engines and shifts.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ def evaluate_run(
     physics: str = "",
     shift: str = "",
     base: BasePolicy | None = None,
+    changes: Sequence[str] = (),
 ) -> tuple[Paired, dict[str, Any]]:
     """Plays base and refined policy of a finished run on the same episodes.
 
@@ -33,6 +35,7 @@ def evaluate_run(
       physics: physics engine; "" = as in the run's config.
       shift: see `registry.make`; `none` = no shift, "" = as in training.
       base: the base policy, if it exists in memory only; None = the copy in the directory.
+      changes: settings task.NAME=VALUE; another task is another simulator for the same policies.
 
     Returns:
       The episodes, and their summary for JSON, with the run, the seed and the shift.
@@ -40,11 +43,13 @@ def evaluate_run(
     Raises:
       ConfigError, checkpoint.CheckpointError: see `load_refined`.
     """
-    trained_with = read_result_of_run(directory).get("physics")
-    refined = load_refined(directory, physics, shift, base)
+    trained = read_result_of_run(directory)
+    refined = load_refined(directory, physics, shift, base, changes)
     playing = refined.playing
-    if trained_with not in (None, playing.env.engine):
-        terminal.say(f"trained with physics {trained_with}, evaluated with {playing.env.engine}")
+    for name, word in (("task", "in"), ("physics", "with physics")):
+        now = {"task": refined.config.task.name, "physics": playing.env.engine}[name]
+        if trained.get(name) not in (None, now):
+            terminal.say(f"trained {word} {trained[name]}, evaluated {word} {now}")
     (paired,) = play_paired(playing, [(refined.actor, refined.residual_scale)], episodes, seed)
     about = {"run": str(directory), "seed": seed, "shift": refined.config.task.shift}
     return paired, paired.summary | about

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from pdjax.config import files as configs
+from pdjax.config.options import ConfigError
 from pdjax.config.schema import Config
 from pdjax.devices.sharding import make_playing_mesh
 from pdjax.modules import is_finite
@@ -21,6 +22,7 @@ from pdjax.output.run_directory import check_base, check_task, read_result_of_ru
 from pdjax.rollout.paired import EPISODES, Paired, read_paired
 from pdjax.rollout.playing import Playing, load_playing
 from pdjax.types import BasePolicy, Params
+from pdjax_envs.reading import short
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +95,11 @@ def load_run(directory: Path | str, base: BasePolicy | None = None) -> Run:
 
 
 def load_refined(
-    directory: Path, physics: str = "", shift: str = "", base: BasePolicy | None = None
+    directory: Path,
+    physics: str = "",
+    shift: str = "",
+    base: BasePolicy | None = None,
+    changes: Sequence[str] = (),
 ) -> Refined:
     """Builds what plays a finished run's policies, without trainer, replay and demonstrations.
 
@@ -102,17 +108,27 @@ def load_refined(
       physics: physics engine; "" = as in the run's config.
       shift: perturbations, joined by +; `none` = none, "" = as in training.
       base: the base policy, if it exists in memory only; None = the copy in the directory.
+      changes: settings task.NAME=VALUE, such as another task, whose observations and actions have
+        the same sizes.
 
     Raises:
       ConfigError, checkpoint.CheckpointError: the directory is no run, or the run is not finished.
     """
+    for change in changes:
+        if not change.startswith("task."):
+            raise ConfigError(
+                f"--set got {short(repr(change))}, expected keys of the task here, such as"
+                " task.name=gymnasium:ID"
+            )
     overrides = [f"task.physics={physics}"] if physics else []
     overrides += [f"task.shift={'' if shift == 'none' else shift!r}"] if shift else []
-    config = configs.load_of_run(directory, overrides)
-    check_task(directory)
+    config = configs.load_of_run(directory, [*overrides, *changes])
+    trained_in = configs.load_of_run(directory).task.name
+    if config.task.name == trained_in:
+        check_task(directory)
     if base is None:
         check_base(directory)
-    playing = load_playing(config, make_playing_mesh(config), base)
+    playing = load_playing(config, make_playing_mesh(config), base, trained_in)
     like = jax.eval_shape(playing.sac.init, jax.random.key(0)).actor
     actor = checkpoint.restore(directory / "residual", like)
     if not is_finite(actor):

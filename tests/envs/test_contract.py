@@ -26,7 +26,6 @@ CONSTANT = {
     ("StackCube", "base_pose"): range(7),
     ("TurnFaucet", "base_pose"): range(7),
     ("TurnFaucetHeldOut", "base_pose"): range(7),
-    ("StackCube", "cube_a_to_cube_b"): (2,),  # both lie on the floor
     ("PegInsertionSide", "box_hole_pose"): (4, 5),  # the box stands upright
     **{
         (name, part): range(1, 25)  # padding: our chairs have one joint

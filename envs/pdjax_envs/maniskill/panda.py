@@ -5,8 +5,8 @@ Separate from the tasks because all ManiSkill tasks share the arm. The numbers c
 `agents/configs/panda/defaults.py` (gains, force limits, action ranges). Collision shapes are
 primitives, so that every physics engine computes the same contacts.
 
-The inertias are those that SAPIEN 2.2 works with: its loader turns the principal axes of links 1, 3,
-4 and 7 of the URDF. Differences from SAPIEN: gravity is compensated but Coriolis forces are not;
+The inertias are those that SAPIEN 2.2 works with: its loader turns the principal axes of links 1,
+3, 4 and 7 of the URDF. Differences from SAPIEN: gravity is compensated but Coriolis forces are not;
 only the distal links collide with objects.
 
 Holds no state; the kinematics are pure JAX for one arm (use `jax.vmap`).
@@ -304,7 +304,7 @@ def _add_fingers(hand: mujoco.MjsBody, prefix: str, joint: Joint, visual: bool) 
 
 
 def _add_camera(hand: mujoco.MjsBody, prefix: str) -> None:
-    """Adds the camera on the hand; its centre of mass is off the middle of its box, as in SAPIEN."""
+    """Adds the camera on the hand; its centre of mass is beside its box's middle, as in SAPIEN."""
     camera = hand.add_body(name=f"{prefix}camera", pos=(0.0465, 0, 0.036), gravcomp=1.0)
     camera.mass, camera.ipos, camera.explicitinertial = 0.564, (0, -0.02, 0), True
     camera.fullinertia = (0.003879257, 0.00049894, 0.003881243, 0, 0, 0)

@@ -21,7 +21,7 @@ TOUCH = 0.001  # m
 PAD = (0.00875, 0.00925)  # m, half size of a finger's pad across and along the finger
 # Contacts of MuJoCo: time constant, s, and damping ratio; impedance at no and full depth, and the
 # depth, m; how much stiffer friction is than the normal direction.
-CONTACT_SOLREF, CONTACT_SOLIMP, FRICTION_STIFFNESS = (0.01, 1), (0.99, 0.99, 0.001), 100
+CONTACT_SOLREF, CONTACT_SOLIMP, FRICTION_STIFFNESS = (0.01, 1), (0.99, 0.99, 0.001), 300
 # Collision bits of loose objects; see `panda`.
 OBJECT = {
     "contype": 0,

@@ -23,7 +23,8 @@ from pdjax_envs.physics.implementation import Implementation, mjx
 # MJX's line search always runs to its iteration limit, and in float32 the solver seldom reaches
 # MuJoCo's tolerance of 1e-8 earlier. These limits suffice for grasping and insertion, see
 # test_mjx.py.
-SOLVER_ITERATIONS, LINE_SEARCH_ITERATIONS = 10, 10
+SOLVER_ITERATIONS, LINE_SEARCH_ITERATIONS = 20, 20
+IMPRATIO = 30  # in float32 MJX's solver fails to converge with stiffer friction
 # Name of the custom number with which a model limits MJX's contact points per contact dimension.
 CONTACT_LIMIT = "max_contact_points"
 
@@ -112,6 +113,7 @@ def _jax_implementation(scene: Scene) -> Implementation:
     """Builds MJX's own implementation, which computes all contacts unless the model limits them."""
     limited = copy.copy(scene.model)
     limited.opt.iterations = min(limited.opt.iterations, SOLVER_ITERATIONS)
+    limited.opt.impratio = min(limited.opt.impratio, IMPRATIO)
     limited.opt.ls_iterations = min(limited.opt.ls_iterations, LINE_SEARCH_ITERATIONS)
     # MJX keeps disable flags that it does not know, such as midphase, and ignores them.
     nominal = mjx.put_model(limited, impl="jax")
