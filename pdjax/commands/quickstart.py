@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pdjax.base_policies.settings import ImitationConfig
+from pdjax.base_policies import settings
 from pdjax.config import files as configs
 from pdjax.config.seeds import shift_seed
 from pdjax.output import plots, tables, terminal
@@ -18,7 +18,8 @@ from pdjax.training import run as runner
 
 TASK = "PegInsertionSide"
 EPISODES = 300  # demonstrations
-IMITATION_STEPS = 3_000
+NOISE = 0.1  # of the demonstrator, so that the policy learns to recover
+IMITATION = {"steps": 4_000, "diffusion": {"hidden": 512}}
 SEEDS_APART = 1_000_000  # between the demonstrations of two neighbouring seeds: they share none
 
 
@@ -37,10 +38,10 @@ def quickstart(out: Path, seed: int) -> dict[str, Any]:
     new_directory(out)
     terminal.say(f"1/4 recording demonstrations of {TASK} by its scripted expert", "bold")
     demonstrate.record_demonstrations(
-        TASK, out / "demos.h5", EPISODES, first_episode(seed), noise=0.03
+        TASK, out / "demos.h5", EPISODES, first_episode(seed), noise=NOISE
     )
     terminal.say("2/4 training a diffusion policy on them", "bold")
-    imitation = ImitationConfig(steps=IMITATION_STEPS, seed=seed)
+    imitation = settings.recipe("diffusion", {**IMITATION, "seed": seed})
     imitate.train_base_policy(out / "demos.h5", TASK, out / "base", imitation, eval_episodes=0)
     terminal.say(
         "3/4 refining it by a bounded residual policy; the base policy stays frozen", "bold"

@@ -43,13 +43,14 @@ def evaluate_run(
     Raises:
       ConfigError, checkpoint.CheckpointError: see `load_refined`.
     """
-    trained = read_result_of_run(directory)
+    trained_with = read_result_of_run(directory).get("physics")
+    trained_in = configs.load_of_run(directory).task.name
     refined = load_refined(directory, physics, shift, base, changes)
     playing = refined.playing
-    for name, word in (("task", "in"), ("physics", "with physics")):
-        now = {"task": refined.config.task.name, "physics": playing.env.engine}[name]
-        if trained.get(name) not in (None, now):
-            terminal.say(f"trained {word} {trained[name]}, evaluated {word} {now}")
+    if refined.config.task.name != trained_in:
+        terminal.say(f"trained in {trained_in}, evaluated in {refined.config.task.name}")
+    elif trained_with not in (None, playing.env.engine):
+        terminal.say(f"trained with physics {trained_with}, evaluated with {playing.env.engine}")
     (paired,) = play_paired(playing, [(refined.actor, refined.residual_scale)], episodes, seed)
     about = {"run": str(directory), "seed": seed, "shift": refined.config.task.shift}
     return paired, paired.summary | about

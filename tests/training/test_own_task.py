@@ -101,3 +101,22 @@ def test_a_damaged_copy_is_told(here, capsys):
     assert "the task in run/task is not the one that the run began with (push.xml has ch" in said
     said = refused(ask(capsys, "eval", "run"))
     assert "the task in run/task is not the one" in said
+
+
+def test_a_run_plays_in_another_task_of_the_same_sizes(here, capsys):
+    text = Path("push.py").read_text().replace("NEAR = 0.02", "NEAR = 20.0")  # always solved
+    Path("easy.py").write_text(text)
+    command = ["eval", "run", "--episodes", "8", "--set"]
+    code, said = ask(capsys, *command, "task.name=easy.py:make_task")
+    assert (
+        code == 0
+        and "trained in run/task/push.py:make_task, evaluated in easy.py:make_task" in said
+    )
+    (solved,) = [line for line in said if "success_once" in line]
+    assert solved.count("100.0%") == 2
+    code, said = ask(capsys, *command, "task.shift=sensor_noise")
+    assert code == 0 and not any("100.0%" in line or "trained" in line for line in said)
+    said = refused(ask(capsys, *command, "task.name=AdroitDoor"))
+    assert "but task.name is AdroitDoor (obs_dim 39, act_dim 28)" in said
+    said = refused(ask(capsys, *command, "sac.gamma=0.5"))
+    assert "--set got 'sac.gamma=0.5', expected keys of the task here" in said
