@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -273,8 +273,8 @@ def evaluate(
     shift: str = "",
     base: BasePolicy | None = None,
     task: AnyTask | None = None,
+    task_settings: Mapping[str, Any] | None = None,
     progress: bool = False,
-    **settings: Any,
 ) -> Paired:
     """Plays base and refined policy of a finished run on the same episodes.
 
@@ -288,8 +288,9 @@ def evaluate(
       task: another task whose observations and actions have the same sizes, such as the same one
         in another simulator; or the run's, if it exists in memory only and is not registered yet.
         None = the run's.
+      task_settings: of that task, such as `{"python": "venv/bin/python"}` for a simulator in an
+        interpreter of its own.
       progress: whether to show progress on stderr.
-      settings: of the task, such as `python="venv/bin/python"` for a simulator of its own Python.
 
     Returns:
       A `Paired` evaluation: arrays of each policy's episodes, and a `summary` with 95 % intervals.
@@ -300,7 +301,7 @@ def evaluate(
     arguments.check(episodes=episodes, seed=seed)
     name = _name(task)
     directory, base = _directory(run, base)
-    values = {"name": name, **settings} if name else settings
+    values = ({"name": name} if name else {}) | dict(task_settings or {})
     changes = [f"task.{key}={json.dumps(value)}" for key, value in values.items()]
     with _shown(progress):
         return evaluation.evaluate_run(directory, episodes, seed, physics, shift, base, changes)[0]

@@ -136,6 +136,16 @@ def test_an_evaluation_repeats_the_run_and_takes_it_or_its_directory(trained):
                 np.testing.assert_array_equal(got, expected)
 
 
+def test_a_run_plays_in_another_task_of_the_same_sizes(trained, task):
+    run, _ = trained
+    easier = dataclasses.replace(task, name="Easier", success=lambda *_: jnp.array(True))
+    with registered(easier):
+        found = pdjax.evaluate(run, episodes=8, task="Easier", task_settings={"shift": ""})
+    assert found.task == "Easier" and found.base.success_once.all()
+    with pytest.raises(pdjax.ConfigError, match="task.nothing"):
+        pdjax.evaluate(run, task_settings={"nothing": 1})
+
+
 def test_a_stopped_run_is_resumed_with_the_same_numbers(trained, config, base, tmp_path):
     run, _ = trained
 

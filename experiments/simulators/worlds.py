@@ -2,8 +2,8 @@
 
     pdjax envs check experiments/simulators/worlds.py:make_env_robosuite --set task.python=...
 
-Each function needs its package only, in the interpreter that `task.python` names. What else a package
-needs is in docs/own_simulator.md.
+Each function needs its package only, in the interpreter that `task.python` names. What else it
+takes is in docs/own_simulator.md.
 """
 
 from typing import Any
