@@ -6,7 +6,6 @@ nothing unless `progress=True`. Bad input raises a ValueError of one line, most 
 
 import contextlib
 import dataclasses
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from pdjax.rollout.paired import Paired
 from pdjax.runs import compare as comparing
 from pdjax.runs import evaluate as evaluation
 from pdjax.runs import export as exporting
-from pdjax.runs.load import Run, columns, load_run
+from pdjax.runs.load import Run, columns, load_run, task_changes
 from pdjax.training import run as training
 from pdjax.training.loop import Epoch
 from pdjax.types import BasePolicy
@@ -141,12 +140,10 @@ def wrap(
       task: the policy's task, by name or as an object.
       out: directory to write, new or empty.
       obs_horizon: observations that the policy reads; 0 = what the policy states, or 1.
-      action_low: the policy's action number that pdjax scales to -1.
-      action_high: the policy's action number that pdjax scales to 1.
+      action_low, action_high: the policy's action numbers that pdjax scales to -1 and 1.
       device: device of a torch policy.
       episodes: number of trial episodes; the learner's observation statistics come from them.
-      seed: seed of these episodes.
-      physics: physics engine of these episodes.
+      seed, physics: seed and physics engine of these episodes.
       progress: whether to show progress on stderr.
 
     Returns:
@@ -179,8 +176,7 @@ def screen(
       base: the policy, as an object or a directory.
       task: the policy's task, by name or as an object.
       episodes: number of episodes for each of seven residual scales.
-      seed: seed of the episodes.
-      physics: physics engine.
+      seed, physics: seed and physics engine of the episodes.
       progress: whether to show progress on stderr.
 
     Returns:
@@ -285,11 +281,9 @@ def evaluate(
       physics: physics engine; "" = as in the run's config.
       shift: perturbations joined by +, or `none`; "" = as in training.
       base: the base policy, if it exists in memory only and `run` is a directory.
-      task: another task whose observations and actions have the same sizes, such as the same one
-        in another simulator; or the run's, if it exists in memory only and is not registered yet.
-        None = the run's.
-      task_settings: of that task, such as `{"python": "venv/bin/python"}` for a simulator in an
-        interpreter of its own.
+      task: another task of the same sizes, such as the same one in another simulator; or the run's,
+        if it exists in memory only and is not registered yet. None = the run's.
+      task_settings: of that task, such as `{"python": "venv/bin/python"}` for its simulator.
       progress: whether to show progress on stderr.
 
     Returns:
@@ -299,10 +293,8 @@ def evaluate(
       ConfigError: the run is not finished, or cannot be read.
     """
     arguments.check(episodes=episodes, seed=seed)
-    name = _name(task)
+    changes = task_changes(_name(task), task_settings)
     directory, base = _directory(run, base)
-    values = ({"name": name} if name else {}) | dict(task_settings or {})
-    changes = [f"task.{key}={json.dumps(value)}" for key, value in values.items()]
     with _shown(progress):
         return evaluation.evaluate_run(directory, episodes, seed, physics, shift, base, changes)[0]
 

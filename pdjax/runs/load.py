@@ -4,6 +4,7 @@ Separate from `training.run`, which writes the directory, so that reading needs 
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,6 +138,12 @@ def load_refined(
             " train again, with smaller step sizes"
         )
     return Refined(config, playing, actor, config.decorator.residual_scale)
+
+
+def task_changes(name: str, settings: Mapping[str, Any] | None) -> list[str]:
+    """Returns settings task.NAME=VALUE for `load_refined`; a name "" changes no name."""
+    values = ({"name": name} if name else {}) | dict(settings or {})
+    return [f"task.{key}={json.dumps(value)}" for key, value in values.items()]
 
 
 def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:

