@@ -16,14 +16,16 @@ import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from pdjax.base_policies.load import kind_of
 from pdjax.rollout import intervals
 from pdjax.rollout.evaluate import Evaluation
 from pdjax.rollout.playing import make_play, no_residual
-from pdjax.rollout.worker_play import episode_seed
+from pdjax.rollout.worker_play import SLOTS, episode_seed
 from pdjax.runs.load import load_refined
+from pdjax_envs.rotations import quat_conjugate, quat_multiply, quat_to_rotvec, rotate
 
 HERE = Path(os.path.relpath(Path(__file__).parent))  # as rows show it
 RESULTS = HERE / "results" / "fidelity.jsonl"
@@ -108,7 +110,7 @@ def _starts(original: Original, python: str, episodes: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     seeds, starts = folder / "seeds.npy", folder / f"{original.name}.npz"
     # the waves of an evaluation are full, and a worker is tried with the first seeds
-    numbers = range(episodes + 16)
+    numbers = range(episodes + SLOTS)
     np.save(seeds, np.array([episode_seed(SEED, number) for number in numbers]))
     script = WORLDS / "maniskill2.py"
     subprocess.run([python, script, original.name, original.mode, seeds, starts], check=True)
@@ -156,12 +158,14 @@ def grasp(obs: np.ndarray, act_horizon: int, width: int) -> dict[str, float]:
     at, later = lifts[0], lifts[0] + LATER // act_horizon
     half = HALF_CUBE if width < 0 else obs[at, width]
     place, turned = _in_hand(obs[at])
-    yaw = np.degrees(np.arctan2(turned[1, 0], turned[0, 0]))
+    x, y, _ = rotate(turned, np.array([1.0, 0.0, 0.0]))
+    yaw = np.degrees(np.arctan2(y, x))
     turn = slip = np.nan
     if later < len(obs) and (height[at : later + 1] > LIFTED / 2).all():
         after, turned_after = _in_hand(obs[later])
         slip = 1e3 * np.linalg.norm(after - place)
-        turn = np.degrees(np.arccos(np.clip((np.trace(turned.T @ turned_after) - 1) / 2, -1, 1)))
+        by = quat_to_rotvec(quat_multiply(quat_conjugate(turned), turned_after))
+        turn = np.degrees(np.linalg.norm(by))
     return {
         "yaw": float(abs((yaw + 45) % 90 - 45)),
         "opening": float(1e3 * (obs[at, 7:9].mean() - half)),
@@ -170,21 +174,11 @@ def grasp(obs: np.ndarray, act_horizon: int, width: int) -> dict[str, float]:
     }
 
 
-def _in_hand(obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns place (3,), m, and rotation (3, 3) of the object in the tool's frame."""
-    tool, held = _matrix(obs[28:32]), _matrix(obs[35:39])
-    return tool.T @ (obs[32:35] - obs[25:28]), tool.T @ held
-
-
-def _matrix(quat: np.ndarray) -> np.ndarray:
-    w, x, y, z = quat / np.linalg.norm(quat)
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
+def _in_hand(obs: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """Returns place (3,), m, and orientation (4,) of the object in the tool's frame."""
+    seen = jax.numpy.asarray(obs)
+    back = quat_conjugate(seen[28:32])
+    return rotate(back, seen[32:35] - seen[25:28]), quat_multiply(back, seen[35:39])
 
 
 if __name__ == "__main__":

@@ -2,9 +2,6 @@
 
 from collections.abc import Sequence
 
-from pdjax.config.options import ConfigError
-from pdjax_envs.reading import short
-
 
 def use_workers(changes: Sequence[str]) -> None:
     """Runs worker processes as `--set task.python=... task.options=...` says, from here on.
@@ -12,15 +9,10 @@ def use_workers(changes: Sequence[str]) -> None:
     Raises:
       ConfigError: a key is not one of the task's, or its value is wrong.
     """
-    for change in changes:
-        if not change.startswith("task."):
-            raise ConfigError(
-                f"--set got {short(repr(change))}, expected keys of the task here, such as"
-                " task.python=venv/bin/python"
-            )
     if changes:
         from pdjax.config import files
         from pdjax.rollout.playing import workers_of
         from pdjax_envs import from_gymnasium
 
+        files.check_of_task(changes)
         from_gymnasium.use(workers_of(files.load("fast", changes)))

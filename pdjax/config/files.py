@@ -166,6 +166,20 @@ def change(config: Config, sections: typing.Mapping[str, Any]) -> Config:
     return _make(options.merge(dataclasses.asdict(config), sections))
 
 
+def check_of_task(changes: typing.Sequence[str]) -> None:
+    """Checks that SECTION.KEY=VALUE settings are all of the section `task`.
+
+    Raises:
+      ConfigError: one is not.
+    """
+    for change in changes:
+        if not change.startswith("task."):
+            raise ConfigError(
+                f"--set got {short(repr(change))}, expected keys of the task here, such as"
+                " task.python=venv/bin/python"
+            )
+
+
 def _make(values: typing.Mapping[str, Any]) -> Config:
     config = options.build(Config, values)
     validate(config)

@@ -44,11 +44,10 @@ def evaluate_run(
       ConfigError, checkpoint.CheckpointError: see `load_refined`.
     """
     trained_with = read_result_of_run(directory).get("physics")
-    trained_in = configs.load_of_run(directory).task.name
     refined = load_refined(directory, physics, shift, base, changes)
     playing = refined.playing
-    if refined.config.task.name != trained_in:
-        terminal.say(f"trained in {trained_in}, evaluated in {refined.config.task.name}")
+    if refined.config.task.name != refined.trained_in:
+        terminal.say(f"trained in {refined.trained_in}, evaluated in {refined.config.task.name}")
     elif trained_with not in (None, playing.env.engine):
         terminal.say(f"trained with physics {trained_with}, evaluated with {playing.env.engine}")
     (paired,) = play_paired(playing, [(refined.actor, refined.residual_scale)], episodes, seed)

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 
 from pdjax.config import files as configs
-from pdjax.config.options import ConfigError
 from pdjax.config.schema import Config
 from pdjax.devices.sharding import make_playing_mesh
 from pdjax.modules import is_finite
@@ -23,7 +22,6 @@ from pdjax.output.run_directory import check_base, check_task, read_result_of_ru
 from pdjax.rollout.paired import EPISODES, Paired, read_paired
 from pdjax.rollout.playing import Playing, load_playing
 from pdjax.types import BasePolicy, Params
-from pdjax_envs.reading import short
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +59,18 @@ class Refined(NamedTuple):
     """A finished run, ready to play.
 
     Attributes:
-      config: the run's config, with physics and shift as asked for.
+      config: the run's config, with physics, shift and settings of the task as asked for.
       playing: the environment and both policies as functions.
       actor: parameters of the residual policy.
       residual_scale: largest change of an action number by the residual, in [0, 1].
+      trained_in: name of the task of the training; `config` may name another one.
     """
 
     config: Config
     playing: Playing
     actor: Params
     residual_scale: float
+    trained_in: str = ""
 
 
 def load_run(directory: Path | str, base: BasePolicy | None = None) -> Run:
@@ -115,12 +115,7 @@ def load_refined(
     Raises:
       ConfigError, checkpoint.CheckpointError: the directory is no run, or the run is not finished.
     """
-    for change in changes:
-        if not change.startswith("task."):
-            raise ConfigError(
-                f"--set got {short(repr(change))}, expected keys of the task here, such as"
-                " task.name=gymnasium:ID"
-            )
+    configs.check_of_task(changes)
     overrides = [f"task.physics={physics}"] if physics else []
     overrides += [f"task.shift={'' if shift == 'none' else shift!r}"] if shift else []
     config = configs.load_of_run(directory, [*overrides, *changes])
@@ -137,7 +132,7 @@ def load_refined(
             f"{directory / 'residual'} holds numbers that are not finite: the training diverged;"
             " train again, with smaller step sizes"
         )
-    return Refined(config, playing, actor, config.decorator.residual_scale)
+    return Refined(config, playing, actor, config.decorator.residual_scale, trained_in)
 
 
 def task_changes(name: str, settings: Mapping[str, Any] | None) -> list[str]:
