@@ -158,7 +158,7 @@ def grasp(obs: np.ndarray, act_horizon: int, width: int) -> dict[str, float]:
     at, later = lifts[0], lifts[0] + LATER // act_horizon
     half = HALF_CUBE if width < 0 else obs[at, width]
     place, turned = _in_hand(obs[at])
-    x, y, _ = rotate(turned, np.array([1.0, 0.0, 0.0]))
+    x, y, _ = rotate(turned, jax.numpy.array([1.0, 0.0, 0.0]))
     yaw = np.degrees(np.arctan2(y, x))
     turn = slip = np.nan
     if later < len(obs) and (height[at : later + 1] > LIFTED / 2).all():
