@@ -33,6 +33,7 @@ BOX_YAW_SPREAD = np.pi / 8  # rad about pi/2
 LARGEST = 1.1  # shifts may scale these sizes so far; bounding volumes are compiled for it
 SUCCESS_DEPTH = (-0.015, 0.075)  # m, depth of the peg's head along the hole, from the box's middle
 SET_BACK = 2e-4  # m, see `_walls`
+CORNER_RADIUS = 1e-3  # m, see `_corners`
 REST_ARM = panda.REST_ARM * np.array([1, 1, 1, 1, 1, 1, -1])  # the hand is turned by 90 degrees
 
 OBSERVATION = (
@@ -51,9 +52,10 @@ MEANINGS = tabletop.ROBOT_MEANINGS | {
 ACTION = (("ee_delta_position", 3), ("ee_delta_rotation", 3), ("gripper", 1))
 
 _WALLS = ("wall_left", "wall_right", "wall_top", "wall_bottom")
+_CORNERS = ("corner_0", "corner_1", "corner_2", "corner_3")
 _OVERRIDE_ROWS = {
-    "geom_size": ("peg", "peg_head", *_WALLS),
-    "geom_pos": ("peg_head", *_WALLS),
+    "geom_size": ("peg", "peg_head", *_CORNERS, *_WALLS),
+    "geom_pos": ("peg_head", *_CORNERS, *_WALLS),
     "body_pos": ("box",),
     "body_quat": ("box",),
     "body_mass": ("peg",),
@@ -114,6 +116,16 @@ def _add_peg(spec: mujoco.MjSpec) -> None:
         conaffinity=0,
         rgba=(0.93, 0.45, 0.34, 1),
     )
+    for name, pos in zip(_CORNERS, _corners(length, width, np), strict=True):
+        body.add_geom(
+            name=name,
+            type=mujoco.mjtGeom.mjGEOM_SPHERE,
+            size=(CORNER_RADIUS, 0, 0),
+            pos=pos,
+            contype=0,
+            conaffinity=panda.FIXTURE_BIT,
+            group=3,
+        )
 
 
 def _add_box(spec: mujoco.MjSpec) -> None:
@@ -141,6 +153,17 @@ def _box_inertia(half_length, half_width):
     along = mass / 3 * 2 * half_width**2
     across = mass / 3 * (half_length**2 + half_width**2)
     return mass, (along, across, across)
+
+
+def _corners(half_length, half_width, xp):
+    """Returns the centres (4, 3) of small spheres at the corners of the peg's front face.
+
+    A peg that meets the face of the box up to 1 mm beside the hole must stop there. It is as far
+    inside after one step of physics, where the nearest way out of the contact of two boxes is into
+    the hole. The spheres meet the face before that.
+    """
+    places = [(y * half_width, z * half_width) for y in (-1, 1) for z in (-1, 1)]
+    return xp.stack([xp.stack([half_length, *place]) for place in places])
 
 
 def _walls(outer, inner, center, xp):
@@ -225,12 +248,14 @@ def _overrides(params: PegParams) -> dict[str, jax.Array]:
     peg = jnp.stack([length, width, width])
     # The head is drawn slightly larger than the peg beneath it.
     head = jnp.stack([length / 2, width + 2e-4, width + 2e-4])
+    head_pos = jnp.stack([length / 2 + 2e-4, zero, zero])
+    corners = jnp.tile(jnp.array([CORNER_RADIUS, 0.0, 0.0]), (len(_CORNERS), 1))
     # These are the values that mj_setConst derives for a free body: its mass matrix and the inverse
     # inertias that scale the softness of constraints.
     inverse = jnp.stack([1 / mass, jnp.mean(1 / inertia)])
     return {
-        "geom_size": jnp.concatenate([jnp.stack([peg, head]), walls]),
-        "geom_pos": jnp.concatenate([jnp.stack([length / 2 + 2e-4, zero, zero])[None], wall_pos]),
+        "geom_size": jnp.concatenate([jnp.stack([peg, head]), corners, walls]),
+        "geom_pos": jnp.concatenate([head_pos[None], _corners(length, width, jnp), wall_pos]),
         "body_pos": params.box_pos[None],
         "body_quat": params.box_quat[None],
         "body_mass": mass[None],

@@ -1,20 +1,26 @@
-"""Writes `sapien_grasps.npz`: free motion and grasps of SAPIEN, for `test_sapien_grasps.py`.
+"""Writes `sapien_grasps.npz`: motions, grasps and insertions for `test_sapien_grasps.py`.
 
-    python tests/envs/maniskill/make_sapien_grasps.py peg.h5 stack.h5
+    python tests/envs/maniskill/make_sapien_grasps.py peg.h5 stack.h5 --run RUN --python PYTHON
 
 The files hold demonstrations of our experts in mani-skill2 0.5.3, recorded by `pdjax demos
-experiments/simulators/maniskill2.py:make_env`; docs/tasks_and_originals.md says how.
+experiments/simulators/maniskill2.py:make_env`; docs/tasks_and_originals.md says how. The base
+policy of RUN, a run of PegInsertionSide, plays there with the interpreter PYTHON.
 """
 
-import sys
+import argparse
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+from scipy.spatial.transform import Rotation
+
+from pdjax.rollout.playing import make_play, no_residual
+from pdjax.runs.load import load_refined
 
 OUT = Path(__file__).with_name("sapien_grasps.npz")
-EPISODES, FREE, GRASP = 12, 20, 28  # and control steps
+EPISODES, FREE, GRASP, ENTRY = 12, 20, 28, 8  # and control steps
+WORLD = "experiments/simulators/maniskill2.py:make_env"
 
 
 def windows(path: str) -> dict[str, np.ndarray]:
@@ -47,9 +53,64 @@ def windows(path: str) -> dict[str, np.ndarray]:
     }
 
 
-if __name__ == "__main__":
-    parts = dict(zip(("PegInsertionSide", "StackCube"), map(windows, sys.argv[1:]), strict=True))
+def head_depth(obs: np.ndarray) -> np.ndarray:
+    """Returns how deep the peg's front face is in the box, m; obs (..., 50)."""
+    along, inwards = (
+        Rotation.from_quat(quat.reshape(-1, 4), scalar_first=True)
+        .apply((1.0, 0.0, 0.0))
+        .reshape(*quat.shape[:-1], 3)
+        for quat in (obs[..., 35:39], obs[..., 45:49])
+    )
+    half_length = obs[..., 39:40]
+    gap = obs[..., 32:35] + half_length * along - obs[..., 42:45]
+    return (gap * inwards).sum(axis=-1) + half_length[..., 0]
+
+
+def entries(run: str, python: str, episodes: int = 250) -> dict[str, np.ndarray]:
+    """Returns how pegs meet the box: observation before (n, 50), ENTRY actions, observation after.
+
+    Of each episode it takes the first decision that begins with the held peg less than 4 cm in
+    front of the box and ends with the peg at the box or inside.
+    """
+    refined = load_refined(Path(run), changes=[f"task.name={WORLD}", f"task.python={python}"])
+    play = make_play(refined.playing)
+    found = play(40_000, episodes, no_residual(refined.actor), 0.0, record=True)
+    obs, chunks = found.obs, found.base_action  # (decisions, episodes, ...)
+    assert obs is not None and chunks is not None
+    horizon = refined.playing.base.act_horizon
+    decisions = -(-ENTRY // horizon)
+    depth, held = 1e3 * head_depth(obs), obs[..., 34] - obs[..., 40] > 0.005
+    rows: dict[str, list[np.ndarray]] = {"before": [], "actions": [], "after": []}
+    for episode in range(episodes):
+        last = -(-found.steps_to_success[episode] // horizon) - 1 - decisions
+        for at in range(1, min(last + 1, len(obs) - decisions)):
+            near = held[at, episode] and -40 < depth[at, episode] < -1
+            if near and depth[at + 1, episode] > -1.5:
+                actions = chunks[at : at + decisions, episode].reshape(-1, 7)
+                rows["before"].append(obs[at, episode])
+                rows["actions"].append(actions[:ENTRY])
+                rows["after"].append(obs[at + decisions, episode])
+                break
+    return {f"entry_{name}": np.stack(found).astype(np.float32) for name, found in rows.items()}
+
+
+def main() -> None:
+    """Writes the file."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("peg", help="demonstrations of PegInsertionSide-v0")
+    parser.add_argument("stack", help="demonstrations of StackCube-v0")
+    parser.add_argument("--run", required=True)
+    parser.add_argument("--python", required=True)
+    args = parser.parse_args()
+    parts = {
+        "PegInsertionSide": windows(args.peg) | entries(args.run, args.python),
+        "StackCube": windows(args.stack),
+    }
     named: dict[str, Any] = {
         f"{task}_{name}": x for task, found in parts.items() for name, x in found.items()
     }
     np.savez_compressed(OUT, **named)
+
+
+if __name__ == "__main__":
+    main()
