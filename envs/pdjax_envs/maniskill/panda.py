@@ -410,12 +410,13 @@ def tool_jacobian(frames: ArmFrames) -> jax.Array:
 def tcp_pose(arm_qpos: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the tool centre point's world position (3,), m, and quaternion (4,), w x y z.
 
-    Of the two quaternions of a rotation it returns the one with y >= 0. A tool that points down has
-    w near 0, so a sign that followed w would jump from step to step.
+    Of the two quaternions of a rotation it returns the one with x >= 0, as SAPIEN does wherever a
+    tool works. A tool that points down has w near 0, one in StackCube also y: a sign that followed
+    these would jump from step to step.
     """
     frames = forward_kinematics(arm_qpos)
     quat = quat_from_columns(*frames.columns)
-    return frames.pos + jnp.array(BASE_POS), jnp.where(quat[2] < 0, -quat, quat)
+    return frames.pos + jnp.array(BASE_POS), jnp.where(quat[1] < 0, -quat, quat)
 
 
 def delta_pose_control(robot_qpos: jax.Array, action: jax.Array, iterations: int = 3) -> jax.Array:

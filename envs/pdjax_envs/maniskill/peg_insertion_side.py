@@ -107,6 +107,7 @@ def _add_peg(spec: mujoco.MjSpec) -> None:
         **tabletop.OBJECT,
         rgba=(0.93, 0.96, 0.98, 1),
     )
+    tabletop.lay_on_floor(spec, "peg")
     body.add_geom(
         name="peg_head",
         type=box,

@@ -80,6 +80,7 @@ def _make_model(visual: bool) -> mujoco.MjModel:
             conaffinity=tabletop.OBJECT["conaffinity"],
             rgba=(*color, 1),
         )
+        tabletop.lay_on_floor(spec, name)
     if visual:
         add_looks(spec, eye=(0.7, -0.45, 0.6), target=(-0.08, 0.0, 0.08))
     return spec.compile()

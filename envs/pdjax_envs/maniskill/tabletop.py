@@ -22,6 +22,8 @@ PAD = (0.00875, 0.00925)  # m, half size of a finger's pad across and along the 
 # Contacts of MuJoCo: time constant, s, and damping ratio; impedance at no and full depth, and the
 # depth, m; how much stiffer friction is than the normal direction.
 CONTACT_SOLREF, CONTACT_SOLIMP, FRICTION_STIFFNESS = (0.01, 1), (0.99, 0.99, 0.001), 300
+FLOOR_FRICTION = 1.0
+SLIDING_TIME = 0.1  # s, in which the floor's friction stops an object; see `lay_on_floor`
 # Collision bits of loose objects; see `panda`.
 OBJECT = {
     "contype": 0,
@@ -58,6 +60,24 @@ def make_spec(name: str, visual: bool) -> mujoco.MjSpec:
     )
     panda.add_panda(spec, visual)
     return spec
+
+
+def lay_on_floor(spec: mujoco.MjSpec, name: str) -> None:
+    """Adds the contact of a loose object's shape `name` with the floor.
+
+    MuJoCo's friction cone pushes a sliding object away from the floor, with an acceleration of
+    friction times speed times twice the rate at which friction stops it. A cube that a finger
+    pushes at .3 m/s would take off and tilt. A slower friction leaves it on the floor.
+    """
+    spec.add_pair(
+        geomname1="floor",
+        geomname2=name,
+        condim=3,
+        friction=(FLOOR_FRICTION, FLOOR_FRICTION, 0.005, 1e-4, 1e-4),
+        solref=CONTACT_SOLREF,
+        solimp=(*CONTACT_SOLIMP, 0.5, 2),
+        solreffriction=(SLIDING_TIME, 1),
+    )
 
 
 def sample_robot(key: jax.Array, rest_arm: jax.typing.ArrayLike) -> jax.Array:
@@ -115,5 +135,5 @@ ROBOT_MEANINGS = {
     "qpos": "angles of the seven arm joints, rad, and openings of the two fingers, m",
     "qvel": "velocities of `qpos`, rad/s and m/s",
     "base_pose": "pose of the robot's base in the world: position, m, and quaternion (w, x, y, z)",
-    "tcp_pose": "pose of the tool centre point in the world: position, m, quaternion with y >= 0",
+    "tcp_pose": "pose of the tool centre point in the world: position, m, quaternion with x >= 0",
 }

@@ -98,10 +98,6 @@ def test_observations_have_the_same_parts_and_numbers(theirs, ours):
     begin = 0
     for part, size in env.task.observation:
         found, expected = (x[:, begin : begin + size] for x in (obs, noted["obs"]))
-        if part == "tcp_pose":  # of its two quaternions ours is the one with y >= 0
-            sign = np.where(np.sum(found[:, 3:] * expected[:, 3:], axis=1) < 0, -1.0, 1.0)
-            assert np.any(sign < 0)
-            expected = np.concatenate([expected[:, :3], sign[:, None] * expected[:, 3:]], axis=1)
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6, err_msg=part)
         begin += size
 

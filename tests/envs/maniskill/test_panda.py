@@ -82,7 +82,7 @@ def test_tcp_pose(model, configs):
     for quat, row in zip(np.asarray(found_quat, np.float64), matrix, strict=True):
         expected = np.zeros(4)
         mujoco.mju_mat2Quat(expected, row.ravel())
-        expected *= np.sign(expected[2])  # y >= 0
+        expected *= np.sign(expected[1])  # x >= 0
         np.testing.assert_allclose(quat, expected, rtol=0, atol=3e-6)
 
 
