@@ -66,7 +66,7 @@ RECIPES = {
             " bet.dropout=0 bet.layers=2 batch_size=256",
         },
     ),
-    "StackCube": Recipe(100, {"diffusion": "--steps 3000", "bet": "--set bet.act_horizon=4"}),
+    "StackCube": Recipe(50, {"diffusion": "--steps 3000", "bet": "--set bet.act_horizon=4"}),
     "TurnFaucet": Recipe(
         100,
         {"diffusion": "--steps 4000", "bet": "--set bet.act_horizon=4"},

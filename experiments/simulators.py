@@ -2,10 +2,12 @@
 
     python experiments/simulators.py fetch --python robotics/bin/python
     python experiments/simulators.py metaworld --python meta/bin/python
+    python experiments/simulators.py peg stack --python ms2/bin/python
 
-The interpreters need `gymnasium-robotics` and `mujoco<3.4`, or `metaworld` and `packaging`. Each
-experiment records disturbed demonstrations of its expert, imitates them and refines the imitation,
-in `runs/simulators/`; its row goes to `experiments/results/simulators.jsonl`.
+The interpreters need `gymnasium-robotics` and `mujoco<3.4`, or `metaworld` and `packaging`, or the
+original ManiSkill2 that `simulators/maniskill2.sh` installs. Each experiment records disturbed
+demonstrations of its expert, imitates them and refines the imitation, in `runs/simulators/`; its
+row goes to `experiments/results/simulators.jsonl`.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from bases import run
+from bases import RECIPES, run
 from refine import refine
 
 HERE = Path(os.path.relpath(Path(__file__).parent))  # as rows show it
@@ -27,12 +29,14 @@ class Experiment:
 
     Attributes:
       task: name of the task.
-      expert: FILE.py:FUNCTION.
+      expert: FILE.py:FUNCTION, or one of our tasks, whose expert leads there as well.
       settings: of the task.
       demonstrations: how many.
       noise: size of the expert's disturbances.
-      imitation: gradient steps of the base policy.
-      refinement: changes of `peg_fast`, as `pdjax screen` proposes them, with more decisions.
+      imitation: flags of `pdjax imitate`.
+      config: of the refinement.
+      refinement: its changes; for `peg_fast` those that `pdjax screen` proposes, with more
+        decisions.
     """
 
     task: str
@@ -40,18 +44,41 @@ class Experiment:
     settings: tuple[str, ...]
     demonstrations: int
     noise: float
-    imitation: int
+    imitation: str
+    config: str
     refinement: tuple[str, ...]
 
 
+MANISKILL2 = f"{HERE}/simulators/maniskill2.py:make_env"
 EXPERIMENTS = {
+    "peg": Experiment(
+        task=MANISKILL2,
+        expert="PegInsertionSide",
+        settings=(),
+        demonstrations=300,
+        noise=0.03,
+        imitation=f"--policy diffusion {RECIPES['PegInsertionSide'].flags['diffusion']}",
+        config="peg_fast",
+        refinement=("eval.interim_every=16384",),
+    ),
+    "stack": Experiment(
+        task=MANISKILL2,
+        expert="StackCube",
+        settings=("task.options=[name=StackCube-v0,control_mode=pd_ee_delta_pos]",),
+        demonstrations=50,
+        noise=0.03,
+        imitation=f"--policy diffusion {RECIPES['StackCube'].flags['diffusion']}",
+        config="fast_long",
+        refinement=(),
+    ),
     "fetch": Experiment(
         task="gymnasium:FetchPickAndPlace-v4",
         expert=f"{HERE}/simulators/fetch_pick_and_place.py:expert",
         settings=(),
         demonstrations=50,
         noise=0.1,
-        imitation=3_000,
+        imitation="--policy mlp --steps 3000",
+        config="peg_fast",
         refinement=(
             "decorator.residual_scale=0.5",
             "decorator.exploration_steps=3072",
@@ -67,7 +94,8 @@ EXPERIMENTS = {
         settings=("task.episode_steps=150",),
         demonstrations=15,
         noise=0.3,
-        imitation=2_000,
+        imitation="--policy mlp --steps 2000",
+        config="peg_fast",
         refinement=(
             "decorator.residual_scale=0.5",
             "decorator.exploration_steps=6144",
@@ -83,23 +111,31 @@ EXPERIMENTS = {
 def main() -> None:
     """Runs the experiment that the command line names."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("experiment", choices=EXPERIMENTS)
+    parser.add_argument("experiments", nargs="+", choices=EXPERIMENTS)
     parser.add_argument("--python", required=True, help="the interpreter that has the simulator")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args()
-    chosen = EXPERIMENTS[args.experiment]
-    folder = Path("runs/simulators") / args.experiment
+    for experiment in args.experiments:
+        conduct(experiment, args.python, args.seeds)
+
+
+def conduct(experiment: str, python: str, seeds: list[int]) -> None:
+    """Does what one experiment still lacks; writes a row per seed."""
+    chosen = EXPERIMENTS[experiment]
+    folder = Path("runs/simulators") / experiment
     demos, base = folder / "demos.h5", folder / "base"
-    settings = ("--set", f"task.python={args.python}", *chosen.settings)
+    settings = ("--set", f"task.python={python}", *chosen.settings)
     if not demos.exists():
         how = "--episodes", chosen.demonstrations, "--noise", chosen.noise
         run("demos", chosen.task, "--expert", chosen.expert, "--out", demos, *how, *settings)
     if not base.exists():
-        how = "--policy", "mlp", "--steps", chosen.imitation
-        run("imitate", demos, "--task", chosen.task, "--out", base, *how, *settings)
-    for seed in args.seeds:
+        # the settings of the policy and of the task follow one --set
+        flags, _, changes = chosen.imitation.partition("--set")
+        how = (*flags.split(), *settings, *changes.split())
+        run("imitate", demos, "--task", chosen.task, "--out", base, *how)
+    for seed in seeds:
         changes = [f"task.name={chosen.task}", *chosen.refinement, *settings[1:]]
-        row = refine("peg_fast", base, args.experiment, seed, changes)
+        row = refine(chosen.config, base, experiment, seed, changes)
         with RESULTS.open("a") as file:
             file.write(json.dumps(row) + "\n")
 

@@ -18,7 +18,7 @@ from pdjax.training import run as runner
 
 TASK = "PegInsertionSide"
 EPISODES = 300  # demonstrations
-NOISE = 0.1  # of the demonstrator, so that the policy learns to recover
+NOISE = 0.03  # of the demonstrator
 IMITATION = {"steps": 4_000, "diffusion": {"hidden": 512}}
 SEEDS_APART = 1_000_000  # between the demonstrations of two neighbouring seeds: they share none
 

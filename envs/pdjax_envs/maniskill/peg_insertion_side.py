@@ -5,7 +5,8 @@ Spawn ranges, sizes, observation order and both rewards come from mani-skill2 0.
 `PegInsertionSide-v2` (policy_decorator `envs/maniskill_fixed.py`), in which the depth of the peg's
 head has an upper bound too.
 
-Differences from SAPIEN: MuJoCo computes contacts at 200 Hz, PhysX at 500 Hz; see also `panda.py`.
+Differences from SAPIEN: MuJoCo computes contacts at 200 Hz, PhysX at 500 Hz; spheres of 1 mm at the
+corners of the peg's front narrow the hole for them, see `_corners`; see also `panda.py`.
 """
 
 from collections.abc import Mapping
@@ -159,9 +160,9 @@ def _box_inertia(half_length, half_width):
 def _corners(half_length, half_width, xp):
     """Returns the centres (4, 3) of small spheres at the corners of the peg's front face.
 
-    A peg that meets the face of the box up to 1 mm beside the hole must stop there. It is as far
-    inside after one step of physics, where the nearest way out of the contact of two boxes is into
-    the hole. The spheres meet the face before that.
+    A peg that meets the face of the box up to 1 mm beside the hole must stop there. After one step
+    of physics it may be 1 mm inside, and MuJoCo would push it sideways into the hole, which is the
+    shorter way out of the contact of two boxes. The spheres meet the face before that.
     """
     places = [(y * half_width, z * half_width) for y in (-1, 1) for z in (-1, 1)]
     return xp.stack([xp.stack([half_length, *place]) for place in places])
