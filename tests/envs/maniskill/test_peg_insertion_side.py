@@ -78,7 +78,7 @@ def test_observation_is_what_c_computes(env):
         hole_pos, hole_quat, half_widths = hole_of(model, data)
         tcp_quat = np.zeros(4)
         mujoco.mju_mat2Quat(tcp_quat, data.site("tcp").xmat)
-        tcp_quat *= np.sign(tcp_quat[2])
+        tcp_quat *= np.sign(tcp_quat[1])
         base, body = data.body("panda_link0"), data.body("peg")
         expected = {
             "qpos": data.qpos[:9],

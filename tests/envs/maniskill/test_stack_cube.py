@@ -51,7 +51,7 @@ def test_observation_is_what_c_computes(env):
         mujoco.mj_forward(model, data)
         quat = np.zeros(4)
         mujoco.mju_mat2Quat(quat, data.site("tcp").xmat)
-        quat *= np.sign(quat[2])
+        quat *= np.sign(quat[1])
         tcp, base = data.site("tcp").xpos, data.body("panda_link0")
         a, b = data.body("cube_a"), data.body("cube_b")
         expected = {
@@ -208,3 +208,18 @@ def test_dense_reward_on_the_green_cube():
     qvel = np.zeros(21)
     qvel[9] = 0.002
     assert reward_of(qpos, qvel) == {"placed": 10.0, "let_go": 2.0}
+
+
+def test_a_pushed_cube_stays_on_the_floor(env):
+    model = env.task.scene.model
+    data = mujoco.MjData(model)
+    data.qpos[: panda.NUM_JOINTS] = np.append(panda.REST_ARM, [0.04, 0.04])
+    data.ctrl[:] = data.qpos[: panda.NUM_JOINTS]
+    data.qpos[stack_cube.A] = [-0.3, -0.5, stack_cube.HALF_SIZE, 1, 0, 0, 0]
+    mujoco.mj_step(model, data, 40)
+    for _ in range(40):
+        data.qvel[stack_cube.A_VEL] = [0.3, 0, *data.qvel[stack_cube.A_VEL][2:]]
+        mujoco.mj_step(model, data)
+        assert abs(data.qpos[stack_cube.A][2] - stack_cube.HALF_SIZE) < 1e-4  # m
+    mujoco.mj_step(model, data, 200)
+    assert np.linalg.norm(data.qvel[stack_cube.A_VEL][:2]) < 1e-4

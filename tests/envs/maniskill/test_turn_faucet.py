@@ -184,7 +184,7 @@ def test_observation_is_what_c_computes(env):
         mujoco.mj_forward(model, data)  # with the handle as it was at the start
         quat = np.zeros(4)
         mujoco.mju_mat2Quat(quat, data.site("tcp").xmat)
-        quat *= np.sign(quat[2])
+        quat *= np.sign(quat[1])
         base, target = data.body("panda_link0"), 0.9 * model.joint("handle_joint").range[1]
         expected = {
             "qpos": data.qpos[:9],
