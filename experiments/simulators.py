@@ -69,7 +69,7 @@ EXPERIMENTS = {
         noise=0.03,
         imitation=f"--policy diffusion {RECIPES['StackCube'].flags['diffusion']}",
         config="fast_long",
-        refinement=(),
+        refinement=("train.total_decisions=49152", "eval.interim_every=16384"),
     ),
     "fetch": Experiment(
         task="gymnasium:FetchPickAndPlace-v4",
