@@ -129,9 +129,7 @@ def conduct(experiment: str, python: str, seeds: list[int]) -> None:
         how = "--episodes", chosen.demonstrations, "--noise", chosen.noise
         run("demos", chosen.task, "--expert", chosen.expert, "--out", demos, *how, *settings)
     if not base.exists():
-        # the settings of the policy and of the task follow one --set
-        flags, _, changes = chosen.imitation.partition("--set")
-        how = (*flags.split(), *settings, *changes.split())
+        how = (*chosen.imitation.split(), *settings)
         run("imitate", demos, "--task", chosen.task, "--out", base, *how)
     for seed in seeds:
         changes = [f"task.name={chosen.task}", *chosen.refinement, *settings[1:]]

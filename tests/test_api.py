@@ -142,7 +142,7 @@ def test_a_run_plays_in_another_task_of_the_same_sizes(trained, task):
     with registered(easier):
         found = pdjax.evaluate(run, episodes=8, task="Easier", task_settings={"shift": ""})
     assert found.task == "Easier" and found.base.success_once.all()
-    with pytest.raises(pdjax.ConfigError, match="nothing"):
+    with pytest.raises(pdjax.ConfigError, match=r"task\.nothing"):
         pdjax.evaluate(run, task_settings={"nothing": 1})
 
 

@@ -344,3 +344,20 @@ def test_the_sweep_in_the_docs_is_one(tmp_path):
     assert len(configs.load_members(str(tmp_path / "members.yaml"))) == 4
     (tmp_path / "sweep.yaml").write_text(sweep)
     assert sweep_spec.read(tmp_path / "sweep.yaml").settings.samples == 20
+
+
+def absolute_paths(text):
+    """Absolute paths in recorded rows, which would say nothing on another machine."""
+    return re.findall(r"""(?<=["'= :])/[A-Za-z]\w*/\S*""", text)
+
+
+@pytest.mark.parametrize("folder", ["experiments/results", "benchmarks/results"])
+def test_rows_name_no_place_of_one_machine(folder):
+    rows = sorted((ROOT / folder).rglob("*.json*"))
+    assert rows
+    assert {row.name: found for row in rows if (found := absolute_paths(row.read_text()))} == {}
+
+
+def test_absolute_paths_are_found():
+    assert absolute_paths('"pdjax train --set task.python=/opt/x/python --out a/b"')
+    assert not absolute_paths('"pdjax train --out runs/a/b", "commands": "50 / 7", 3/4')

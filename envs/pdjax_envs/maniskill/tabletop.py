@@ -22,7 +22,6 @@ PAD = (0.00875, 0.00925)  # m, half size of a finger's pad across and along the 
 # Contacts of MuJoCo: time constant, s, and damping ratio; impedance at no and full depth, and the
 # depth, m; how much stiffer friction is than the normal direction.
 CONTACT_SOLREF, CONTACT_SOLIMP, FRICTION_STIFFNESS = (0.01, 1), (0.99, 0.99, 0.001), 300
-FLOOR_FRICTION = 1.0
 SLIDING_TIME = 0.1  # s, in which the floor's friction stops an object; see `lay_on_floor`
 # Collision bits of loose objects; see `panda`.
 OBJECT = {
@@ -69,15 +68,9 @@ def lay_on_floor(spec: mujoco.MjSpec, name: str) -> None:
     friction times speed times twice the rate at which friction stops it. A cube that a finger
     pushes at .3 m/s would take off and tilt. A slower friction leaves it on the floor.
     """
-    spec.add_pair(
-        geomname1="floor",
-        geomname2=name,
-        condim=3,
-        friction=(FLOOR_FRICTION, FLOOR_FRICTION, 0.005, 1e-4, 1e-4),
-        solref=CONTACT_SOLREF,
-        solimp=(*CONTACT_SOLIMP, 0.5, 2),
-        solreffriction=(SLIDING_TIME, 1),
-    )
+    pair = spec.add_pair(geomname1="floor", geomname2=name, solref=CONTACT_SOLREF)
+    pair.solimp[:3] = CONTACT_SOLIMP
+    pair.solreffriction = (SLIDING_TIME, 1)
 
 
 def sample_robot(key: jax.Array, rest_arm: jax.typing.ArrayLike) -> jax.Array:

@@ -102,10 +102,16 @@ def test_free_motion_is_theirs(task):
     assert np.median(np.linalg.norm(moved[:, 25:28], axis=-1)) > 0.05
 
 
-def test_a_grasp_holds_as_theirs(task):
+@pytest.fixture(scope="module")
+def grasps(task):
+    """(environment, observations of our grasps, of theirs)."""
     env, recorded = task
     theirs = recorded["grasp_obs"]
-    ours = play(env, theirs[:, 0], recorded["grasp_actions"])
+    return env, play(env, theirs[:, 0], recorded["grasp_actions"]), theirs
+
+
+def test_a_grasp_holds_as_theirs(grasps):
+    env, ours, theirs = grasps
     distance, angle = medians(ours[:, -1], theirs[:, -1])
     assert distance < 0.6 and angle < TURNED[env.task.name]
     width = theirs[:, 0, 40] if env.task.name == "PegInsertionSide" else 0.02
@@ -113,10 +119,8 @@ def test_a_grasp_holds_as_theirs(task):
     assert np.median(np.abs(opening[0] - opening[1])) < 0.5  # mm
 
 
-def test_a_grasp_is_as_rigid_as_theirs(task):
-    env, recorded = task
-    theirs = recorded["grasp_obs"]
-    ours = play(env, theirs[:, 0], recorded["grasp_actions"])
+def test_a_grasp_is_as_rigid_as_theirs(grasps):
+    _, ours, theirs = grasps
     slip, turn = medians(theirs[:, CLOSED], theirs[:, -1])
     assert slip < 0.1 and turn < 0.05
     slip, turn = medians(ours[:, CLOSED], ours[:, -1])
