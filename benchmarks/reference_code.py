@@ -1,17 +1,13 @@
 """Compares our training with the reference code's, in decisions per second, in ManiSkill2 itself.
 
-    git clone https://github.com/tongzhoumu/policy_decorator
-    sh experiments/simulators/maniskill2.sh ms2
-    ms2/bin/pip install torch==2.13.0 diffusers stable-baselines3==2.2.1 gymnasium==0.29.1 \
-      "setuptools<80" tensorboard einops
     python benchmarks/reference_code.py --reference policy_decorator --python ms2/bin/python
 
 Both refine the same U-Net with random weights on PegInsertionSide of mani-skill2 0.5.3, at the
 setting that the reference publishes: 16 environments, batch 1,024, an update for four decisions.
-The reference has a process for each environment, ours a worker for each core. They take turns; a
-rate is that of the decisions between the first and the last record after the prefill, so neither
-start nor compilation counts. Where no graphics driver is, the reference's processes leave out what
-is drawn, as ours do. The program appends a row to `benchmarks/results/reference_code.jsonl`.
+The reference, which `experiments/policy_decorator.py` says how to install, has a process for each
+environment, ours a worker for each core. They take turns; a rate is that of the decisions between
+the first and the last record after the prefill, so neither start nor compilation counts. The
+program appends a row to `benchmarks/results/reference_code.jsonl`.
 """
 
 import argparse
@@ -27,7 +23,11 @@ from harness import alternate, append_row, median, ratio
 
 from pdjax.output.records import read_metrics
 
-WORLDS = Path(__file__).parents[1] / "experiments" / "simulators"
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+sys.path.append(str(EXPERIMENTS))
+
+from policy_decorator import SIMULATORS, Reference  # noqa: E402
+
 ENVIRONMENTS, EPOCH = 16, 512  # decisions between two records
 PREFILL = 1024  # decisions
 SIZES = {
@@ -49,20 +49,6 @@ holder.noise_pred_net = ConditionalUnet1D(
 )
 torch.save({"ema_agent": holder.state_dict()}, path)
 """
-READ_EVENTS = """
-import sys
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-events = EventAccumulator(sys.argv[1]).Reload().Scalars("losses/qf_loss")
-print((events[-1].step - events[0].step) / (events[-1].wall_time - events[0].wall_time))
-"""
-# Runs in each process of the reference before anything else.
-WITHOUT_PICTURES = f"""
-import sys
-if any(word in part for part in sys.orig_argv for word in ("pi_dec", "forkserver")):
-    sys.path.insert(0, {str(WORLDS)!r})
-    import maniskill2
-    sys.path.remove({str(WORLDS)!r})
-"""
 
 
 def make_base(args: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
@@ -80,9 +66,7 @@ def make_base(args: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
 
 def make_theirs(args: argparse.Namespace, folder: Path, base: Path) -> Callable[[], float]:
     """Returns () -> decisions per second of the reference code."""
-    (folder / "sitecustomize.py").write_text(WITHOUT_PICTURES)
-    environment = os.environ | {"PYTHONPATH": f"{folder}:{args.reference}"}
-    settings = {
+    flags = {
         "base-policy-ckpt": base,
         "num-envs": ENVIRONMENTS,
         "total-timesteps": PREFILL + args.decisions,
@@ -90,18 +74,13 @@ def make_theirs(args: argparse.Namespace, folder: Path, base: Path) -> Callable[
         "log-freq": EPOCH,
         "eval-freq": 10**9,
     }
-    flags = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
-    script = args.reference / "online" / "pi_dec_diffusion_maniskill2.py"
+    reference = Reference(args.reference, args.python)
 
     def measure() -> float:
         out = Path(tempfile.mkdtemp(dir=folder))
-        program = [args.python, script, *flags, "--output-dir", out]
-        subprocess.run(program, check=True, env=environment, cwd=args.reference)
-        (events,) = {path.parent for path in out.rglob("events.out.*")}
-        read = subprocess.run(
-            [args.python, "-c", READ_EVENTS, events], check=True, capture_output=True, text=True
-        )
-        return float(read.stdout)
+        reference.run("online/pi_dec_diffusion_maniskill2.py", flags, out)
+        first, *_, last = reference.scalars(out, "losses/qf_loss")
+        return (last[0] - first[0]) / (last[1] - first[1])
 
     return measure
 
@@ -109,7 +88,7 @@ def make_theirs(args: argparse.Namespace, folder: Path, base: Path) -> Callable[
 def make_ours(args: argparse.Namespace, folder: Path, base: Path) -> Callable[[], float]:
     """Returns () -> decisions per second of `pdjax train pd`."""
     settings = (
-        f"task.name={WORLDS / 'maniskill2.py'}:make_env",
+        f"task.name={SIMULATORS / 'maniskill2.py'}:make_env",
         f"task.python={args.python}",
         f"base_policy.path={base}",
         f"train.num_envs={ENVIRONMENTS}",

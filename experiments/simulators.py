@@ -21,6 +21,7 @@ from refine import refine
 
 HERE = Path(os.path.relpath(Path(__file__).parent))  # as rows show it
 RESULTS = HERE / "results" / "simulators.jsonl"
+FOLDER = Path("runs/simulators")
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,12 @@ EXPERIMENTS = {
         noise=0.03,
         imitation=f"--policy diffusion {RECIPES['PegInsertionSide'].flags['diffusion']}",
         config="peg_fast",
-        refinement=("eval.interim_every=16384",),
+        refinement=(
+            "task.features=PegInsertionSide",
+            "train.demos=runs/simulators/peg/demos.h5",
+            "train.demo_share=0.25",
+            "eval.interim_every=16384",
+        ),
     ),
     "stack": Experiment(
         task=MANISKILL2,
@@ -69,7 +75,13 @@ EXPERIMENTS = {
         noise=0.03,
         imitation=f"--policy diffusion {RECIPES['StackCube'].flags['diffusion']}",
         config="fast_long",
-        refinement=("train.total_decisions=49152", "eval.interim_every=16384"),
+        refinement=(
+            "task.features=StackCube",
+            "train.demos=runs/simulators/stack/demos.h5",
+            "train.demo_share=0.25",
+            "train.total_decisions=65536",
+            "eval.interim_every=16384",
+        ),
     ),
     "fetch": Experiment(
         task="gymnasium:FetchPickAndPlace-v4",
@@ -119,20 +131,25 @@ def main() -> None:
         conduct(experiment, args.python, args.seeds)
 
 
-def conduct(experiment: str, python: str, seeds: list[int]) -> None:
-    """Does what one experiment still lacks; writes a row per seed."""
-    chosen = EXPERIMENTS[experiment]
-    folder = Path("runs/simulators") / experiment
-    demos, base = folder / "demos.h5", folder / "base"
-    settings = ("--set", f"task.python={python}", *chosen.settings)
+def record(experiment: str, python: str) -> Path:
+    """Returns the demonstrations of an experiment; records them if they are missing."""
+    chosen, demos = EXPERIMENTS[experiment], FOLDER / experiment / "demos.h5"
     if not demos.exists():
         how = "--episodes", chosen.demonstrations, "--noise", chosen.noise
+        settings = "--set", f"task.python={python}", *chosen.settings
         run("demos", chosen.task, "--expert", chosen.expert, "--out", demos, *how, *settings)
+    return demos
+
+
+def conduct(experiment: str, python: str, seeds: list[int]) -> None:
+    """Does what one experiment still lacks; writes a row per seed."""
+    chosen, demos = EXPERIMENTS[experiment], record(experiment, python)
+    base, settings = FOLDER / experiment / "base", (f"task.python={python}", *chosen.settings)
     if not base.exists():
-        how = (*chosen.imitation.split(), *settings)
+        how = (*chosen.imitation.split(), "--set", *settings)
         run("imitate", demos, "--task", chosen.task, "--out", base, *how)
     for seed in seeds:
-        changes = [f"task.name={chosen.task}", *chosen.refinement, *settings[1:]]
+        changes = [f"task.name={chosen.task}", *chosen.refinement, *settings]
         row = refine(chosen.config, base, experiment, seed, changes)
         with RESULTS.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -16,10 +16,10 @@ from pdjax.runs import render
 from pdjax.runs.video import RenderError
 from pdjax.training import run as runner
 
-TASK = "PegInsertionSide"
-EPISODES = 300  # demonstrations
+TASK = "StackCube"
+EPISODES = 40  # demonstrations
 NOISE = 0.03  # of the demonstrator
-IMITATION = {"steps": 4_000, "diffusion": {"hidden": 512}}
+IMITATION = {"steps": 2_000}
 SEEDS_APART = 1_000_000  # between the demonstrations of two neighbouring seeds: they share none
 
 
@@ -47,7 +47,8 @@ def quickstart(out: Path, seed: int) -> dict[str, Any]:
         "3/4 refining it by a bounded residual policy; the base policy stays frozen", "bold"
     )
     base = json.dumps(str(out / "base"))  # quoted for YAML
-    config = configs.load("peg_fast", [f"base_policy.path={base}", f"seed={seed}"])
+    settings_of_run = [f"task.name={TASK}", f"base_policy.path={base}", f"seed={seed}"]
+    config = configs.load("fast_long", settings_of_run)
     result = runner.run(config, out / "run")
     terminal.say("4/4 rendering a video of both", "bold")
     video = _try_video(result.directory, out / "base_and_refined.mp4")

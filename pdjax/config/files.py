@@ -211,10 +211,13 @@ def load_of_run(directory: Path, overrides: typing.Sequence[str] = ()) -> Config
         )
     own = f"base_policy.path={json.dumps(str(directory / 'base_policy'))}"
     try:
-        return with_own_task(load(str(path), [own, *overrides]), directory)
+        config = load(str(path), [own])
     except ConfigError as error:
         named = short(str(path)) in str(error)
         raise error if named else ConfigError(f"{short(str(path))}: {error}") from None
+    if overrides:  # apart from the file, which is not to blame for them
+        config = load(str(path), [own, *overrides])
+    return with_own_task(config, directory)
 
 
 def with_own_task(config: Config, directory: Path) -> Config:

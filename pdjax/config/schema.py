@@ -72,6 +72,9 @@ class TaskConfig:
     terminated, reward>=X, or FILE.py:FUNCTION; auto takes success or is_success of info."""
     episode_steps: Natural = 0
     """For an environment of Gymnasium: time limit in control steps; 0 = its own."""
+    features: str = ""
+    """Name of a task with the same observations, whose features the learner reads; empty = the
+    task's own. An environment of Gymnasium has none of its own."""
     step_timeout: Positive = 60.0
     """For an environment of Gymnasium: seconds that a worker may take for a decision of its
     environments before it is replaced."""

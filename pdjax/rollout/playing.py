@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pdjax.base_policies.chunking import step_by_step
 from pdjax.base_policies.load import load_base
 from pdjax.config import plain_yaml, schema
-from pdjax.config.schema import Config, ConfigError
+from pdjax.config.schema import Config, ConfigError, TaskConfig
 from pdjax.devices import exhaustion, processes
 from pdjax.devices.sharding import copy_to_all
 from pdjax.learner.sac import SAC, make_sac, residual_dim
@@ -33,6 +33,7 @@ from pdjax.rollout.worker_play import Games
 from pdjax.types import Array, BasePolicy, Key, Params, Scalar
 from pdjax_envs import from_gymnasium, registry
 from pdjax_envs.from_gymnasium import Workers
+from pdjax_envs.names import unknown
 from pdjax_envs.reading import check_fits, short
 from pdjax_envs.task import Env, Task
 
@@ -61,7 +62,10 @@ class Playing(NamedTuple):
 
 
 def load_playing(
-    config: Config, mesh: Mesh | None, base: BasePolicy | None = None, trained_in: str = ""
+    config: Config,
+    mesh: Mesh | None,
+    base: BasePolicy | None = None,
+    trained_in: TaskConfig | None = None,
 ) -> Playing:
     """Loads a run's environment and base policy and binds them; compiles nothing yet.
 
@@ -69,7 +73,8 @@ def load_playing(
       config: the run; only its sections `task`, `base_policy`, `decorator` and `sac` are read.
       mesh: see `Playing`.
       base: a base policy in memory; None = read it from `base_policy.path`.
-      trained_in: the task whose `Task.features` the actor reads; "" = the config's.
+      trained_in: the task that the actor was trained in, whose features it reads; None = the
+        config's.
 
     Raises:
       ConfigError: the config cannot work; the message says what to change.
@@ -77,10 +82,27 @@ def load_playing(
       registry.UnknownName: there is no such task or engine, or warp is not installed.
     """
     env, base = processes.agree(partial(_load, config, base))
-    if trained_in not in ("", config.task.name) and not from_gymnasium.environment(trained_in):
-        features = registry.make_task(trained_in).features
-        env = env._replace(task=dataclasses.replace(env.task, features=features))
+    env = _with_features(env, config.task.name, trained_in or config.task)
     return make_playing(env, base, config, mesh)
+
+
+def _with_features(env: Env, name: str, trained_in: TaskConfig) -> Env:
+    """Returns the environment of a name with the features of the task of a training."""
+    if named := trained_in.features:
+        if named not in registry.task_names():  # a file's code would run unannounced
+            raise unknown("task.features", named, registry.task_names())
+        task = registry.make_task(named)
+        if task.features is None or task.obs_dim != env.task.obs_dim:
+            raise ConfigError(
+                f"task.features={named} names a task with obs_dim {task.obs_dim} and"
+                f" {'no ' if task.features is None else ''}features, but {env.task.name} has"
+                f" obs_dim {env.task.obs_dim}; name one with features of these observations"
+            )
+    elif trained_in.name == name or from_gymnasium.environment(trained_in.name):
+        return env
+    else:
+        task = registry.make_task(trained_in.name)
+    return env._replace(task=dataclasses.replace(env.task, features=task.features))
 
 
 def make_playing(

@@ -119,8 +119,8 @@ def load_refined(
     overrides = [f"task.physics={physics}"] if physics else []
     overrides += [f"task.shift={'' if shift == 'none' else shift!r}"] if shift else []
     config = configs.load_of_run(directory, [*overrides, *changes])
-    trained_in = configs.load_of_run(directory).task.name
-    if config.task.name == trained_in:
+    trained_in = configs.load_of_run(directory).task
+    if config.task.name == trained_in.name:
         check_task(directory)
     if base is None:
         check_base(directory)
@@ -132,7 +132,7 @@ def load_refined(
             f"{directory / 'residual'} holds numbers that are not finite: the training diverged;"
             " train again, with smaller step sizes"
         )
-    return Refined(config, playing, actor, config.decorator.residual_scale, trained_in)
+    return Refined(config, playing, actor, config.decorator.residual_scale, trained_in.name)
 
 
 def task_changes(name: str, settings: Mapping[str, Any] | None) -> list[str]:

@@ -330,3 +330,9 @@ def test_what_the_paper_publishes_is_in_its_suite_and_the_rest_is_marked(name):
     lr = 3e-4 if name in ("paper/peg_bet", "paper/faucet_bet") else 1e-4
     gamma = 0.9 if name == "paper/chair_diffusion" else pd.sac.gamma
     assert config.sac == dataclasses.replace(pd.sac, actor_lr=lr, critic_lr=lr, gamma=gamma)
+
+
+def test_a_wrong_override_of_a_run_does_not_blame_its_file(tmp_path):
+    configs.save(Config(), tmp_path / "config.yaml")
+    with pytest.raises(ConfigError, match=r"^unknown config key 'task.pythn'; did you mean"):
+        configs.load_of_run(tmp_path, ["task.pythn=x"])

@@ -1,6 +1,7 @@
 """Training in worker processes, through the command: learning, overlap, resuming, refusals."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -12,11 +13,13 @@ import threading
 from pathlib import Path
 
 import imageio.v2 as imageio
+import jax.numpy as jnp
 import pytest
 
 from pdjax.base_policies.foreign import exported
 from pdjax.commands import cli
-from pdjax_envs import from_gymnasium
+from pdjax.runs.load import load_refined
+from pdjax_envs import from_gymnasium, registry
 from tests.rollout.test_workers import CODE, make_base
 from tests.training.test_run import SMALL, ask, refused
 
@@ -134,6 +137,25 @@ def test_commands_without_a_config_take_the_tasks_settings(here, capsys):
     said = refused(ask(capsys, *argv, "--out", "x.png", "--set", "seed=3"))
     assert "--set got 'seed=3', expected keys of the task here" in said
     from_gymnasium.use(from_gymnasium.Workers())
+
+
+def test_the_learner_reads_the_features_of_a_named_task(here, capsys, monkeypatch):
+    door, two = registry.make_task("AdroitDoor"), (("x", 2),)
+    like = dataclasses.replace(door, name="Walked", observation=two, features=jnp.square)
+    monkeypatch.setitem(registry._registered, "Walked", like)
+    settings = ["task.features=Walked", "decorator.task_features=true"]
+    assert train(capsys, "new", settings=settings)[0] == 0
+    refined = load_refined(Path("new"))
+    assert refined.playing.rollout.view_dim == 4  # two numbers of the observation, two squares
+    seen = refined.playing.rollout.see(refined.playing.frozen, jnp.array([[2.0, 3.0]]))
+    assert seen[0, 2:].tolist() == [4.0, 9.0]
+    assert read("new")[0]["gradient_steps"] == 28 and read("new")[1:] != read("run")[1:]
+    said = refused(train(capsys, "other", settings=["task.features=walk.py:make_task"]))
+    assert "unknown task.features 'walk.py:make_task'; known: " in said
+    said = refused(train(capsys, "other", settings=["task.features=PegInsertionSide"]))
+    assert "a task with obs_dim 50 and features, but walk.py:make_env has obs_dim 2" in said
+    said = refused(train(capsys, "other", settings=["task.features=AdroitDoor"]))
+    assert "a task with obs_dim 39 and no features" in said and not Path("other").exists()
 
 
 def test_starts_that_differ_are_told(here, capsys):
