@@ -94,6 +94,7 @@ OFFLINE = {"diffusion": "diffusion_policy_unet_maniskill2", "bet": "bet_maniskil
 
 def imitate(case: Case, recorded: Path, reference: Reference, folder: Path) -> Path:
     """Returns the checkpoint of the reference's imitation, made if it is missing."""
+    folder = folder.absolute()  # the script runs in another folder
     found = list(folder.rglob("checkpoints/*.pt"))
     if not found:
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,6 +129,7 @@ def refine_theirs(
         "eval-freq": EVALUATE_EVERY,
         "num-eval-episodes": EPISODES,
     }
+    out = out.absolute()
     out.mkdir(parents=True)
     start = time.time()
     reference.run(f"online/pi_dec_{case.kind}_maniskill2.py", flags | case.refinement, out)

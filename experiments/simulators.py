@@ -71,7 +71,7 @@ EXPERIMENTS = {
         task=MANISKILL2,
         expert="StackCube",
         settings=("task.options=[name=StackCube-v0,control_mode=pd_ee_delta_pos]",),
-        demonstrations=50,
+        demonstrations=30,
         noise=0.03,
         imitation=f"--policy diffusion {RECIPES['StackCube'].flags['diffusion']}",
         config="fast_long",

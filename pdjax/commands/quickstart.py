@@ -16,10 +16,11 @@ from pdjax.runs import render
 from pdjax.runs.video import RenderError
 from pdjax.training import run as runner
 
-TASK = "StackCube"
-EPISODES = 40  # demonstrations
+TASK = "TurnFaucet"
+EPISODES = 100  # demonstrations
 NOISE = 0.03  # of the demonstrator
 IMITATION = {"steps": 2_000}
+CONFIG = "fast/faucet_diffusion"  # refines on faucets that no demonstration shows
 SEEDS_APART = 1_000_000  # between the demonstrations of two neighbouring seeds: they share none
 
 
@@ -44,11 +45,10 @@ def quickstart(out: Path, seed: int) -> dict[str, Any]:
     imitation = settings.recipe("diffusion", {**IMITATION, "seed": seed})
     imitate.train_base_policy(out / "demos.h5", TASK, out / "base", imitation, eval_episodes=0)
     terminal.say(
-        "3/4 refining it by a bounded residual policy; the base policy stays frozen", "bold"
+        "3/4 refining it on faucets that it has never seen; the base policy stays frozen", "bold"
     )
     base = json.dumps(str(out / "base"))  # quoted for YAML
-    settings_of_run = [f"task.name={TASK}", f"base_policy.path={base}", f"seed={seed}"]
-    config = configs.load("fast_long", settings_of_run)
+    config = configs.load(CONFIG, [f"base_policy.path={base}", f"seed={seed}"])
     result = runner.run(config, out / "run")
     terminal.say("4/4 rendering a video of both", "bold")
     video = _try_video(result.directory, out / "base_and_refined.mp4")

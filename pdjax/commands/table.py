@@ -27,7 +27,7 @@ class Command(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Quickstart:
-    """Runs the whole chain on PegInsertionSide in minutes: demonstrations, imitation, refinement,
+    """Runs the whole chain on TurnFaucet in minutes: demonstrations, imitation, refinement,
     evaluation."""
 
     EXAMPLE: ClassVar[str] = "pdjax quickstart"
