@@ -87,21 +87,22 @@ def load_playing(
 
 
 def _with_features(env: Env, name: str, trained_in: TaskConfig) -> Env:
-    """Returns the environment of a name with the features of the task of a training."""
-    if named := trained_in.features:
-        if named not in registry.task_names():  # a file's code would run unannounced
-            raise unknown("task.features", named, registry.task_names())
-        task = registry.make_task(named)
-        if task.features is None or task.obs_dim != env.task.obs_dim:
-            raise ConfigError(
-                f"task.features={named} names a task with obs_dim {task.obs_dim} and"
-                f" {'no ' if task.features is None else ''}features, but {env.task.name} has"
-                f" obs_dim {env.task.obs_dim}; name one with features of these observations"
-            )
-    elif trained_in.name == name or from_gymnasium.environment(trained_in.name):
+    """Returns the environment of a name with the features that the actor of a training reads."""
+    named = trained_in.features or trained_in.name
+    if trained_in.features and named not in registry.task_names():
+        # a file's code would run unannounced
+        raise unknown("task.features", named, registry.task_names())
+    if named == name:
         return env
-    else:
-        task = registry.make_task(trained_in.name)
+    if from_gymnasium.environment(named):
+        return env._replace(task=dataclasses.replace(env.task, features=None))
+    task = registry.make_task(named)
+    if trained_in.features and (task.features is None or task.obs_dim != env.task.obs_dim):
+        raise ConfigError(
+            f"task.features={named} names a task with obs_dim {task.obs_dim} and"
+            f" {'no ' if task.features is None else ''}features, but {env.task.name} has"
+            f" obs_dim {env.task.obs_dim}; name one with features of these observations"
+        )
     return env._replace(task=dataclasses.replace(env.task, features=task.features))
 
 

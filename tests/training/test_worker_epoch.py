@@ -18,6 +18,8 @@ import pytest
 
 from pdjax.base_policies.foreign import exported
 from pdjax.commands import cli
+from pdjax.config.schema import TaskConfig
+from pdjax.rollout.playing import _with_features
 from pdjax.runs.load import load_refined
 from pdjax_envs import from_gymnasium, registry
 from tests.rollout.test_workers import CODE, make_base
@@ -156,6 +158,17 @@ def test_the_learner_reads_the_features_of_a_named_task(here, capsys, monkeypatc
     assert "a task with obs_dim 50 and features, but walk.py:make_env has obs_dim 2" in said
     said = refused(train(capsys, "other", settings=["task.features=AdroitDoor"]))
     assert "a task with obs_dim 39 and no features" in said and not Path("other").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "reads"),
+    [("x.py:make_env", "", False), ("x.py:make_env", "StackCube", True), ("StackCube", "", True)],
+)
+def test_an_actor_reads_elsewhere_what_it_read_in_training(name, features, reads):
+    env = registry.make("StackCube")
+    assert env.task.features is not None
+    found = _with_features(env, "StackCube", TaskConfig(name=name, features=features)).task.features
+    assert (found is not None) == reads
 
 
 def test_starts_that_differ_are_told(here, capsys):
