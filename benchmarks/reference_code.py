@@ -26,6 +26,7 @@ from pdjax.output.records import read_metrics
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.append(str(EXPERIMENTS))
 
+from bases import run  # noqa: E402
 from policy_decorator import SIMULATORS, Reference  # noqa: E402
 
 ENVIRONMENTS, EPOCH = 16, 512  # decisions between two records
@@ -60,7 +61,7 @@ def make_base(args: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
     program = [args.python, "-c", MAKE_BASE, str(file), json.dumps(SIZES)]
     subprocess.run(program, check=True, env=os.environ | {"PYTHONPATH": str(args.reference)})
     ours = folder / "ours"
-    _pdjax("import", file, "--task", "PegInsertionSide", "--out", ours, "--episodes", 1)
+    run("import", file, "--task", "PegInsertionSide", "--out", ours, "--episodes", 1)
     return file, ours
 
 
@@ -101,7 +102,7 @@ def make_ours(args: argparse.Namespace, folder: Path, base: Path) -> Callable[[]
 
     def measure() -> float:
         out = Path(tempfile.mkdtemp(dir=folder)) / "run"
-        _pdjax("train", "pd", "--set", *settings, "--out", out)
+        run("train", "pd", "--set", *settings, "--out", out)
         records = [row for row in read_metrics(out, "train") if row["gradient_steps"] > 0]
         first, last = records[0], records[-1]
         decisions = last["decision_steps"] - first["decision_steps"]
@@ -110,11 +111,6 @@ def make_ours(args: argparse.Namespace, folder: Path, base: Path) -> Callable[[]
         return decisions / (last["wall_s"] - first["wall_s"])
 
     return measure
-
-
-def _pdjax(*arguments: object) -> None:
-    program = [sys.executable, "-m", "pdjax.commands.cli", *map(str, arguments)]
-    subprocess.run(program, check=True, stdout=sys.stderr)
 
 
 def main() -> None:

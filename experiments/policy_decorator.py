@@ -47,15 +47,14 @@ class Reference(NamedTuple):
 
         Args:
           script: its file in the checkout.
-          flags: NAME -> value of --NAME, or a list of values.
+          flags: NAME -> value of --NAME.
           out: where it writes; must exist.
         """
         (out / "sitecustomize.py").write_text(WITHOUT_PICTURES)
-        words = list[Any]()
-        for name, value in (flags | {"output-dir": out}).items():
-            words += [f"--{name}", *(value if isinstance(value, list) else [value])]
+        named = (flags | {"output-dir": out}).items()
+        words = [str(part) for name, value in named for part in (f"--{name}", value)]
         environment = os.environ | {"PYTHONPATH": f"{out}:{self.folder}"}
-        program = [self.python, self.folder / script, *map(str, words)]
+        program = [self.python, self.folder / script, *words]
         subprocess.run(program, check=True, env=environment, cwd=self.folder)
 
     def scalars(self, out: Path, tag: str) -> list[tuple[int, float, float]]:

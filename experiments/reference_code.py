@@ -15,114 +15,89 @@ import argparse
 import json
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bases import run
 from policy_decorator import Reference
 from refine import refine
 from simulators import EXPERIMENTS, HERE, record
 
-from pdjax_envs.names import task_named
-
 FOLDER = Path("runs/reference_code")
 RESULTS = HERE / "results" / "reference_code.jsonl"
+METHODS = ("fast", "pd", "reference")
 EVALUATE_EVERY, EPISODES = 16_384, 100
 
 
-@dataclass(frozen=True)
-class Case:
-    """A base policy of the reference and how it is refined.
+class Case(NamedTuple):
+    """How a base policy of the reference is made and refined; named EXPERIMENT_KIND.
 
     Attributes:
-      experiment: of `simulators.EXPERIMENTS`, whose demonstrations it imitates.
-      environment: name in the reference.
-      control_mode: of the environment.
-      kind: `diffusion` or `bet`.
       imitation: flags of the offline script.
-      refinement: published flags of the online script.
-      pd: our config with the same values.
-      fast: our own config.
+      refinement: published flags of the online script; our config `paper/EXPERIMENT_KIND` has the
+        same values.
     """
 
-    experiment: str
-    environment: str
-    control_mode: str
-    kind: str
     imitation: dict[str, Any]
     refinement: dict[str, Any]
-    pd: str
-    fast: str
 
 
 # Flags of the README of policy_decorator, but batches and iterations for two cores.
 CASES = {
     "peg_diffusion": Case(
-        "peg",
-        "PegInsertionSide-v2",
-        "pd_ee_delta_pose",
-        "diffusion",
         {"batch-size": 256, "total-iters": 10_000, "lr": 3e-4},
         {"res-scale": 0.1, "prog-explore": 30_000},
-        "paper/peg_diffusion",
-        "peg_fast",
     ),
     "peg_bet": Case(
-        "peg",
-        "PegInsertionSide-v2",
-        "pd_ee_delta_pose",
-        "bet",
         {"batch-size": 256, "total-iters": 5_000, "lr": 3e-4, "n-embedding": 256},
         {"res-scale": 0.3, "prog-explore": 8_000_000, "policy-lr": 3e-4, "q-lr": 3e-4},
-        "paper/peg_bet",
-        "peg_fast",
     ),
     "stack_bet": Case(
-        "stack",
-        "StackCube-v0",
-        "pd_ee_delta_pos",
-        "bet",
         {"batch-size": 256, "total-iters": 5_000, "lr": 1e-3},
         {"res-scale": 0.03, "prog-explore": 1_000_000},
-        "paper/stack_bet",
-        "fast_long",
     ),
+}
+ENVIRONMENTS = {  # the reference's name and control mode of an experiment's environment
+    "peg": ("PegInsertionSide-v2", "pd_ee_delta_pose"),
+    "stack": ("StackCube-v0", "pd_ee_delta_pos"),
 }
 OFFLINE = {"diffusion": "diffusion_policy_unet_maniskill2", "bet": "bet_maniskill2"}
 
 
-def imitate(case: Case, recorded: Path, reference: Reference, folder: Path) -> Path:
+def imitate(name: str, recorded: Path, reference: Reference, folder: Path) -> Path:
     """Returns the checkpoint of the reference's imitation, made if it is missing."""
     folder = folder.absolute()  # the script runs in another folder
     found = list(folder.rglob("checkpoints/*.pt"))
     if not found:
         folder.mkdir(parents=True, exist_ok=True)
-        demos = folder / "demos.h5"
+        experiment, kind = name.split("_")
+        environment, control_mode = ENVIRONMENTS[experiment]
+        imitation, demos = CASES[name].imitation, folder / "demos.h5"
         demos.symlink_to(recorded.absolute())
-        info = {"env_info": {"env_kwargs": {"control_mode": case.control_mode}}}
+        info = {"env_info": {"env_kwargs": {"control_mode": control_mode}}}
         demos.with_suffix(".json").write_text(json.dumps(info))
         flags = {
-            "env-id": case.environment,
-            "control-mode": case.control_mode,
+            "env-id": environment,
+            "control-mode": control_mode,
             "demo-path": demos,
             "num-eval-envs": 1,
             "num-eval-episodes": 1,
             "eval-freq": 10**9,
-            "save-freq": case.imitation["total-iters"],
+            "save-freq": imitation["total-iters"],
         }
-        reference.run(f"offline/{OFFLINE[case.kind]}.py", flags | case.imitation, folder)
+        reference.run(f"offline/{OFFLINE[kind]}.py", flags | imitation, folder)
         found = list(folder.rglob("checkpoints/*.pt"))
     (checkpoint,) = found
     return checkpoint
 
 
 def refine_theirs(
-    case: Case, reference: Reference, checkpoint: Path, decisions: int, out: Path
+    name: str, reference: Reference, checkpoint: Path, decisions: int, out: Path
 ) -> dict[str, Any]:
     """Refines by the reference's online script; returns its row."""
+    experiment, kind = name.split("_")
     flags = {
-        "env-id": case.environment,
+        "env-id": ENVIRONMENTS[experiment][0],
         "base-policy-ckpt": checkpoint,
         "total-timesteps": decisions,
         "log-freq": 4_096,
@@ -132,7 +107,7 @@ def refine_theirs(
     out = out.absolute()
     out.mkdir(parents=True)
     start = time.time()
-    reference.run(f"online/pi_dec_{case.kind}_maniskill2.py", flags | case.refinement, out)
+    reference.run(f"online/pi_dec_{kind}_maniskill2.py", flags | CASES[name].refinement, out)
     curve = [
         [step, round(wall - start, 1), success]
         for step, wall, success in reference.scalars(out, "eval/success")
@@ -140,9 +115,9 @@ def refine_theirs(
     return {"decision_steps": decisions, "curve": curve, "cores": os.cpu_count()}
 
 
-def refine_ours(case: Case, method: str, base: Path, args: argparse.Namespace) -> dict[str, Any]:
+def refine_ours(name: str, method: str, base: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Refines by `pd` or `fast`; returns its row."""
-    experiment = EXPERIMENTS[case.experiment]
+    experiment = EXPERIMENTS[name.split("_")[0]]
     settings = (
         f"task.name={experiment.task}",
         f"task.python={args.python}",
@@ -152,8 +127,10 @@ def refine_ours(case: Case, method: str, base: Path, args: argparse.Namespace) -
         f"eval.interim_every={EVALUATE_EVERY}",
         f"eval.interim_episodes={EPISODES}",
     )
-    more = (f"task.features={task_named(case.environment)}",) if method == "fast" else ()
-    config = case.pd if method == "pd" else case.fast
+    if method == "pd":
+        config, more = f"paper/{name}", ()
+    else:
+        config, more = experiment.config, (f"task.features={experiment.expert}",)
     return refine(config, base, f"reference_{method}", 0, [*settings, *more])
 
 
@@ -164,22 +141,22 @@ def main() -> None:
     parser.add_argument("--reference", type=Path, required=True, help="checkout of the code")
     parser.add_argument("--python", required=True, help="its interpreter")
     parser.add_argument("--decisions", type=int, default=98_304)
-    parser.add_argument("--by", nargs="+", default=["fast", "pd", "reference"])
+    parser.add_argument("--by", nargs="+", choices=METHODS, default=METHODS)
     args = parser.parse_args()
     reference = Reference(args.reference.absolute(), Path(args.python).absolute())
     for name in args.cases:
-        case, folder = CASES[name], FOLDER / name
-        checkpoint = imitate(case, record(case.experiment, args.python), reference, folder / "base")
+        experiment, folder = name.split("_")[0], FOLDER / name
+        checkpoint = imitate(name, record(experiment, args.python), reference, folder / "base")
         base = folder / "imported"
         if not base.exists():
-            task = task_named(case.environment)
+            task = EXPERIMENTS[experiment].expert  # ours, with the same observations
             run("import", checkpoint, "--task", task, "--out", base, "--episodes", 10)
         for method in args.by:
             if method == "reference":
                 out = folder / f"reference_{int(time.time())}"
-                row = refine_theirs(case, reference, checkpoint, args.decisions, out)
+                row = refine_theirs(name, reference, checkpoint, args.decisions, out)
             else:
-                row = refine_ours(case, method, base, args)
+                row = refine_ours(name, method, base, args)
             with RESULTS.open("a") as file:
                 file.write(json.dumps({"case": name, "method": method} | row) + "\n")
 

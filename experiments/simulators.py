@@ -62,7 +62,7 @@ EXPERIMENTS = {
         config="peg_fast",
         refinement=(
             "task.features=PegInsertionSide",
-            "train.demos=runs/simulators/peg/demos.h5",
+            f"train.demos={FOLDER}/peg/demos.h5",
             "train.demo_share=0.25",
             "eval.interim_every=16384",
         ),
@@ -77,7 +77,7 @@ EXPERIMENTS = {
         config="fast_long",
         refinement=(
             "task.features=StackCube",
-            "train.demos=runs/simulators/stack/demos.h5",
+            f"train.demos={FOLDER}/stack/demos.h5",
             "train.demo_share=0.25",
             "train.total_decisions=65536",
             "eval.interim_every=16384",
