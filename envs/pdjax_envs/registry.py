@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jax
 
-from pdjax_envs import from_gymnasium, shifts, task_files
+from pdjax_envs import from_gymnasium, lasting, shifts, task_files
 from pdjax_envs.names import UnknownName, suggest, task_named, unknown
 from pdjax_envs.physics import mjx_flags
 from pdjax_envs.physics.engine import Engine, Scene
@@ -242,6 +242,7 @@ def make(
     terminate_on_success: bool = True,
     shift: str = "",
     workers: from_gymnasium.Workers | None = None,
+    hold_steps: int = 1,
 ) -> Env:
     """Builds an environment from the names of its parts.
 
@@ -253,10 +254,21 @@ def make(
       terminate_on_success: see `task.make_env`.
       shift: perturbations joined by +, see `shifts`; "" means none.
       workers: how the worker processes of a Gymnasium environment are run.
+      hold_steps: control steps in a row that the task must be solved before success pays and ends
+        the episode, see `lasting`.
 
     Raises:
-      UnknownName: no such task, engine, reward or shift, or the engine is not installed.
+      UnknownName: no such task, engine, reward or shift, the engine is not installed, or success
+        cannot be held.
     """
+    if hold_steps > 1:
+        if from_gymnasium.environment(name):
+            raise UnknownName(
+                f"{name} takes no hold_steps, got {hold_steps}: its simulator says what success is"
+            )
+        env = make(name, physics, reward, terminate_on_success=False, shift=shift)
+        kind = reward or ("success" if env.task.has_success else "dense")
+        return lasting.hold_success(env, hold_steps, kind, terminate_on_success)
     if from_gymnasium.environment(name):
         _check_own_physics(name, physics, from_gymnasium.ENGINE)
         if shift:

@@ -55,6 +55,10 @@ class TaskConfig:
     dense are the rewards of the task's original package, if it defines them."""
     terminate_on_success: bool = True
     """Whether success ends a training episode. Evaluation always plays to the time limit."""
+    hold_steps: Count = 1
+    """Control steps in a row that the task must be solved before training pays reward=success and
+    ends the episode. More than 1 teaches to stay solved; evaluation reports both success_once and
+    success_at_end in any case."""
     shift: str = ""
     """Perturbations of the task, drawn anew for each episode and joined by +: mass, friction, size,
     held_out, sensor_noise, camera, action_delay. Empty means none. They apply in training and in
@@ -196,6 +200,10 @@ class SACConfig:
     smoothness_penalty: Annotated[float, Sweepable(is_switch=True)] = 0.0
     """Weight of the mean squared change of the residual over a transition, which spans n_step
     decisions, in the residual policy's loss."""
+    noise_correlation: Annotated[float, Range(0, 0.999)] = 0.0
+    """Correlation of the exploration noise of one decision with that of the decision before in the
+    same environment. White noise (0) cancels out over the decisions of an episode; correlated noise
+    pushes one way for 1 / (1 - correlation) decisions or so, and its effect can be learnt."""
     n_step: Count = 1
     """Decisions of reward that a target sums before it continues with the critics' value."""
     reward_offset: Annotated[float, Sweepable()] = -1.0
@@ -227,6 +235,9 @@ class TrainConfig:
     prefill: Literal["uniform", "base", "policy"] = "uniform"
     """Residuals before learning starts: uniform draws them from [-1, 1], base uses none, policy
     draws them from the untrained residual policy. The gate applies to all of them."""
+    retry_share: Share = 0.0
+    """Share of the failed episodes that are tried again, from a random moment of them and with the
+    time that was left there. Evaluation always plays whole episodes."""
     overlap: bool = True
     """For an environment of Gymnasium: whether to learn from one round while the workers play the
     next, so that the acting policy is one round old."""

@@ -113,11 +113,11 @@ def make_critics(obs_dim: int, action_dim: int, config: SACConfig) -> CriticEnse
 def sample(
     mean: Float[Array, "*batch residual_dim"],
     log_std: Float[Array, "*batch residual_dim"],
-    key: Key,
+    noise: Float[Array, "*batch residual_dim"],
 ) -> tuple[Float[Array, "*batch residual_dim"], Float[Array, "*batch"]]:
     """Draws from the squashed Gaussian, differentiably in mean and log_std.
 
-    x = mean + exp(log_std) * noise, noise = jax.random.normal(key, mean.shape); action = tanh(x);
+    x = mean + exp(log_std) * noise; action = tanh(x);
     log_prob = sum[ -noise^2/2 - log_std - log(2 pi)/2 - log(1 - tanh(x)^2) ],
     with log(1 - tanh(x)^2) = 2 (log 2 - x - softplus(-2x)), exact for every x. The reference code
     uses log(1 - tanh(x)^2 + 1e-6) instead, which differs once |x| exceeds about 5.
@@ -125,7 +125,7 @@ def sample(
     Args:
       mean: before tanh.
       log_std: logarithm of the standard deviation.
-      key: consumed.
+      noise: standard normal.
 
     Returns:
       action: in (-1, 1), rounded to the bounds where tanh saturates in float32.
@@ -133,7 +133,6 @@ def sample(
 
     Source: SAC, arXiv:1812.05905, appendix C.
     """
-    noise = jax.random.normal(key, mean.shape, mean.dtype)
     x = mean + jnp.exp(log_std) * noise
     log_normal = -0.5 * noise**2 - log_std - 0.5 * jnp.log(2 * jnp.pi)
     log_slope = 2 * (jnp.log(2.0) - x - jax.nn.softplus(-2 * x))

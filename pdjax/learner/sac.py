@@ -35,15 +35,15 @@ class SAC(NamedTuple):
     Attributes:
       init: (key, initial_temperature) -> SACState; the temperature defaults to the config's.
       update: (state, batch, hyperparams, key) -> (state, metrics), one gradient step.
-      act: (actor_params, obs, base_action, key) -> residual_action, drawn from the policy, before
-        gate and scaling.
-      act_deterministic: the same without key: tanh of the policy's mean.
+      act: (actor_params, obs, base_action, noise) -> residual_action, drawn from the policy with
+        standard normal noise (*batch, residual_dim), before gate and scaling.
+      act_deterministic: the same without noise: tanh of the policy's mean.
       limits: the largest size of each number in a residual action.
     """
 
     init: Callable[..., SACState]
     update: Callable[[SACState, Batch, Hyperparams, Key], tuple[SACState, Metrics]]
-    act: Callable[[Params, Obs, Chunk, Key], Residual]
+    act: Callable[[Params, Obs, Chunk, Residual], Residual]
     act_deterministic: Callable[[Params, Obs, Chunk], Residual]
     limits: Float[Array, " residual_dim"]
 
@@ -97,13 +97,19 @@ def make_sac(
     def draw(
         actor_params: Params, obs: Obs, base_action: Chunk, key: Key
     ) -> tuple[Residual, Float[Array, "*batch"]]:
+        noise = jax.random.normal(key, (*obs.shape[:-1], residual_dim))
+        return draw_with(actor_params, obs, base_action, noise)
+
+    def draw_with(
+        actor_params: Params, obs: Obs, base_action: Chunk, noise: Residual
+    ) -> tuple[Residual, Float[Array, "*batch"]]:
         mean, log_std = policy.apply(actor_params, read_obs(obs, base_action))
-        residual_action, log_prob = sample_squashed(mean, log_std, key)
+        residual_action, log_prob = sample_squashed(mean, log_std, noise)
         # The limits shift log_prob by a constant, which no gradient sees.
         return limits * residual_action, log_prob
 
-    def act(actor_params: Params, obs: Obs, base_action: Chunk, key: Key) -> Residual:
-        return draw(actor_params, obs, base_action, key)[0]
+    def act(actor_params: Params, obs: Obs, base_action: Chunk, noise: Residual) -> Residual:
+        return draw_with(actor_params, obs, base_action, noise)[0]
 
     def mean(actor_params: Params, obs: Obs, base_action: Chunk) -> Residual:
         return limits * jnp.tanh(policy.apply(actor_params, read_obs(obs, base_action))[0])

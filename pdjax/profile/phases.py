@@ -92,7 +92,8 @@ def rollout_phases(run: Run, state: TrainState) -> list[Phase]:
         def one(_, x):
             flat = chunk.reshape(num_envs, -1) + x[0]
             seen = run.rollout.see(frozen, playing.history[:, -1] + x[0])
-            residual = run.sac.act(actor, seen, flat, x[1])
+            noise = jax.random.normal(x[1], (num_envs, len(run.sac.limits)))
+            residual = run.sac.act(actor, seen, flat, noise)
             return None, clip_action(decorate(flat, residual, state.hyperparams.residual_scale))
 
         return jax.lax.scan(one, None, xs)[1]

@@ -8,6 +8,7 @@ own result type and never touches training state.
 
 # pyright: reportUnknownMemberType=false
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,10 +17,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from pdjax.config.schema import DecoratorConfig
+from pdjax.config.schema import Config
 from pdjax.devices.sharding import AXIS, by_env
 from pdjax.learner.decorator import clip_action, decorate, far_numbers, normalize
 from pdjax.learner.holes import mark_holes
+from pdjax.learner.sac import residual_dim
+from pdjax.rollout import retry
 from pdjax.rollout.decision import (
     Frozen,
     Outcome,
@@ -32,14 +35,15 @@ from pdjax.rollout.evaluate import Evaluation, Residual, evaluate
 from pdjax.types import Array, BasePolicy, Key, Metrics, Scalar, Transition
 from pdjax_envs.task import Env, in_float32
 
-PLAIN = DecoratorConfig()
+PLAIN = Config()
 
 Explore = Callable[..., tuple[Array, Scalar]]
 """(view, base_action, key, index) -> (residual_action, residual_scale) while collecting.
 
 All arrays have a leading axis num_envs, except the key and the decision's index in its block. With
 `gate="uncertain"` a fifth argument follows: (num_envs,), the mean squared difference between two
-draws of the base policy."""
+draws of the base policy. With `sac.noise_correlation`, `noise` is (num_envs, residual_dim): the
+standard normal numbers to draw the residuals with."""
 
 
 class Rollout(NamedTuple):
@@ -66,18 +70,22 @@ class Rollout(NamedTuple):
 
 
 def make_rollout(
-    env: Env, base: BasePolicy, config: DecoratorConfig = PLAIN, mesh: Mesh | None = None
+    env: Env,
+    base: BasePolicy,
+    config: Config = PLAIN,
+    mesh: Mesh | None = None,
 ) -> Rollout:
     """Binds the rollout functions to an environment and a base policy.
 
     Args:
       env: the environment.
       base: the base policy.
-      config: only `task_features` and `gate` are read.
+      config: what the learner sees, how it explores, and which episodes are tried again.
       mesh: the devices that share the environments; None = those that hold the inputs.
     """
-    features = env.task.features if config.task_features else None
-    is_gate_uncertain = config.gate == "uncertain"
+    decorator, retry_share = config.decorator, config.train.retry_share
+    features = env.task.features if decorator.task_features else None
+    exploring = exploring_of(config)
 
     def see(frozen: Frozen, obs: Array) -> Array:
         seen = normalize(obs, frozen.obs_mean, frozen.obs_std)
@@ -86,31 +94,31 @@ def make_rollout(
         return jnp.concatenate([seen, jax.vmap(in_float32(features))(obs)], axis=-1)
 
     def start_all(frozen: Frozen, keys: Array) -> RolloutState:
-        return jax.vmap(partial(start_episode, env, base, frozen))(keys)
+        state = jax.vmap(partial(start_episode, env, base, frozen))(keys)
+        return retry.init(state) if retry_share else state
 
     def init(frozen: Frozen, key: Key, num_envs: int) -> RolloutState:
-        return by_env(mesh, start_all)(frozen, jax.random.split(key, num_envs))
+        state = by_env(mesh, start_all)(frozen, jax.random.split(key, num_envs))
+        return state._replace(noise=exploring.first_noise(num_envs, residual_dim(decorator, base)))
 
     def play_all(
         whole: tuple[Frozen, Key], state: RolloutState, chunk: Array, numbers: Array
     ) -> tuple[RolloutState, Outcome, Array, Array]:
-        return play_decision(env, base, *whole, state, chunk, numbers)
+        return play_decision(env, base, *whole, state, chunk, numbers, retry_share)
 
     act, play = by_env(mesh, partial(base_actions, base)), by_env(mesh, play_all)
 
     def collect(
         frozen: Frozen, state: RolloutState, explore: Explore, keys: Array
     ) -> tuple[RolloutState, Transition, Metrics]:
-        def explore_view(obs: Array, *rest: Array) -> tuple[Array, Scalar]:
-            return explore(see(frozen, obs), *rest)
+        def explore_view(obs: Array, *rest: Array, **noise: Array) -> tuple[Array, Scalar]:
+            return explore(see(frozen, obs), *rest, **noise)
 
         def decide(
             state: RolloutState, now: tuple[Key, Array]
         ) -> tuple[RolloutState, tuple[Transition, Metrics]]:
             was_done, numbers = state.done, jnp.arange(len(state.done))
-            state, choice, reset_key = choose(
-                act, frozen, explore_view, is_gate_uncertain, state, *now
-            )
+            state, choice, reset_key = choose(act, frozen, explore_view, exploring, state, *now)
             played = Played(*play((frozen, reset_key), state, choice.chunk, numbers))
             return record(base, choice, was_done, played)
 
@@ -150,6 +158,37 @@ def make_rollout(
     return Rollout(init, collect, evaluate_view, see, view_dim)
 
 
+class Exploring(NamedTuple):
+    """How the residuals of exploration are drawn.
+
+    Attributes:
+      is_gate_uncertain: whether an `Explore` also gets the base policy's uncertainty.
+      noise_correlation: see `SACConfig.noise_correlation`; 0 = an `Explore` draws its own noise.
+    """
+
+    is_gate_uncertain: bool = False
+    noise_correlation: float = 0.0
+
+    def first_noise(self, num_envs: int, size: int) -> Any:
+        """Returns the noise (num_envs, size) before the first decision; () if none is kept."""
+        return jnp.zeros((num_envs, size)) if self.noise_correlation else ()
+
+    def next_noise(self, noise: Array, key: Key) -> Array:
+        """Returns the next noise: standard normal as before, correlated with that before (AR(1)).
+
+        Args:
+          noise: (num_envs, residual_dim) of the decision before.
+          key: consumed.
+        """
+        rho = self.noise_correlation
+        return rho * noise + math.sqrt(1 - rho**2) * jax.random.normal(key, noise.shape)
+
+
+def exploring_of(config: Config) -> Exploring:
+    """Returns how a run explores."""
+    return Exploring(config.decorator.gate == "uncertain", config.sac.noise_correlation)
+
+
 class Choice(NamedTuple):
     """What all environments are about to execute; leaves have a leading axis num_envs.
 
@@ -172,7 +211,7 @@ def choose(
     act: Callable[[Frozen, Any, Array, Array], tuple[Array, Any]],
     frozen: Frozen,
     explore: Explore,
-    is_gate_uncertain: bool,
+    exploring: Exploring,
     state: RolloutState,
     key: Key,
     index: Array,
@@ -183,7 +222,7 @@ def choose(
       act: `base_actions` for all environments, each computed on its own device.
       frozen: the physics model, the base policy's parameters, the observation statistics.
       explore: an `Explore` that reads observations instead of views.
-      is_gate_uncertain: whether `explore` also gets the base policy's uncertainty.
+      exploring: what `explore` gets besides.
       state: the state of all environments.
       key: consumed.
       index: () int32, the decision's index in its block.
@@ -198,10 +237,17 @@ def choose(
     base_action = chunk.reshape(num_envs, -1)
     obs = state.history[:, -1]
     uncertainty: tuple[Array, ...] = ()
-    if is_gate_uncertain:
+    if exploring.is_gate_uncertain:
         other, _ = act(frozen, state.carry, state.history, jax.random.split(doubt_key, num_envs))
         uncertainty = (jnp.mean((other - chunk) ** 2, axis=(1, 2)),)
-    residual_action, residual_scale = explore(obs, base_action, residual_key, index, *uncertainty)
+    noise: dict[str, Array] = {}
+    if exploring.noise_correlation:
+        residual_key, noise_key = jax.random.split(residual_key)
+        noise["noise"] = exploring.next_noise(state.noise, noise_key)
+        state = state._replace(**noise)
+    residual_action, residual_scale = explore(
+        obs, base_action, residual_key, index, *uncertainty, **noise
+    )
     action = clip_action(decorate(base_action, residual_action, residual_scale))
     is_sound = _is_finite(obs) & _is_finite(base_action) & _is_finite(residual_action)
     choice = Choice(obs, base_action, residual_action, action.reshape(chunk.shape), is_sound)
@@ -229,6 +275,8 @@ def record(
 ) -> tuple[RolloutState, tuple[Transition, Metrics]]:
     """Makes the rows of the replay and the counts of a decision.
 
+    Retries count as no episodes, so that successes stay those from true starts.
+
     An episode is cut, truncated, where a number is not finite: in its row, which becomes a hole of
     the replay, or in what the base policy would read next.
 
@@ -247,6 +295,11 @@ def record(
     # Not finite: what the base policy would read next, or, unless the action is ignored, the row.
     is_cut = ~_is_finite(state.history) | ~(is_sound | was_done)
     state = state._replace(done=state.done | is_cut)
+    is_first: Array | bool = True
+    if state.retry:  # what was cut is not tried again
+        decisions = jnp.where(is_cut, 0, state.retry.decisions)
+        state = state._replace(retry=state.retry._replace(decisions=decisions))
+        is_first = ~state.retry.is_retry
     ended, succeeded = ended | (is_cut & ~was_done), succeeded & ~is_cut
     row = Transition(
         obs=choice.obs,
@@ -259,10 +312,10 @@ def record(
     )
     row = mark_holes(row, ~is_sound)
     counts = {
-        "episodes": ended,
+        "episodes": ended & is_first,
         "cut_episodes": is_cut,
         "reward": row.reward,
-        "successes": ended & succeeded,
+        "successes": ended & succeeded & is_first,
         "control_steps": outcome.steps,
         "bad_actions": outcome.bad_actions,
         "overflows": outcome.overflows,

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from pdjax.base_policies.chunking import push_history, start_history
+from pdjax.rollout import retry
 from pdjax.types import Array, BasePolicy, Key, Params
 from pdjax_envs.physics.anomalies import is_anomalous, joint_limits
 from pdjax_envs.task import Env, EnvState, select
@@ -50,6 +51,8 @@ class RolloutState(NamedTuple):
       carry: the base policy's own state.
       done: () bool, the last decision ended the episode; the next one starts a new one.
       succeeded: () bool, the task was solved at some control step of the episode so far.
+      retry: a `Retry` if failed episodes are tried again, else ().
+      noise: (residual_dim,) noise of the last decision if exploration is correlated, else ().
     """
 
     env: EnvState
@@ -57,6 +60,8 @@ class RolloutState(NamedTuple):
     carry: Any
     done: Array
     succeeded: Array
+    retry: Any = ()
+    noise: Any = ()
 
 
 class Outcome(NamedTuple):
@@ -163,6 +168,7 @@ def play_decision(
     state: RolloutState,
     chunk: Array,
     numbers: Array,
+    retry_share: float = 0.0,
 ) -> tuple[RolloutState, Outcome, Array, Array]:
     """Executes chunks, and starts new episodes where the last decision ended one.
 
@@ -174,6 +180,7 @@ def play_decision(
       state: the state of some environments, with the base policy's next carry.
       chunk: (environments, act_horizon, act_dim).
       numbers: (environments,) int32, their places among all environments.
+      retry_share: share of failed episodes to try again; above 0, `state` has a `Retry`.
 
     Returns:
       The next state, the outcomes, whether an episode ended, and whether it has succeeded so far,
@@ -187,10 +194,18 @@ def play_decision(
     played = RolloutState(played_env, history, state.carry, done, succeeded)
 
     def start(index: Array) -> RolloutState:
-        key = jax.random.fold_in(reset_key, numbers[index])
+        key = jax.random.fold_in(start_key, numbers[index])
         return start_episode(env, base, frozen, key)
 
-    return _restart(start, played, state.done), outcome, done & ~state.done, succeeded
+    start_key = reset_key
+    if retry_share:
+        start_key, retry_key = jax.random.split(reset_key)
+        fresh = partial(_restart, start)
+        following = retry.restart(fresh, retry_share, retry_key, numbers, state, played)
+    else:
+        following = _restart(start, played, state.done)
+    following = following._replace(noise=state.noise)
+    return following, outcome, done & ~state.done, succeeded
 
 
 def block_size(num_envs: int) -> int:

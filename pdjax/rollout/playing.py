@@ -26,7 +26,7 @@ from pdjax.devices import exhaustion, processes
 from pdjax.devices.sharding import copy_to_all
 from pdjax.learner.sac import SAC, make_sac, residual_dim
 from pdjax.rollout import worker_rollout
-from pdjax.rollout.collect import Rollout, make_rollout
+from pdjax.rollout.collect import Rollout, exploring_of, make_rollout
 from pdjax.rollout.decision import Frozen
 from pdjax.rollout.evaluate import Evaluation
 from pdjax.rollout.worker_play import Games
@@ -114,8 +114,8 @@ def make_playing(
     Args:
       env: the environment.
       base: the base policy.
-      config: only its sections `decorator` and `sac` are read; the default suits a base policy
-        that plays alone.
+      config: only how the residual is added, chosen and explored is read; the default suits a
+        base policy that plays alone.
       mesh: see `Playing`.
 
     Raises:
@@ -124,10 +124,11 @@ def make_playing(
     """
     check_sizes(base, env.task)
     decorator = config.decorator
-    rollout = make_rollout(env, base, decorator, mesh)
-    if env.open is not None:
-        rollout = rollout._replace(init=partial(worker_rollout.init, base))
     chunk_dim, size = base.act_horizon * base.act_dim, residual_dim(decorator, base)
+    rollout = make_rollout(env, base, config, mesh)
+    if env.open is not None:
+        first_noise = partial(exploring_of(config).first_noise, size=size)
+        rollout = rollout._replace(init=partial(worker_rollout.init, base, first_noise))
     mean, std = base.obs_mean, base.obs_std
     if not decorator.normalize_obs:
         mean, std = jnp.zeros_like(mean), jnp.ones_like(std)
@@ -192,6 +193,7 @@ def _load(config: Config, base: BasePolicy | None) -> tuple[Env, BasePolicy]:
         task.terminate_on_success,
         task.shift,
         workers_of(config),
+        task.hold_steps,
     )
     if task.reward == "success" and not env.task.has_success:
         raise ConfigError(

@@ -43,11 +43,18 @@ class Answer(NamedTuple):
     is_lost: Any
 
 
-def init(base: BasePolicy, frozen: Frozen, key: Key, num_envs: int) -> RolloutState:
+def init(
+    base: BasePolicy,
+    first_noise: Callable[[int], Any],
+    frozen: Frozen,
+    key: Key,
+    num_envs: int,
+) -> RolloutState:
     """Returns the state before the first episodes: the first decision begins them.
 
     Args:
       base: the base policy.
+      first_noise: see `Exploring`; num_envs is its only argument.
       frozen: not read.
       key: consumed.
       num_envs: number of environments.
@@ -59,6 +66,7 @@ def init(base: BasePolicy, frozen: Frozen, key: Key, num_envs: int) -> RolloutSt
         carry=jax.vmap(base.init_carry)(jax.random.split(key, num_envs)),
         done=jnp.ones(num_envs, bool),
         succeeded=jnp.zeros(num_envs, bool),
+        noise=first_noise(num_envs),
     )
 
 
@@ -180,6 +188,7 @@ def _absorb(
         carry=pick(fresh_carry, state.carry),
         done=~was_done & done,
         succeeded=~was_done & succeeded,
+        noise=state.noise,
     )
     choice = choice._replace(is_sound=choice.is_sound & ~(is_lost & ~was_done))
     led = Led(next_state, outcome, done & ~was_done, succeeded)

@@ -102,3 +102,8 @@ def _check_for_workers(config: Config, mesh: Mesh) -> None:
             f"{config.task.name} lives in worker processes, which one device serves, not"
             f" {mesh.size}; set train.devices=1"
         )
+    if config.train.retry_share:
+        raise ConfigError(
+            f"{config.task.name} lives in worker processes and cannot go back to a moment of an"
+            f" episode, but train.retry_share={config.train.retry_share}; set it to 0"
+        )

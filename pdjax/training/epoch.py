@@ -236,6 +236,7 @@ def explore(
     key: Key,
     index: Array,
     *uncertainty: Array,
+    noise: Array | None = None,
 ) -> tuple[Array, Array]:
     """Draws the residuals of one decision while collecting: policy or prefill, then the gate.
 
@@ -248,13 +249,16 @@ def explore(
       key: consumed.
       index: () number of the decision in its round.
       *uncertainty: with gate="uncertain", (num_envs,) difference of two draws of the base policy.
+      noise: (num_envs, residual_dim) standard normal; None = drawn here.
 
     Returns:
       residual_action: (num_envs, residual_dim), after the gate.
       residual_scale: ().
     """
     policy_key, uniform_key, gate_key = jax.random.split(key, 3)
-    drawn = sac.act(state.sac.actor, obs, base_action, policy_key)
+    if noise is None:
+        noise = jax.random.normal(policy_key, (len(obs), len(sac.limits)))
+    drawn = sac.act(state.sac.actor, obs, base_action, noise)
     if config.train.prefill == "uniform":
         prefill = sac.limits * jax.random.uniform(uniform_key, drawn.shape, minval=-1.0)
     else:

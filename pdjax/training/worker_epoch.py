@@ -21,7 +21,7 @@ from pdjax.config.schema import Config
 from pdjax.learner.gradient_step import Hyperparams, SACState
 from pdjax.learner.sac import SAC
 from pdjax.output import terminal
-from pdjax.rollout.collect import Rollout, choose
+from pdjax.rollout.collect import Rollout, choose, exploring_of
 from pdjax.rollout.decision import Frozen, RolloutState, base_actions
 from pdjax.rollout.worker_rollout import Worlds
 from pdjax.training import epoch
@@ -66,14 +66,14 @@ def _make_decide(parts: Parts, base: BasePolicy) -> Callable[..., Any]:
     """Returns the compiled choice of one decision, see `worker_rollout.Decide`."""
     config, see = parts.config, parts.rollout.see
     act = partial(base_actions, base)
-    is_uncertain = config.decorator.gate == "uncertain"
+    exploring = exploring_of(config)
 
     @jax.jit
     def decide(frozen: Frozen, acting: Acting, state: RolloutState, key: Key, index: Array) -> Any:
-        def explore_view(obs: Array, *rest: Array) -> tuple[Array, Array]:
-            return explore(config, parts.sac, acting, see(frozen, obs), *rest)
+        def explore_view(obs: Array, *rest: Array, **noise: Array) -> tuple[Array, Array]:
+            return explore(config, parts.sac, acting, see(frozen, obs), *rest, **noise)
 
-        return choose(act, frozen, explore_view, is_uncertain, state, key, index)
+        return choose(act, frozen, explore_view, exploring, state, key, index)
 
     return decide
 

@@ -54,7 +54,7 @@ def test_log_std_stays_within_its_bounds(policy_and_params):
 def test_sample_is_tanh_of_the_gaussian_draw(key):
     mean, log_std = jnp.array([0.3, -2.0]), jnp.array([-1.0, 0.5])
     noise = jax.random.normal(jax.random.clone(key), (2,))
-    action, _ = sample(mean, log_std, key)
+    action, _ = sample(mean, log_std, jax.random.normal(key, mean.shape))
     np.testing.assert_allclose(action, np.tanh(mean + np.exp(log_std) * noise), rtol=1e-6)
 
 
@@ -64,7 +64,7 @@ def test_log_prob_is_the_density_of_the_action(key):
     P(action < a) = Phi((atanh(a) - mean) / std); compared by central differences.
     """
     mean, log_std = jnp.full((200, 1), 0.4), jnp.full((200, 1), -0.5)
-    action, log_prob = sample(mean, log_std, key)
+    action, log_prob = sample(mean, log_std, jax.random.normal(key, mean.shape))
     a, step = np.asarray(action[:, 0], float), 1e-5
 
     def below(value):
@@ -79,7 +79,7 @@ def test_log_prob_is_the_density_of_the_action(key):
 
 def test_log_prob_sums_over_the_last_axis(key):
     mean, log_std = jnp.zeros((2, 3)), jnp.full((2, 3), -1.0)
-    action, log_prob = sample(mean, log_std, key)
+    action, log_prob = sample(mean, log_std, jax.random.normal(key, mean.shape))
     noise = np.arctanh(np.asarray(action, float)) / np.exp(-1.0)
     normal = -(noise**2) / 2 + 1.0 - np.log(2 * np.pi) / 2
     expected = (normal - np.log(1 - np.asarray(action, float) ** 2)).sum(axis=-1)
@@ -89,7 +89,7 @@ def test_log_prob_sums_over_the_last_axis(key):
 @pytest.mark.parametrize("mean", [-30.0, 12.0, 30.0])
 def test_log_prob_and_gradient_are_exact_where_tanh_saturates(key, mean):
     def log_prob_of(mean):
-        action, log_prob = sample(mean[None], jnp.array([-20.0]), key)
+        action, log_prob = sample(mean[None], jnp.array([-20.0]), jax.random.normal(key, (1,)))
         return log_prob, action
 
     as_users_run = {"xla_backend_optimization_level": 3}  # without it tanh ends at 0.9999998

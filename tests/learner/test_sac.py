@@ -301,7 +301,8 @@ def test_limits_bound_each_number(key):
     state = random_state(rng, learner)
     actor = jax.tree.map(lambda x: 100 * x, state.actor)  # saturates
     batch = random_batch(rng)
-    drawn = learner.act(actor, batch.obs, batch.base_action, key)
+    noise = jax.random.normal(key, batch.residual_action.shape)
+    drawn = learner.act(actor, batch.obs, batch.base_action, noise)
     np.testing.assert_allclose(np.abs(drawn).max(axis=0), limits, rtol=1e-5)
 
 
@@ -368,7 +369,8 @@ def test_act_is_bounded_and_reads_what_it_should(key, actor_input):
     learner, _, _ = make(SHALLOW, DecoratorConfig(actor_input=actor_input))
     rng = np.random.default_rng(0)
     actor, batch = random_state(rng, learner).actor, random_batch(rng)
-    drawn = learner.act(actor, batch.obs, batch.base_action, key)
+    noise = jax.random.normal(key, batch.residual_action.shape)
+    drawn = learner.act(actor, batch.obs, batch.base_action, noise)
     mean = learner.act_deterministic(actor, batch.obs, batch.base_action)
     assert drawn.shape == mean.shape == (BATCH, CHUNK_DIM)
     assert np.max(np.abs(drawn)) <= 1

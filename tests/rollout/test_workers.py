@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pdjax.rollout import worker_rollout
-from pdjax.rollout.collect import choose
+from pdjax.rollout.collect import Exploring, choose
 from pdjax.rollout.decision import Frozen, base_actions
 from pdjax.rollout.playing import make_play, make_playing, no_residual
 from pdjax.rollout.worker_play import SLOTS, Games, episode_seed
@@ -98,8 +98,13 @@ def collector(env, base, num_envs=NUM_ENVS):
         del key, index
         return 0 * base_action, jnp.float32(0.1)
 
-    choosing = jax.jit(partial(choose, partial(base_actions, base), frozen, explore, False))
+    choosing = jax.jit(partial(choose, partial(base_actions, base), frozen, explore, Exploring()))
     return Worlds(env, base, num_envs), choosing, frozen
+
+
+def no_noise(num_envs):
+    del num_envs
+    return ()
 
 
 def collect(worlds, decide, state, decisions, seed=0):
@@ -144,7 +149,7 @@ def test_rows_are_those_of_a_plain_loop(name, module, reward, terminate_on_succe
     used = []
     seeds = worlds._seeds
     worlds._seeds = lambda key: used.append(seeds(key)) or used[-1]
-    state = worker_rollout.init(base, frozen, jax.random.key(0), NUM_ENVS)
+    state = worker_rollout.init(base, no_noise, frozen, jax.random.key(0), NUM_ENVS)
     state, rows, counts = collect(worlds, decide, state, 40)
     worlds.close()
     plain = [Plain(module, reward, terminate_on_success) for _ in range(NUM_ENVS)]
@@ -167,7 +172,7 @@ def test_episodes_that_a_worker_lost_become_holes(name):
     base = make_base()
     env = from_gymnasium.make(name, from_gymnasium.Workers(count=2, restarts=3))
     worlds, decide, frozen = collector(env, base, 4)
-    state = worker_rollout.init(base, frozen, jax.random.key(0), 4)
+    state = worker_rollout.init(base, no_noise, frozen, jax.random.key(0), 4)
     state, _, _ = collect(worlds, decide, state, 2)
     before = np.asarray(state.done)
     assert worlds.pool is not None
@@ -185,7 +190,7 @@ def test_after_resuming_lost_episodes_are_holes_and_others_begin(name):
     base = make_base()
     env = from_gymnasium.make(name, from_gymnasium.Workers(count=1))
     worlds, decide, frozen = collector(env, base)
-    state = worker_rollout.init(base, frozen, jax.random.key(0), NUM_ENVS)
+    state = worker_rollout.init(base, no_noise, frozen, jax.random.key(0), NUM_ENVS)
     state, _, _ = collect(worlds, decide, state, 3)
     worlds.close()
     was_done = np.asarray(state.done)

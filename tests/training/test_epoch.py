@@ -27,6 +27,7 @@ def small_config(**train):
         "learning_starts": 64,
         "updates_per_decision": 0.25,
         "replay_capacity": 4096,
+        "retry_share": 0.5,
     }
     return dataclasses.replace(
         config,
@@ -39,6 +40,7 @@ def small_config(**train):
             initial_temperature=0.01,
             log_std_min=-5.0,
             log_std_max=2.0,
+            noise_correlation=0.5,
         ),
         decorator=dataclasses.replace(config.decorator, residual_scale=0.5, exploration_steps=0),
         train=dataclasses.replace(config.train, **(settings | train)),
@@ -47,7 +49,7 @@ def small_config(**train):
 
 def build(config, velocity=0.2, episode_steps=12, base=None, mesh=None):
     env, base = make_point_env(episode_steps=episode_steps), base or make_constant_policy(velocity)
-    rollout = make_rollout(env, base, config.decorator, mesh)
+    rollout = make_rollout(env, base, config, mesh)
     size = residual_dim(config.decorator, base)
     chunk_dim = base.act_horizon * base.act_dim
     sac = make_sac(config.sac, config.decorator, rollout.view_dim, chunk_dim, size)

@@ -51,7 +51,7 @@ class Small:
 def small(**train):
     """Nothing of it is allocated, but for a few numbers of the base policy."""
     config, env, base = small_config(**train), make_point_env(), make_constant_policy(0.2)
-    rollout = make_rollout(env, base, config.decorator)
+    rollout = make_rollout(env, base, config)
     size = residual_dim(config.decorator, base)  # held over the chunk: 1
     sac = make_sac(config.sac, config.decorator, rollout.view_dim, 2, size)
     trainer = make_trainer(config, base, rollout, sac)
