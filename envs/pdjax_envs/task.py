@@ -104,6 +104,9 @@ class Task:
       features: observation -> (feature_dim,) numbers of about [-3, 3], or None. They describe
         relations between objects in the observation on the scale that decides success. A learner
         may read them beside the observation, in which millimetres drown among metres.
+      stages: what an episode passes through on its way to success, in order: a participle or place
+        ("lifted", "at the hole") -> function observation -> bool. They tell where failed episodes
+        end, see `pdjax eval --failures`; no policy reads them.
       expert: () -> the scripted demonstrator, or None.
       files: what the task's Python file reads beside itself, such as an MJCF file and its meshes;
         a run keeps a copy of a task that is named FILE.py:FUNCTION.
@@ -138,6 +141,7 @@ class Task:
     held_out: Callable[[Array], Start] | None = None
     camera: Mapping[str, int] = dataclasses.field(default_factory=dict)
     features: Callable[[Array], Array] | None = None
+    stages: Mapping[str, Callable[[Array], Array]] = dataclasses.field(default_factory=dict)
     expert: Callable[[], "Expert"] | None = None
     files: tuple[Path, ...] = ()
     family: str = ""

@@ -157,6 +157,8 @@ class Eval:
     """Plays in another simulator: task.name=NAME, whose observations and actions have the same
     sizes, and further settings of the task, such as task.python=venv/bin/python. One --set takes
     several values; --set may be repeated."""
+    failures: bool = False
+    """Also tells where failed episodes end, by the stages of the task that they reached."""
 
     def run(self) -> dict[str, Any]:
         """Evaluates and prints."""
@@ -167,11 +169,17 @@ class Eval:
         if self.shift == "all":
             if self.set:
                 raise ConfigError("--shift all plays in the run's own task; leave out --set")
+            if self.failures:
+                raise ConfigError("--failures tells of one shift, not of all; name one of them")
             found = evaluate.evaluate_shifts(*where)
             tables.show_shifts(found)
             return {"shifts": found}
-        _, summary = evaluate.evaluate_run(*where, self.shift, changes=self.set)
+        _, summary = evaluate.evaluate_run(
+            *where, self.shift, changes=self.set, failures=self.failures
+        )
         tables.show_comparison(summary)
+        if self.failures:
+            tables.show_failures(summary)
         return summary
 
 

@@ -32,6 +32,21 @@ def show_comparison(summary: Mapping[str, Any]) -> None:
     _warn_untrained([summary])
 
 
+def show_failures(summary: Mapping[str, Any]) -> None:
+    """Prints where failed episodes end, see `failures.group`."""
+    counts = {
+        side: {one["end"]: one["episodes"] for one in groups}
+        for side, groups in summary["failures"].items()
+    }
+    ends = dict.fromkeys([*counts["refined"], *counts["base"]])
+    rows = [[end, *(str(counts[side].get(end, 0)) for side in ("base", "refined"))] for end in ends]
+    if not rows:
+        say("no episode failed")
+        return
+    title = f"where failed episodes end, of {summary['episodes']}"
+    show_table(title, ["", "base policy", "refined"], rows)
+
+
 def _warn_untrained(summaries: Sequence[Mapping[str, Any]]) -> None:
     """Says so if a run took no gradient step."""
     if any(summary.get("gradient_steps") == 0 for summary in summaries):

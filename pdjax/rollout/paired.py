@@ -106,7 +106,11 @@ def read_paired(path: Path, summary: Mapping[str, Any]) -> Paired:
 
 
 def play_paired(
-    playing: Playing, refined: Sequence[tuple[Params, float]], episodes: int, seed: int
+    playing: Playing,
+    refined: Sequence[tuple[Params, float]],
+    episodes: int,
+    seed: int,
+    record: bool = False,
 ) -> list[Paired]:
     """Plays the base policy and refined ones on the same episodes, with a progress bar.
 
@@ -115,6 +119,7 @@ def play_paired(
       refined: actors, each with its residual_scale; at least one.
       episodes: number of episodes that the base policy and each actor play.
       seed: the seed of the episodes.
+      record: see `evaluate.evaluate`.
 
     Returns:
       One paired evaluation per actor, in the same order.
@@ -123,12 +128,12 @@ def play_paired(
     found: list[Paired] = []
     with terminal.progress("evaluating", (1 + len(refined)) * episodes, "episodes") as bar:
         # With an actor, though a zero one, so that one compiled program plays everything.
-        base = play(seed, episodes, no_residual(refined[0][0]))
+        base = play(seed, episodes, no_residual(refined[0][0]), record=record)
         is_rate = base.success_once is not None
         note = f"base {tables.score(base.score, is_rate)}"
         for count, (actor, residual_scale) in enumerate(refined, 1):
             bar.update(count * episodes, note)
-            result = play(seed, episodes, actor, residual_scale)
+            result = play(seed, episodes, actor, residual_scale, record=record)
             note = f"refined {tables.score(result.score, is_rate)}"
             found.append(Paired(playing.env.task.name, playing.env.engine, seed, base, result))
         bar.update((1 + len(refined)) * episodes, note)

@@ -11,6 +11,7 @@ from pdjax.config import files as configs
 from pdjax.config.options import ConfigError
 from pdjax.output import terminal
 from pdjax.output.run_directory import check_task, read_result_of_run
+from pdjax.rollout.failures import group
 from pdjax.rollout.paired import Paired, play_paired
 from pdjax.runs.load import load_refined
 from pdjax.types import BasePolicy
@@ -25,6 +26,7 @@ def evaluate_run(
     shift: str = "",
     base: BasePolicy | None = None,
     changes: Sequence[str] = (),
+    failures: bool = False,
 ) -> tuple[Paired, dict[str, Any]]:
     """Plays base and refined policy of a finished run on the same episodes.
 
@@ -36,9 +38,11 @@ def evaluate_run(
       shift: see `registry.make`; `none` = no shift, "" = as in training.
       base: the base policy, if it exists in memory only; None = the copy in the directory.
       changes: settings task.NAME=VALUE; another task is another simulator for the same policies.
+      failures: whether to tell where failed episodes end; keeps every observation meanwhile.
 
     Returns:
-      The episodes, and their summary for JSON, with the run, the seed and the shift.
+      The episodes, and their summary for JSON, with the run, the seed and the shift; also
+      `failures`, policy -> [{"end": text, "episodes": count}, ...], if they are asked for.
 
     Raises:
       ConfigError, checkpoint.CheckpointError: see `load_refined`.
@@ -50,8 +54,18 @@ def evaluate_run(
         terminal.say(f"trained in {refined.trained_in}, evaluated in {refined.config.task.name}")
     elif trained_with not in (None, playing.env.engine):
         terminal.say(f"trained with physics {trained_with}, evaluated with {playing.env.engine}")
-    (paired,) = play_paired(playing, [(refined.actor, refined.residual_scale)], episodes, seed)
-    about = {"run": str(directory), "seed": seed, "shift": refined.config.task.shift}
+    task = playing.env.task
+    if failures and not task.has_success:
+        raise ConfigError(f"{task.name} has no success, so no episode fails; leave out --failures")
+    actors = [(refined.actor, refined.residual_scale)]
+    (paired,) = play_paired(playing, actors, episodes, seed, record=failures)
+    about: dict[str, Any] = {"run": str(directory), "seed": seed}
+    about["shift"] = refined.config.task.shift
+    if failures:
+        sides = {"base": paired.base, "refined": paired.refined}
+        about["failures"] = {
+            side: [one._asdict() for one in group(task, played)] for side, played in sides.items()
+        }
     return paired, paired.summary | about
 
 

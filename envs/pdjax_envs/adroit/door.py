@@ -73,6 +73,13 @@ def success(episode: Episode, physics: PhysicsState) -> jax.Array:
     return physics.qpos[HINGE] >= OPEN
 
 
+STAGES = {
+    "at the handle": lambda obs: jnp.linalg.norm(obs[35:38]) < 0.1,
+    "ajar": lambda obs: obs[28] > 0.1,
+    "half open": lambda obs: obs[28] > OPEN / 2,
+}
+
+
 def make_task() -> Task:
     """Builds AdroitDoor."""
     spec = mujoco.MjSpec.from_file(hand.asset(MODEL))
@@ -130,6 +137,7 @@ def make_task() -> Task:
         observe=observe,
         rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
         success=success,
+        stages=STAGES,
         objects=("door", "latch"),
         resize="door, latch and frame fit only each other",
         camera={"handle_pos": 1, "palm_minus_handle": -1},

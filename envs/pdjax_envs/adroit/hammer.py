@@ -29,6 +29,7 @@ from pdjax_envs.task import Episode, Start, Task
 BOARD_XY = (0.05, 0.0)  # m
 BOARD_HEIGHT = (0.1, 0.25)  # m
 DRIVEN = 0.01  # m, the nail's distance from its goal at success
+DEPTH = 0.09  # m, how far the nail goes in
 LIFTED = 0.04  # m, height above which the hammer and its head count as lifted
 MODEL = "adroit_hammer.xml"
 # Largest numbers in 60 episodes of experts, disturbed experts and random actions:
@@ -75,6 +76,13 @@ def make_start(state: Mapping[str, Any]) -> Start:
     board = jnp.asarray(state["board_pos"])
     episode = Episode({"body_pos": board[None]}, ())
     return Start(episode, state.get("qpos", jnp.zeros(33)), state.get("qvel", jnp.zeros(33)))
+
+
+STAGES = {
+    "in the hand": lambda obs: jnp.linalg.norm(obs[33:36] - obs[36:39]) < 0.1,
+    "nail hit": lambda obs: obs[26] > 0.01,
+    "nail half in": lambda obs: obs[26] > DEPTH / 2,
+}
 
 
 def make_task() -> Task:
@@ -142,6 +150,7 @@ def make_task() -> Task:
         observe=observe,
         rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
         success=success,
+        stages=STAGES,
         objects=("Object",),
         resize="mjx replaces its cylinders by shapes of other sizes",
         camera={"hammer_pos": 1, "nail_pos": 1},

@@ -67,6 +67,12 @@ def make_start(state: Mapping[str, Any]) -> Start:
     return Start(episode, state.get("qpos", jnp.zeros(30)), state.get("qvel", jnp.zeros(30)))
 
 
+STAGES = {
+    "in the hand": lambda obs: obs[26] > DROPPED,
+    "nearly turned": lambda obs: (obs[26] > DROPPED) & (jnp.dot(obs[33:36], obs[36:39]) > 0.9),
+}
+
+
 def make_task() -> Task:
     """Builds AdroitPen."""
     spec = mujoco.MjSpec.from_file(hand.asset(MODEL))
@@ -126,6 +132,7 @@ def make_task() -> Task:
         observe=observe,
         rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
         success=success,
+        stages=STAGES,
         objects=("Object",),
         resize="mjx replaces its cylinders by shapes of other sizes",
         camera={"pen_pos": 1, "pen_minus_place": 1},

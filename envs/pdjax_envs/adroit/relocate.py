@@ -82,6 +82,13 @@ def resize(start: Start, factor: jax.Array) -> Start:
     return start._replace(episode=start.episode._replace(overrides=overrides))
 
 
+STAGES = {
+    "in the hand": lambda obs: jnp.linalg.norm(obs[30:33]) < 0.08,
+    "within 30 cm of the target": lambda obs: jnp.linalg.norm(obs[36:39]) < 0.3,
+    "within 15 cm of the target": lambda obs: jnp.linalg.norm(obs[36:39]) < 0.15,
+}
+
+
 def make_task() -> Task:
     """Builds AdroitRelocate."""
     spec = mujoco.MjSpec.from_file(hand.asset(MODEL))
@@ -140,6 +147,7 @@ def make_task() -> Task:
         observe=observe,
         rewards={"sparse": lambda e, p: hand.sparse(success(e, p)), "dense": dense_reward},
         success=success,
+        stages=STAGES,
         objects=("Object",),
         resize=resize,
         camera={"palm_minus_ball": -1, "palm_minus_target": -1},

@@ -207,6 +207,13 @@ def observe(episode: Episode, physics: PhysicsState) -> jax.Array:
     return jnp.concatenate(parts)
 
 
+STAGES = {
+    "upright": lambda obs: _tilt(obs[47:51]) < TILT,
+    "within 50 cm of the target": lambda obs: jnp.linalg.norm(obs[44:46]) < 0.5,
+    "at the target": lambda obs: jnp.linalg.norm(obs[44:46]) <= CLOSE,
+}
+
+
 def features(obs: jax.Array) -> jax.Array:
     """Computes (10,) relations of chair, target and robot from the observation, within [-3, 3].
 
@@ -286,5 +293,6 @@ def make_task() -> Task:
         held_out=partial(sample_start, kinds=chairs.HELD_OUT),
         camera={"chair_pose": 1},
         features=features,
+        stages=STAGES,
         expert=make_expert,
     )

@@ -209,6 +209,18 @@ def dense_reward(episode: Episode, physics: PhysicsState) -> dict[str, jax.Array
     }
 
 
+def _from_place(obs: jax.Array) -> jax.Array:
+    """Returns the red cube's place (3,) on the green one relative to the red cube, m."""
+    return obs[52:55] + jnp.array([0.0, 0.0, 2 * HALF_SIZE])
+
+
+STAGES = {
+    "lifted": lambda obs: obs[34] - HALF_SIZE > 0.01,
+    "within 2 cm of its place": lambda obs: jnp.linalg.norm(_from_place(obs)) < 0.02,
+    "on the green cube": lambda obs: jnp.linalg.norm(_from_place(obs)) < 0.005,
+}
+
+
 def features(obs: jax.Array) -> jax.Array:
     """Computes (8,) relations of tool and cubes from the observation, within [-3, 3].
 
@@ -216,11 +228,9 @@ def features(obs: jax.Array) -> jax.Array:
     one (3, per 2 cm), the fingers' opening minus the cube's width (1, per 1 cm) and the red cube's
     height above the floor (1, per 2 cm).
     """
-    to_a, a_to_b = obs[46:49], obs[52:55]
-    place = a_to_b + jnp.array([0.0, 0.0, 2 * HALF_SIZE])
     parts = [
-        -to_a / 0.02,
-        -place / 0.02,
+        -obs[46:49] / 0.02,
+        -_from_place(obs) / 0.02,
         (obs[7:8] - HALF_SIZE) / 0.01,
         (obs[34:35] - HALF_SIZE) / 0.02,
     ]
@@ -251,5 +261,6 @@ def make_task() -> Task:
         resize=resize,
         camera={"cube_a_pose": 1, "cube_b_pose": 1, "tcp_to_cube_a": 1, "tcp_to_cube_b": 1},
         features=features,
+        stages=STAGES,
         expert=make_expert,
     )

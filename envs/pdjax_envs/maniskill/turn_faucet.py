@@ -251,6 +251,18 @@ def observe(episode: Episode, physics: PhysicsState) -> jax.Array:
     return jnp.concatenate(parts)
 
 
+def _turned(obs: jax.Array) -> jax.Array:
+    """Returns the share of its angle that the handle has turned."""
+    return 1 - obs[39] / obs[32]
+
+
+STAGES = {
+    "turned by a tenth": lambda obs: _turned(obs) > 0.1,
+    "turned by half": lambda obs: _turned(obs) > 0.5,
+    "turned by nine tenths": lambda obs: _turned(obs) > 0.9,
+}
+
+
 def features(obs: jax.Array) -> jax.Array:
     """Computes (8,) relations of tool and handle from the observation, within [-3, 3].
 
@@ -300,5 +312,6 @@ def make_task() -> Task:
         held_out=lambda key: sample_start(key, faucets.HELD_OUT),
         camera={"target_link_pos": 1},
         features=features,
+        stages=STAGES,
         expert=make_expert,
     )
