@@ -58,6 +58,8 @@ def test_it_is_trained_compared_and_exported_by_its_return(here, capsys):
     assert not group["is_rate"] and group["refined_success"] == result["refined_return"]
     assert "success" not in captured.err
     assert cli.main(["eval", "run", "--episodes", "8"]) == 0
+    assert cli.main(["eval", "run", "--episodes", "8", "--failures"]) == 2
+    assert "Point has no success, so no episode fails" in capsys.readouterr().err
     assert cli.main(["export", "run", "--out", "out", "--episodes", "8"]) == 0
     assert "out: return" in capsys.readouterr().err
 

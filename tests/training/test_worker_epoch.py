@@ -107,9 +107,12 @@ def test_evaluating_needs_only_the_run(here, capsys):
     before = json.loads(Path("run/result.json").read_text())
     for name in ("walk.py", "base"):
         Path(name).rename(f"{name}.gone")
-    code = cli.main(["eval", "run", "--episodes", "8", "--seed", "10000", "--json"])
+    code = cli.main(["eval", "run", "--episodes", "8", "--seed", "10000", "--failures", "--json"])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert code == 0 and found["base_success"] == before["base_success"]
+    for side in ("base", "refined"):  # a task without stages
+        ends = {one["end"]: one["episodes"] for one in found["failures"][side]}
+        assert ends.get("never solved", 0) == 8 - round(8 * found[f"{side}_success"])
 
 
 def test_what_it_cannot_do_is_refused_in_one_line(here, capsys):
@@ -119,6 +122,10 @@ def test_what_it_cannot_do_is_refused_in_one_line(here, capsys):
     assert "takes no shift" in said
     said = refused(train(capsys, "new", settings=["task.physics=mjx"]))
     assert "brings its own physics, got 'mjx'" in said
+    said = refused(train(capsys, "new", settings=["task.hold_steps=3"]))
+    assert "takes no hold_steps, got 3" in said
+    said = refused(train(capsys, "new", settings=["train.retry_share=0.5"]))
+    assert "cannot go back to a moment of an episode" in said and "set it to 0" in said
     said = refused(train(capsys, "new", settings=["task.options=[x]"]))
     assert "task.options got 'x', expected name=value" in said
     said = refused(train(capsys, "new", settings=["task.python=/nowhere/python"]))
