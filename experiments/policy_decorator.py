@@ -3,7 +3,7 @@
     git clone https://github.com/tongzhoumu/policy_decorator
     sh experiments/simulators/maniskill2.sh ms2
     ms2/bin/pip install torch==2.13.0 diffusers stable-baselines3==2.2.1 gymnasium==0.29.1 \
-      "numpy<2" "setuptools<80" tensorboard einops
+      "numpy<2" "pandas<2.3" "setuptools<80" tensorboard einops
 
 Where no graphics driver is, its processes leave out what is drawn, as ours do.
 """

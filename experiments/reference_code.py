@@ -45,15 +45,15 @@ class Case(NamedTuple):
 # Flags of the README of policy_decorator, but batches and iterations for two cores.
 CASES = {
     "peg_diffusion": Case(
-        {"batch-size": 256, "total-iters": 5_000, "lr": 3e-4},
+        {"batch-size": 256, "total-iters": 30_000, "lr": 3e-4},
         {"res-scale": 0.1, "prog-explore": 30_000},
     ),
     "peg_bet": Case(
-        {"batch-size": 256, "total-iters": 2_500, "lr": 3e-4, "n-embedding": 256},
+        {"batch-size": 256, "total-iters": 5_000, "lr": 3e-4, "n-embedding": 256},
         {"res-scale": 0.3, "prog-explore": 8_000_000, "policy-lr": 3e-4, "q-lr": 3e-4},
     ),
     "stack_bet": Case(
-        {"batch-size": 256, "total-iters": 2_500, "lr": 1e-3},
+        {"batch-size": 256, "total-iters": 5_000, "lr": 1e-3},
         {"res-scale": 0.03, "prog-explore": 1_000_000},
     ),
 }
