@@ -134,6 +134,9 @@ class DecoratorConfig:
     """Whether the learner also reads the task's features, if it has any: relations between objects,
     computed from the same observation and scaled to the distances that matter (see
     `Task.features`)."""
+    only_features: bool = False
+    """Whether the learner reads the task's features and not the observation, if the task has any;
+    needs task_features. Few numbers that matter are learnt from sooner than many."""
     normalize_obs: bool = False
     """Whether to whiten the learner's observations with the mean and standard deviation of the base
     policy's training data."""
@@ -352,6 +355,11 @@ def validate(config: Config) -> None:
     if config.sac.min_of > config.sac.num_critics:
         raise ConfigError(
             f"sac.min_of={config.sac.min_of} must be <= sac.num_critics={config.sac.num_critics}"
+        )
+    if config.decorator.only_features and not config.decorator.task_features:
+        raise ConfigError(
+            "decorator.only_features=true needs decorator.task_features=true: without features the"
+            " learner would read nothing"
         )
     if config.sac.final_penalty and not config.sac.penalty_half_life:
         raise ConfigError(

@@ -91,7 +91,8 @@ def make_rollout(
         seen = normalize(obs, frozen.obs_mean, frozen.obs_std)
         if features is None:
             return seen
-        return jnp.concatenate([seen, jax.vmap(in_float32(features))(obs)], axis=-1)
+        related = jax.vmap(in_float32(features))(obs)
+        return related if decorator.only_features else jnp.concatenate([seen, related], axis=-1)
 
     def start_all(frozen: Frozen, keys: Array) -> RolloutState:
         state = jax.vmap(partial(start_episode, env, base, frozen))(keys)

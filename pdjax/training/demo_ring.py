@@ -47,15 +47,20 @@ def load_demos(config: Config, task: Task, base: BasePolicy, residual_dim: int) 
         )
     found = store.read(Path(config.train.demos), task)
     # A fixed key instead of the run's seed, because the members of one program share this ring.
-    ring = make_demo_replay(base, found, residual_dim, jax.random.key(0))
+    key, held = jax.random.key(0), config.task.hold_steps
+    ring = make_demo_replay(base, found, residual_dim, key, held)
     packing = make_packing(config.train.replay_dtype, base.obs_mean, base.obs_std)
     return ring._replace(storage=packing.pack(ring.storage))
 
 
 def make_demo_replay(
-    base: BasePolicy, trajectories: Sequence[Trajectory], residual_dim: int, key: Key
+    base: BasePolicy,
+    trajectories: Sequence[Trajectory],
+    residual_dim: int,
+    key: Key,
+    hold_steps: int = 1,
 ) -> ReplayState:
-    """Cuts demonstrations into decisions, up to and including the first success.
+    """Cuts demonstrations into decisions, up to and including the first success that lasts.
 
     Args:
       base: the base policy.
@@ -63,6 +68,8 @@ def make_demo_replay(
         else 0.
       residual_dim: count of numbers in one residual action, see `sac.residual_dim`.
       key: consumed; draws the base policy's noise.
+      hold_steps: see `TaskConfig.hold_steps`. An episode that ends before success has lasted that
+        long is truncated.
 
     Returns:
       A full ring of one environment, episode after episode. Its `residual_action` is the
@@ -73,7 +80,7 @@ def make_demo_replay(
     Raises:
       ConfigError: an episode has no success flags.
     """
-    episodes = [_decisions(base, trajectory) for trajectory in trajectories]
+    episodes = [_decisions(base, trajectory, hold_steps) for trajectory in trajectories]
     longest = max(len(history) for _, history in episodes)
     histories = np.zeros((len(episodes), longest, base.obs_horizon, base.obs_dim), np.float32)
     for padded, (_, history) in zip(histories, episodes):
@@ -90,7 +97,7 @@ def make_demo_replay(
     return ReplayState(rows, jnp.int32(0), jnp.int32(len(rows.reward)))
 
 
-def _decisions(base: BasePolicy, trajectory: Trajectory) -> tuple[Any, np.ndarray]:
+def _decisions(base: BasePolicy, trajectory: Trajectory, hold_steps: int) -> tuple[Any, np.ndarray]:
     """Cuts one episode into decisions.
 
     Returns:
@@ -103,7 +110,10 @@ def _decisions(base: BasePolicy, trajectory: Trajectory) -> tuple[Any, np.ndarra
             "train.demos has episodes without success flags; `pdjax data check` shows"
             " which files have them"
         )
-    success = np.asarray(trajectory.success, bool)
+    solved = np.asarray(trajectory.success, bool)
+    # all of the last `hold_steps` control steps were solved
+    in_a_row = np.convolve(solved, np.ones(hold_steps, int))[: len(solved)]
+    success = in_a_row == hold_steps
     steps = int(np.argmax(success)) + 1 if success.any() else len(success)
     done = trajectory.actions if trajectory.executed is None else trajectory.executed
     begin = np.arange(0, steps, base.act_horizon)

@@ -128,6 +128,10 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path):
         ("seed=[1", r"--set 'seed=\[1': cannot read the value"),
         ("sac.log_std_min=3", r"sac.log_std_min=3.0 must be below sac.log_std_max=2.0"),
         (
+            "decorator.only_features=true",
+            "only_features=true needs decorator.task_features=true",
+        ),
+        (
             "sac.final_penalty=0.1",
             r"sac.final_penalty=0.1 is the .*; also set sac.penalty_half_life",
         ),

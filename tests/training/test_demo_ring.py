@@ -53,6 +53,23 @@ def test_decisions_of_hand_made_episodes(key):
     assert not batch.discount[first].any()
 
 
+def test_success_that_must_last_ends_a_demonstration_once_it_has(key):
+    base, solved = make_constant_policy(0.2), np.array([1, 0, 1, 1, 1], bool)
+
+    def of(hold_steps):
+        ring = make_demo_replay(base, [episode(solved)], 1, jax.random.clone(key), hold_steps)
+        return jax.tree.map(lambda x: np.asarray(x[:, 0]), ring.storage)
+
+    once, twice, never = of(1), of(2), of(4)
+    np.testing.assert_array_equal(once.obs[:, 0], [0, 3])  # one decision, then the last row
+    np.testing.assert_array_equal(once.reward, [1, 0])
+    np.testing.assert_array_equal(twice.obs[:, 0], [0, 6, 12])  # solved twice at step 4
+    np.testing.assert_array_equal(twice.reward, [0, 1, 0])
+    np.testing.assert_array_equal(twice.terminated, [False, True, False])
+    assert not never.reward.any() and not never.terminated.any()
+    np.testing.assert_array_equal(never.truncated, [False, False, True, False])
+
+
 def test_flags_are_needed(key):
     with pytest.raises(ConfigError, match="success flags"):
         make_demo_replay(make_constant_policy(0.2), [episode(None)], 2, key)
