@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pdjax_envs.maniskill import panda, peg_insertion_side
+from pdjax_envs.maniskill import panda, peg_insertion_side, peg_relations
 from pdjax_envs.rotations import rotate
 from tests.probe import physics_at
 
@@ -26,7 +26,7 @@ def test_an_aligned_peg_at_the_entrance_has_no_error():
         half = peg_insertion_side.sample_start(jax.random.clone(key)).episode.params.peg_half_length
         obs, _ = observation(key, jnp.stack([-half, 0.0, 0.0]))
         # head from the entrance (3) and direction across the hole (2)
-        np.testing.assert_allclose(peg_insertion_side.features(obs)[:5], 0.0, atol=2e-4)
+        np.testing.assert_allclose(peg_relations.features(obs)[:5], 0.0, atol=2e-4)
 
 
 def test_millimetres_count_and_far_things_are_bounded():
@@ -34,8 +34,8 @@ def test_millimetres_count_and_far_things_are_bounded():
     half = peg_insertion_side.sample_start(jax.random.clone(key)).episode.params.peg_half_length
     obs, _ = observation(key, jnp.stack([-half - 0.01, 0.003, -0.002]))
     # 10 mm before the entrance, 3 mm and -2 mm beside it, per 2 cm
-    np.testing.assert_allclose(peg_insertion_side.features(obs)[:3], [-0.5, 0.15, -0.1], atol=2e-4)
-    far = jax.vmap(lambda k: peg_insertion_side.features(peg_insertion_side.observe(*_start(k))))(
+    np.testing.assert_allclose(peg_relations.features(obs)[:3], [-0.5, 0.15, -0.1], atol=2e-4)
+    far = jax.vmap(lambda k: peg_relations.features(peg_insertion_side.observe(*_start(k))))(
         jax.random.split(jax.random.key(2), 50)
     )
     assert far.shape == (50, 11) and jnp.abs(far).max() <= 3.0
